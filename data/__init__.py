@@ -1,0 +1,1 @@
+"""What goes in: the label vocabulary, image sets, the scene renderer."""

@@ -1,0 +1,198 @@
+"""A folder in the lab's layout -> one uint8 array of 64x64 pictures with their labels.
+
+    iclevr/ or iclevr.zip   the pictures, of any size
+    train.json              {file name: [object, ...]}
+    validation.json         the same, held out of training (optional)
+    objects.json            {object: index}
+    test.json, new_test.json   [[object, ...], ...]
+
+Everything is checked here, once; `ImageSet` is what the rest of the project sees.
+"""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from data.labels import DataError, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
+
+SIZE = 64
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
+CONDITION_FILES = ("test", "new_test")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """images (n, 3, 64, 64) uint8; labels (n, k) uint8; held_out (n,) bool: validation pictures."""
+
+    images: Tensor
+    labels: Tensor
+    held_out: Tensor
+    vocabulary: Vocabulary
+
+    def part(self, held_out: bool) -> tuple[Tensor, Tensor]:
+        """The images and float labels of the training or of the held-out pictures."""
+        chosen = self.held_out == held_out
+        return self.images[chosen], self.labels[chosen].float()
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """[-1, 1] -> uint8 0..255, rounded; values outside are clamped."""
+    return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class _Pictures:
+    """The picture files of a folder or of a zip, by their bare names."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.zip = folder / "iclevr", folder / "iclevr.zip"
+        self._archive = None
+        if self.folder.is_dir():
+            self.where = self.folder
+            self.names = {p.name: p for p in self.folder.iterdir() if p.suffix.lower() in SUFFIXES}
+        elif self.zip.is_file():
+            self.where = self.zip
+            self.names = self._members()
+        else:
+            raise DataError(f"{folder}: neither iclevr/ nor iclevr.zip is there; put the pictures into {self.folder}")
+        if not self.names:
+            raise DataError(f"{self.where}: no pictures ({', '.join(SUFFIXES)}); put them there")
+
+    def _members(self) -> dict[str, zipfile.ZipInfo]:
+        try:
+            self._archive = zipfile.ZipFile(self.zip)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"{self.zip}: not a readable zip ({error}); restore the file") from None
+        members = {}
+        for member in self._archive.infolist():
+            path = PurePosixPath(member.filename.replace("\\", "/"))
+            if path.suffix.lower() not in SUFFIXES or path.parts[0] == "__MACOSX":
+                continue
+            if path.is_absolute() or ".." in path.parts:
+                raise DataError(f"{self.zip}: member {member.filename!r} points outside; remove it")
+            if path.name in members:
+                raise DataError(f"{self.zip}: two members are called {path.name}; rename one")
+            if member.file_size > 3 * LARGEST_SIDE**2:
+                raise DataError(f"{self.zip}: member {member.filename!r} unpacks to {member.file_size} bytes; remove it")
+            members[path.name] = member
+        return members
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._archive.read(self.names[name]) if self._archive else self.names[name].read_bytes()
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+            raise DataError(f"{self.where}: {name} cannot be read ({error}); restore it") from None
+
+    def stamps(self) -> Iterator[str]:
+        """What changes when a picture does: the zip's, or each file's, size and time."""
+        if self._archive:
+            stat = self.zip.stat()
+            yield f"{self.zip.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        else:
+            for name in sorted(self.names):
+                stat = self.names[name].stat()
+                yield f"{name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def decode(content: bytes, where: str) -> np.ndarray:
+    """A picture file's bytes -> (3, 64, 64) uint8, squashed to a square with antialiasing.
+
+    Grey and palette pictures are converted; 16-bit, transparent and animated ones are refused, as a conversion
+    would guess. Raises DataError.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            if max(picture.size) > LARGEST_SIDE:
+                raise DataError(f"{where}: {picture.width}x{picture.height} pixels; the largest side is {LARGEST_SIDE}")
+            if getattr(picture, "n_frames", 1) > 1:
+                raise DataError(f"{where}: an animated picture; save one frame of it")
+            if picture.mode.startswith(("I", "F")):
+                raise DataError(f"{where}: a picture of 16 or 32 bits a channel; save it with 8")
+            if "A" in picture.getbands() or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                if picture.getextrema()[3][0] < 255:
+                    raise DataError(f"{where}: a transparent picture; save it on a background")
+            picture = picture.convert("RGB")
+            if picture.size != (SIZE, SIZE):
+                picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)  # Pillow's resize antialiases
+            return np.asarray(picture).transpose(2, 0, 1)
+    except DataError:
+        raise
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not a readable picture ({str(error)[:80]}); restore it") from None
+
+
+def _scene(name: str) -> str:
+    """CLEVR_train_002066_1.png -> CLEVR_train_002066: the pictures of one scene share their first objects."""
+    stem, _, last = PurePosixPath(name).stem.rpartition("_")
+    return stem if stem and last.isdigit() else PurePosixPath(name).stem
+
+
+def _hold_out(names: list[str], every: int) -> Tensor:
+    """Marks each `every`-th scene, in the order of names: no scene is on both sides."""
+    scenes = {scene: i for i, scene in enumerate(sorted(set(map(_scene, names))))}
+    return torch.tensor([scenes[_scene(name)] % every == every - 1 for name in names])
+
+
+def fingerprint(folder: Path, validation_every: int) -> str:
+    """A quick key of a folder's present content, from sizes and times; raises DataError where it is incomplete."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
+    digest = hashlib.sha256(f"{folder.resolve()} {validation_every} {SIZE}\n".encode())
+    for stamp in _Pictures(folder).stamps():
+        digest.update(stamp.encode() + b"\n")
+    for name in ("objects.json", "train.json", "validation.json"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read_folder(folder: Path, validation_every: int, progress: Callable = iter) -> ImageSet:
+    """Reads, checks and decodes a whole folder. `progress` wraps the iterator over pictures.
+
+    Without a validation.json each `validation_every`-th scene is held out. Raises DataError.
+    """
+    vocabulary = read_vocabulary(folder / "objects.json")
+    names, labels = read_picture_labels(folder / "train.json", vocabulary)
+    held_out = None
+    if (folder / "validation.json").exists():
+        more, more_labels = read_picture_labels(folder / "validation.json", vocabulary)
+        shared = set(names) & set(more)
+        if shared:
+            raise DataError(f"{folder / 'validation.json'}: {min(shared)} is in train.json too; remove it from one")
+        held_out = torch.tensor([False] * len(names) + [True] * len(more))
+        names, labels = names + more, torch.cat([labels, more_labels])
+    pictures = _Pictures(folder)
+    missing = [name for name in names if name not in pictures.names]
+    if missing:
+        raise DataError(f"{pictures.where}: {missing[0]} is missing but has labels ({len(missing)} such); restore it")
+    unlabelled = set(pictures.names) - set(names)
+    if unlabelled:
+        where, first = folder / "train.json", min(unlabelled)
+        raise DataError(f"{where}: picture {first} has no labels ({len(unlabelled)} such); add them or remove it")
+    if held_out is None:
+        held_out = _hold_out(names, validation_every)
+    if held_out.all() or not held_out.any():
+        raise DataError(f"{folder}: no scenes on one side of the validation split; change data.validation_every")
+    images = torch.empty(len(names), 3, SIZE, SIZE, dtype=torch.uint8)
+    for i, name in enumerate(progress(names)):
+        images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}").copy())
+    return ImageSet(images, labels.to(torch.uint8), held_out, vocabulary)
+
+
+def read_test_sets(folder: Path, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """The conditions of test.json and new_test.json, each (n, k) float."""
+    return {name: read_conditions(folder / f"{name}.json", vocabulary) for name in CONDITION_FILES}

@@ -1,0 +1,260 @@
+"""Scenes that look like i-CLEVR, drawn with Mitsuba 3 in the lab's folder layout.
+
+Up to three objects are added one by one to a grey floor with falling light and soft shadows; the pictures `_0`,
+`_1`, `_2` of a scene share camera, lamps and the objects so far. Camera and lamps are jittered from scene to
+scene. Objects neither overlap in space nor hide one another. Everything of scene i follows from (seed, i).
+"""
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from multiprocessing import get_context
+from pathlib import Path
+
+from data.labels import CLEVR, COLOURS, SHAPES
+
+# CLEVR's colours, sRGB 0..255 (arXiv 1612.06890, its properties.json)
+RGB = {
+    "gray": (87, 87, 87),
+    "red": (173, 35, 35),
+    "blue": (42, 75, 215),
+    "green": (29, 105, 20),
+    "brown": (129, 74, 25),
+    "purple": (129, 38, 192),
+    "cyan": (41, 208, 208),
+    "yellow": (255, 238, 51),
+}
+RADIUS = 0.75  # of a sphere, in scene units; cubes and cylinders have about its volume
+FLOOR = 2.6  # objects stand within this distance of the middle
+OBJECTS = 3
+FIELD_OF_VIEW = 35.0  # degrees
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object: what it is, where it stands, how it is turned (degrees), how rough it is."""
+
+    name: str
+    x: float
+    y: float
+    turn: float
+    roughness: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One scene before it is drawn."""
+
+    items: tuple[Item, ...]
+    camera: tuple[float, float, float]
+    lamps: tuple[tuple[tuple[float, float, float], float], ...]  # position, radiance
+
+
+def _linear(value: int) -> float:
+    """sRGB 0..255 -> linear 0..1."""
+    v = value / 255
+    return v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+
+
+def _on_screen(camera: tuple[float, float, float], x: float, y: float) -> tuple[float, float, float]:
+    """A point at object height -> its image coordinates in units of half a picture, and an object's radius there."""
+    cx, cy, cz = camera
+    forward = [-cx, -cy, RADIUS - cz]
+    length = math.hypot(*forward)
+    f = [v / length for v in forward]
+    norm = math.hypot(f[0], f[1])
+    right = [f[1] / norm, -f[0] / norm, 0.0]
+    up = [right[1] * f[2] - right[2] * f[1], right[2] * f[0] - right[0] * f[2], right[0] * f[1] - right[1] * f[0]]
+    d = [x - cx, y - cy, RADIUS - cz]
+    depth = sum(a * b for a, b in zip(d, f, strict=True))
+    scale = 1 / (depth * math.tan(math.radians(FIELD_OF_VIEW / 2)))
+    u, v = (sum(a * b for a, b in zip(d, axis, strict=True)) * scale for axis in (right, up))
+    return u, v, RADIUS * scale
+
+
+def _fits(camera: tuple[float, float, float], placed: list[Item], x: float, y: float) -> bool:
+    """True where an object at (x, y) is wholly in the picture, overlaps none and hides none."""
+    u, v, r = _on_screen(camera, x, y)
+    if max(abs(u), abs(v)) + 1.35 * r > 1:
+        return False
+    for item in placed:
+        if math.hypot(x - item.x, y - item.y) < 2.9 * RADIUS:
+            return False
+        other_u, other_v, other_r = _on_screen(camera, item.x, item.y)
+        if math.hypot(u - other_u, v - other_v) < 1.15 * (r + other_r):
+            return False
+    return True
+
+
+def layout(seed: int, index: int, camera_distance: float) -> Layout:
+    """Scene `index` of `seed`: which objects, where, seen and lit from where. Pure; no drawing."""
+    rng = random.Random(f"{seed}/{index}")
+    names = rng.sample(CLEVR.names, OBJECTS)
+    while True:  # a camera under which three objects find room; nearly always the first
+        azimuth = math.radians(-43 + rng.uniform(-6, 6))
+        elevation = math.radians(30 + rng.uniform(-3, 3))
+        distance = camera_distance * rng.uniform(0.96, 1.04)
+        flat = distance * math.cos(elevation)
+        camera = (flat * math.cos(azimuth), flat * math.sin(azimuth), distance * math.sin(elevation) + RADIUS)
+        items: list[Item] = []
+        for name in names:
+            for _ in range(200):
+                x, y = rng.uniform(-FLOOR, FLOOR), rng.uniform(-FLOOR, FLOOR)
+                if _fits(camera, items, x, y):
+                    items.append(Item(name, x, y, rng.uniform(0, 360), rng.choice((0.12, 0.5))))
+                    break
+            else:
+                break
+        if len(items) == OBJECTS:
+            break
+    jitter = partial(rng.uniform, -0.8, 0.8)
+    lamps = (
+        ((6.4 + jitter(), -1.0 + jitter(), 7.4 + jitter()), 70 * rng.uniform(0.9, 1.1)),  # key
+        ((-1.4 + jitter(), -7.5 + jitter(), 5.4 + jitter()), 22 * rng.uniform(0.9, 1.1)),  # fill
+        ((-4.4 + jitter(), 4.4 + jitter(), 9.5 + jitter()), 25 * rng.uniform(0.9, 1.1)),  # back
+    )
+    return Layout(tuple(items), camera, lamps)
+
+
+def _shape(item: Item, transform: type) -> dict:
+    """An item as a Mitsuba shape standing on the floor."""
+    colour, kind = item.name.split()
+    bsdf = {
+        "type": "roughplastic",
+        "alpha": item.roughness,
+        "diffuse_reflectance": {"type": "rgb", "value": [_linear(v) for v in RGB[colour]]},
+    }
+    place = transform().translate([item.x, item.y, 0]).rotate([0, 0, 1], item.turn)
+    if kind == "sphere":
+        return {"type": "sphere", "to_world": place.translate([0, 0, RADIUS]).scale(RADIUS), "bsdf": bsdf}
+    if kind == "cube":
+        half = RADIUS * 0.82
+        return {"type": "cube", "to_world": place.translate([0, 0, half]).scale(half), "bsdf": bsdf}
+    side = place.scale([RADIUS * 0.85, RADIUS * 0.85, RADIUS * 1.7])
+    lid = place.translate([0, 0, RADIUS * 1.7]).scale(RADIUS * 0.85)
+    return {"side": {"type": "cylinder", "to_world": side, "bsdf": bsdf}, "lid": {"type": "disk", "to_world": lid, "bsdf": bsdf}}
+
+
+def _mitsuba_scene(scene: Layout, shown: int, size: int, samples: int, transform: type) -> dict:
+    description = {
+        "type": "scene",
+        "integrator": {"type": "direct", "emitter_samples": 3, "bsdf_samples": 1},
+        "sensor": {
+            "type": "perspective",
+            "fov": FIELD_OF_VIEW,
+            "to_world": transform().look_at(origin=list(scene.camera), target=[0, 0, RADIUS], up=[0, 0, 1]),
+            "film": {"type": "hdrfilm", "width": size, "height": size, "rfilter": {"type": "gaussian"}},
+            "sampler": {"type": "independent", "sample_count": samples},
+        },
+        "sky": {"type": "constant", "radiance": {"type": "rgb", "value": 0.22}},
+        "floor": {
+            "type": "rectangle",
+            "to_world": transform().scale(60),
+            "bsdf": {"type": "diffuse", "reflectance": {"type": "rgb", "value": 0.42}},
+        },
+    }
+    for i, (position, radiance) in enumerate(scene.lamps):
+        description[f"lamp{i}"] = {
+            "type": "sphere",
+            "center": list(position),
+            "radius": 0.6,
+            "emitter": {"type": "area", "radiance": {"type": "rgb", "value": radiance}},
+        }
+    for i, item in enumerate(scene.items[:shown]):
+        shape = _shape(item, transform)
+        if "type" in shape:
+            description[f"item{i}"] = shape
+        else:
+            description |= {f"item{i}_{part}": value for part, value in shape.items()}
+    return description
+
+
+def picture_name(index: int, shown: int) -> str:
+    """The file of scene `index` with its first `shown` objects, numbered as in i-CLEVR."""
+    return f"CLEVR_train_{index:06d}_{shown - 1}.png"
+
+
+def draw_scene(index: int, folder: Path, seed: int, size: int, samples: int, camera_distance: float) -> dict[str, list[str]]:
+    """Draws the pictures of one scene that are not there yet. Returns {file name: object names}."""
+    scene = layout(seed, index, camera_distance)
+    labels = {picture_name(index, k): [item.name for item in scene.items[:k]] for k in range(1, OBJECTS + 1)}
+    missing = [name for name in labels if not (folder / name).exists()]
+    if missing:
+        import mitsuba as mi  # only in the processes that draw
+
+        mi.set_variant("scalar_rgb")
+        mi.set_log_level(mi.LogLevel.Error)
+        for name in missing:
+            description = _mitsuba_scene(scene, len(labels[name]), size, samples, mi.ScalarTransform4f)
+            image = mi.render(mi.load_dict(description), spp=samples, seed=index)
+            temporary = folder / f".{name}"
+            mi.util.write_bitmap(str(temporary), image, write_async=False)
+            os.replace(temporary, folder / name)
+    return labels
+
+
+def _quiet_worker() -> None:
+    """Workers leave signals to the parent, and draw on one thread each: the pool fills the cores."""
+    import signal
+
+    import drjit
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    drjit.set_thread_count(1)
+
+
+def draw_scenes(
+    folder: Path, indices: range, progress: Callable = iter, workers: int | None = None, **settings: object
+) -> dict[str, list[str]]:
+    """Draws scenes `indices` into `folder` on all cores. Returns all labels, in order. `progress` wraps the iterator.
+
+    Pictures that exist are kept, so an interrupted call goes on; each is written whole or not at all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = partial(draw_scene, folder=folder, **settings)
+    labels: dict[str, list[str]] = {}
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), _quiet_worker)
+    try:
+        for drawn in progress(pool.map(draw, indices, chunksize=8)):
+            labels |= drawn
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate() if len(labels) < OBJECTS * len(indices) else None
+        pool.shutdown(wait=True, cancel_futures=True)
+    return labels
+
+
+def _pick(rng: random.Random, number: int, size: int, rule: Callable[[tuple[str, ...]], bool]) -> list[list[str]]:
+    """`number` different sets of `size` names that obey the rule."""
+    allowed = [names for names in combinations(CLEVR.names, size) if rule(names)]
+    return [rng.sample(names, size) for names in rng.sample(allowed, number)]
+
+
+def _confusable(names: tuple[str, ...]) -> bool:
+    """Some colour on two shapes, or one shape in several colours only: each name shares a part with another."""
+    words = [name.split() for name in names]
+    return all(
+        any(c == oc or s == os_ for j, (oc, os_) in enumerate(words) if i != j) for i, (c, s) in enumerate(words)
+    )
+
+
+def test_sets(seed: int) -> dict[str, list[list[str]]]:
+    """32 label sets each: `test` (6 of one, 12 of two, 14 of three objects, as the lab's) and the harder `new_test`
+    (12 of two, 20 of three), whose objects share colours or shapes with one another."""
+    rng = random.Random(f"{seed}/test sets")
+    easy = sum((_pick(rng, n, size, lambda names: True) for n, size in ((6, 1), (12, 2), (14, 3))), [])
+    hard = sum((_pick(rng, n, size, _confusable) for n, size in ((12, 2), (20, 3))), [])
+    return {"test": easy, "new_test": hard}
+
+
+def objects_json() -> str:
+    """The vocabulary as the lab writes it."""
+    assert len(CLEVR) == len(SHAPES) * len(COLOURS)
+    return json.dumps(CLEVR.index)

@@ -1,0 +1,159 @@
+"""The shared bricks: residual block, resampling, attention, embeddings."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Zeroes a layer, so that the residual branch it ends starts as nothing (DiT, arXiv 2212.09748, section 3.2)."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def normalisation(kind: str, channels: int) -> nn.Module:
+    """`group`: group norm of up to 32 groups of at least 4 channels; `none`: nothing."""
+    if kind == "none":
+        return nn.Identity()
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= 4 or g == 1)
+    return nn.GroupNorm(groups, channels)
+
+
+class ResidualBlock(nn.Module):
+    """norm - SiLU - conv, twice, beside a skip. With `embedding`, a vector (b, embedding) scales and shifts the
+    second normalised map (FiLM; "AdaGN" in Dhariwal and Nichol, arXiv 2105.05233)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int | None = None, norm: str = "group", dropout: float = 0.0
+    ):
+        super().__init__()
+        self.norm1, self.conv1 = normalisation(norm, inputs), conv3x3(inputs, outputs)
+        self.norm2, self.conv2 = normalisation(norm, outputs), zero_init(conv3x3(outputs, outputs))
+        self.film = zero_init(nn.Linear(embedding, 2 * outputs)) if embedding else None
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(b, inputs, h, w) -> (b, outputs, h, w)."""
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.film is not None:
+            scale, shift = rearrange(self.film(embedding), "b (two c) -> two b c 1 1", two=2)
+            h = h * (1 + scale) + shift
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Downsample(nn.Module):
+    """2x2 convolution of stride 2: (b, inputs, h, w) -> (b, outputs, h / 2, w / 2)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """1x1 convolution and pixel shuffle: (b, inputs, h, w) -> (b, outputs, 2h, 2w).
+
+    A quarter of the arithmetic of nearest + 3x3. The four pixels of a cell start alike, so no checkerboard is
+    built in (arXiv 1707.02937).
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, 4 * outputs, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, dim=0))
+            self.conv.bias.copy_(self.conv.bias[::4].repeat_interleave(4, dim=0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries (b, n, width) over a context (b, m, context); self-attention without one.
+
+    `mask` (b, m) bool marks the context tokens that count. On a CPU the products are written out: the backward
+    of the fused kernel costs more there than all convolutions at 64 tokens.
+    """
+
+    def __init__(self, width: int, heads: int, context: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.to_query = nn.Linear(width, width, bias=False)
+        self.to_key_value = nn.Linear(context or width, 2 * width, bias=False)
+        self.to_out = zero_init(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        query = rearrange(self.to_query(x), "b n (h d) -> b h n d", h=self.heads)
+        key_value = self.to_key_value(x if context is None else context)
+        key, value = rearrange(key_value, "b m (two h d) -> two b h m d", two=2, h=self.heads)
+        mask = None if mask is None else rearrange(mask, "b m -> b 1 1 m")
+        if x.is_cuda:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            if mask is not None:
+                weights = weights.masked_fill(~mask, -1e9)
+            out = weights.softmax(dim=-1).to(value.dtype) @ value
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class FeedForward(nn.Module):
+    """GEGLU (arXiv 2002.05202): (..., width) -> (..., width)."""
+
+    def __init__(self, width: int, expansion: int = 2):
+        super().__init__()
+        self.enter = nn.Linear(width, 2 * expansion * width)
+        self.leave = zero_init(nn.Linear(expansion * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.enter(x).chunk(2, dim=-1)
+        return self.leave(value * F.gelu(gate))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, cross-attention to the context, feed-forward, each pre-normalised and residual."""
+
+    def __init__(self, width: int, heads: int, context: int):
+        super().__init__()
+        self.norm1, self.self_attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2, self.cross_attention = nn.LayerNorm(width), Attention(width, heads, context)
+        self.norm3, self.feed_forward = nn.LayerNorm(width), FeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """x: (b, n, width); context: (b, m, context); mask: (b, m) bool."""
+        x = x + self.self_attention(self.norm1(x))
+        x = x + self.cross_attention(self.norm2(x), context, mask)
+        return x + self.feed_forward(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer layers over the cells of a map (b, width, h, w) (arXiv 2112.10752, appendix E.2.1)."""
+
+    def __init__(self, width: int, heads: int, context: int, depth: int):
+        super().__init__()
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, context) for _ in range(depth))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        tokens = rearrange(x, "b c h w -> b (h w) c")
+        for layer in self.layers:
+            tokens = layer(tokens, context, mask)
+        return rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+def sinusoidal(positions: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
+    """(b,) -> (b, width) float32: sines and cosines of geometrically spaced frequencies (arXiv 1706.03762, 3.5)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(longest) * torch.arange(half, device=positions.device) / half)
+    angles = positions.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

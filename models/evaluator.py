@@ -1,0 +1,46 @@
+"""The lab's evaluator: a ResNet-18 with 24 sigmoid outputs, judged by its top-k accuracy."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+
+class Evaluator(nn.Module):
+    """torchvision's ResNet-18 with `fc = Linear(512, classes), Sigmoid`: the module tree of the lab's checkpoint."""
+
+    def __init__(self, classes: int = 24):
+        super().__init__()
+        self.resnet18 = resnet18(weights=None)
+        self.resnet18.fc = nn.Sequential(nn.Linear(512, classes), nn.Sigmoid())
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(b, 3, 64, 64) in [-1, 1] -> (b, classes) before the sigmoid."""
+        return self.resnet18.fc[0](self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(b, 3, 64, 64) in [-1, 1] -> (b, 512) pooled features."""
+        net = self.resnet18
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+        return rearrange(net.avgpool(x), "b c 1 1 -> b c")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, 64, 64) in [-1, 1] -> (b, classes) in [0, 1]."""
+        return self.logits(images).sigmoid()
+
+
+def top_k_hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many of each row's k highest scores are among its k labels: (b,) int64.
+
+    scores: (b, classes); labels: (b, classes) multi-hot, k = labels.sum(1), which may differ between rows.
+    """
+    order = scores.argsort(dim=1, descending=True)
+    counts = labels.sum(dim=1, keepdim=True)
+    within = torch.arange(labels.shape[1], device=labels.device) < counts
+    return (labels.gather(1, order) * within).sum(dim=1).long()
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> float:
+    """The lab's rule: hits over all pictures divided by labels over all pictures."""
+    return (top_k_hits(scores, labels).sum() / labels.sum()).item()

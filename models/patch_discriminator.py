@@ -1,0 +1,44 @@
+"""Patch discriminator (pix2pix, arXiv 1611.07004) with hinge loss, and the adaptive weight of VQGAN."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.blocks import normalisation
+
+
+class PatchDiscriminator(nn.Module):
+    """(b, 3, 64, 64) -> one score a patch, (b, 1, h, w). Group norm, so that real and fake do not mix statistics."""
+
+    def __init__(self, channels: int = 64, layers: int = 3):
+        super().__init__()
+        width = channels
+        body: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for layer in range(1, layers + 1):
+            outputs = channels * min(2**layer, 8)
+            stride = 2 if layer < layers else 1
+            body += [nn.Conv2d(width, outputs, 4, stride, 1), normalisation("group", outputs), nn.LeakyReLU(0.2)]
+            width = outputs
+        self.body = nn.Sequential(*body, nn.Conv2d(width, 1, 4, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images).float()
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """mean max(0, 1 - D(x)) + mean max(0, 1 + D(x')), halved (arXiv 1705.02894)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def hinge_generator_loss(fake: Tensor) -> Tensor:
+    return -fake.mean()
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float) -> Tensor:
+    """|grad of reconstruction| / |grad of adversarial| at the last layer, clamped to [0, limit].
+
+    arXiv 2012.09841, equation 7; its code clamps at 1e4, which lets the weight run away.
+    """
+    ours = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
+    theirs = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    return (ours / (theirs + 1e-4)).clamp(0, limit).detach()

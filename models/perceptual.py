@@ -1,0 +1,52 @@
+"""LPIPS (arXiv 1801.03924) as a frozen loss."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}  # lpips' name -> torchvision's
+
+
+class Perceptual(nn.Module):
+    """`lpips.LPIPS` whose trunk is given, not downloaded, and which stays frozen and in eval mode.
+
+    `trunk`: the state dict of torchvision's ImageNet network of that name. Raises KeyError or RuntimeError where
+    it is another network's. None leaves the trunk random, for tests.
+    """
+
+    def __init__(self, network: str = "vgg", trunk: dict[str, Tensor] | None = None):
+        super().__init__()
+        import lpips  # imports scipy and torchvision: only where it is used
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips asks torchvision in a deprecated way
+            self.lpips = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+        if trunk is not None:
+            # lpips files layer i of `features` under sliceN.i
+            own = self.lpips.net.state_dict()
+            self.lpips.net.load_state_dict({key: trunk["features." + key.split(".", 1)[1]] for key in own})
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> "Perceptual":
+        """Stays in eval mode: lpips' heads have dropout."""
+        return self
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """(b, 3, h, w) in [-1, 1], twice -> mean distance. Call it outside autocast."""
+        return self.lpips(images, others).mean()
+
+
+def trunk_url(network: str) -> str:
+    """Where torchvision has the ImageNet weights of a backbone."""
+    import torchvision.models as zoo
+
+    return zoo.get_model_weights(BACKBONES[network]).IMAGENET1K_V1.url
+
+
+def load_trunk(content: object) -> dict[str, Tensor]:
+    """Checks that a loaded file is a torchvision state dict with `features.*`. Raises ValueError."""
+    if not isinstance(content, dict) or not any(str(k).startswith("features.") for k in content):
+        raise ValueError("no `features.*` tensors: not a torchvision classification network")
+    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}

@@ -1,0 +1,90 @@
+"""`vector_quantize_pytorch`'s quantiser with its codebook arithmetic done by index.
+
+The library builds a (tokens, codes) one-hot matrix and multiplies with it, forward and in the moving averages.
+The same sums are a lookup, a bincount and an index_add: equal results (a test compares them), at 8192 codes a
+small part of the time.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from vector_quantize_pytorch import VectorQuantize
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
+
+
+class IndexedCodebook(Codebook):
+    """The library's Euclidean codebook, one head, without its one-hot matrices."""
+
+    def init_embed_(self, data: Tensor, mask: None = None) -> None:
+        """Starts the codes from the first batch seen in training: k-means as in the library.
+
+        Unlike the library's, an untrained codebook that is only looked at (eval) is left alone.
+        """
+        if self.training:
+            super().init_embed_(data)
+
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x: Tensor, freeze_codebook: bool = False, update_usage: bool = True, **unused: object):
+        """x: (b, n, d) -> nearest codes (b, n, d), their indices (b, n) int64, and no distances."""
+        flat = rearrange(x.float(), "b n d -> 1 (b n) d")
+        self.init_embed_(flat)
+        codes = self.embed[0].detach()
+        # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, and |x|^2 is the same for every code
+        scores = torch.addmm(codes.square().sum(1)[None], flat[0], codes.t(), beta=1, alpha=-2)
+        indices = scores.argmin(dim=1)
+        if self.training and update_usage and not freeze_codebook:
+            self._update(flat.detach(), indices)
+        return codes[indices].view_as(x), indices.view(x.shape[:-1]), scores.new_zeros(1)
+
+    def _update(self, flat: Tensor, indices: Tensor) -> None:
+        counts = torch.bincount(indices, minlength=self.codebook_size).to(flat.dtype)[None]
+        sums = torch.zeros_like(self.embed_avg).index_add_(1, indices, flat)
+        self.all_reduce_fn(counts)
+        self.all_reduce_fn(sums)
+        ema_inplace(self.cluster_size, counts, self.decay)
+        ema_inplace(self.embed_avg, sums, self.decay)
+        self.update_ema()
+        self.expire_codes_(flat)
+
+
+class Quantizer(VectorQuantize):
+    """(b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss."""
+
+    def __init__(
+        self,
+        dim: int,
+        codes: int,
+        decay: float = 0.99,
+        commitment: float = 0.25,
+        dead_below: float = 1.0,
+        rotation_trick: bool = False,
+        init: str = "kmeans",
+    ):
+        options = {"decay": decay, "threshold_ema_dead_code": dead_below, "kmeans_init": init == "kmeans"}
+        super().__init__(
+            dim=dim,
+            codebook_size=codes,
+            commitment_weight=commitment,
+            rotation_trick=rotation_trick,
+            accept_image_fmap=True,
+            **options,
+        )
+        self._codebook = IndexedCodebook(dim, codes, use_ddp=self._codebook.use_ddp, **options)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices (b, h, w) -> their codes (b, d, h, w)."""
+        return rearrange(self._codebook.embed[0][indices], "b h w d -> b d h w")
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Indices (b, h, w) of the codes nearest to (b, d, h, w); nothing is learned."""
+        codes = self._codebook.embed[0]
+        flat = rearrange(latents.float(), "b d h w -> (b h w) d")
+        scores = codes.square().sum(1)[None] - 2 * flat @ codes.t()
+        return rearrange(scores.argmin(1), "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of code counts (codes,): how many codes are in use, were they used equally."""
+    shares = counts.double() / counts.sum().clamp(min=1)
+    return torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum())

@@ -1,0 +1,100 @@
+"""VQ-VAE (arXiv 1711.00937) in the manner of VQGAN (arXiv 2012.09841): 64x64 pictures <-> latents on 8x8."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.blocks import Downsample, ResidualBlock, Upsample, conv3x3, normalisation
+from models.quantizer import Quantizer
+
+
+class Encoder(nn.Module):
+    """(b, 3, 64, 64) -> (b, latent, 8, 8) by three residual down-blocks.
+
+    With stem=2 the first halving is an unshuffle of 2x2 pixels before the first convolution, so that no layer
+    works on 64x64; with stem=1 it is a strided convolution after one at full resolution.
+    """
+
+    def __init__(self, channels, blocks, middle, norm, latent, stem, stem_channels):
+        super().__init__()
+        self.stem = stem
+        width = stem_channels or channels[0]
+        layers: list[nn.Module] = [conv3x3(3 * stem**2, width)]
+        for level, outputs in enumerate(channels):
+            if level > 0 or stem == 1:
+                layers.append(Downsample(width, outputs))
+            elif width != outputs:
+                layers.append(nn.Conv2d(width, outputs, 1))
+            layers += [ResidualBlock(outputs, outputs, norm=norm) for _ in range(blocks)]
+            width = outputs
+        layers += [ResidualBlock(width, width, norm=norm) for _ in range(middle)]
+        self.body = nn.Sequential(*layers, normalisation(norm, width), nn.SiLU(), conv3x3(width, latent))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(F.pixel_unshuffle(images, self.stem))
+
+
+class Decoder(nn.Module):
+    """(b, latent, 8, 8) -> (b, 3, 64, 64): the encoder's mirror."""
+
+    def __init__(self, channels, blocks, middle, norm, latent, stem, stem_channels):
+        super().__init__()
+        self.stem = stem
+        width = channels[-1]
+        layers: list[nn.Module] = [conv3x3(latent, width)]
+        layers += [ResidualBlock(width, width, norm=norm) for _ in range(middle)]
+        finer = [*channels[-2::-1], stem_channels or channels[0]]
+        for level, outputs in zip(reversed(range(len(channels))), finer, strict=True):
+            layers += [ResidualBlock(width, width, norm=norm) for _ in range(blocks)]
+            if level > 0 or stem == 1:
+                layers.append(Upsample(width, outputs))
+            elif width != outputs:
+                layers.append(nn.Conv2d(width, outputs, 1))
+            width = outputs
+        self.body = nn.Sequential(*layers, normalisation(norm, width), nn.SiLU())
+        self.last = conv3x3(width, 3 * stem**2)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.last(self.body(latents)), self.stem)
+
+
+class VQVAE(nn.Module):
+    """Encoder, quantiser, decoder. Arguments as in the configuration's `vae` section.
+
+    `latents` are the encoder's output *before* quantisation; `decode` quantises, so a sampler may leave a latent
+    slightly beside a code (arXiv 2112.10752, section 3.3: the quantiser belongs to the decoder). `latent_mean`
+    and `latent_std` (latent_channels,) are measured over the whole set after training.
+    """
+
+    def __init__(
+        self,
+        channels=(64, 96, 128),
+        blocks=1,
+        middle_blocks=1,
+        norm="group",
+        latent_channels=6,
+        stem=2,
+        stem_channels=None,
+        codebook=None,
+    ):
+        super().__init__()
+        shape = (channels, blocks, middle_blocks, norm, latent_channels, stem, stem_channels)
+        self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
+        self.quantizer = Quantizer(latent_channels, **(codebook or {"codes": 1024}))
+        self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("latent_std", torch.ones(latent_channels))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, 3, 64, 64) -> reconstruction, code indices (b, 8, 8), weighted commitment loss."""
+        quantized, indices, commitment = self.quantizer(self.encoder(images).float())
+        return self.decoder(quantized).float(), indices, commitment
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(b, 3, 64, 64) -> latents (b, c, 8, 8), each channel with mean 0 and deviation 1 over the set."""
+        latents = self.encoder(images).float()
+        return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (b, c, 8, 8) -> images (b, 3, 64, 64), through the nearest codes."""
+        latents = latents.float() * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
+        return self.decoder(self.quantizer.lookup(self.quantizer.nearest(latents))).float()

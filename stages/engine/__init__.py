@@ -1,0 +1,1 @@
+"""The machinery every stage runs on: configuration, loop, checkpoints, logging, several processes."""

@@ -1,0 +1,135 @@
+"""Checkpoints and exports on disk: written atomically, read with care, never executed.
+
+A *checkpoint* holds what resuming needs (networks, optimisers, averages, pending metrics). An *export* is a
+safetensors file with what the next stage needs and a JSON header saying what it was made from.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from stages.engine.errors import UserError, oneline
+
+MAGIC = b"ICLEVR-CKPT-1\n"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a whole file or none: temporary file in the same folder, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another place with root=DIR") from None
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class Checkpoints:
+    """The numbered checkpoints of one run, `step-00001000.ckpt`: a checksum, then a `torch.save` payload."""
+
+    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]):
+        self.folder, self.keep, self.warn = folder, keep, warn
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.ckpt"))
+
+    def save(self, step: int, state: dict) -> Path:
+        """Writes the checkpoint of `step`, then deletes all but the last `keep`."""
+        buffer = io.BytesIO()
+        torch.save({"step": step, **state}, buffer)
+        payload = buffer.getvalue()
+        path = self.folder / f"step-{step:08d}.ckpt"
+        write_atomically(path, MAGIC + hashlib.sha256(payload).digest() + payload)
+        for old in self._found()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def load_latest(self) -> dict | None:
+        """The newest readable checkpoint's state on the CPU, or None where there is none; warns of each it skips."""
+        for stale in self.folder.glob(".*.tmp"):
+            stale.unlink()
+        found = self._found()
+        for path in reversed(found):
+            try:
+                return self._read(path)
+            except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
+                self.warn(f"warning: {path} is damaged ({oneline(error)}); using the checkpoint before it")
+            except Exception as error:  # weights_only refuses with pickle.UnpicklingError
+                self.warn(f"warning: {path} is refused ({oneline(error)}); using the checkpoint before it")
+        if found:
+            raise UserError(f"no checkpoint in {self.folder} can be read; move the folder aside or run with --fresh")
+        return None
+
+    @staticmethod
+    def _read(path: Path) -> dict:
+        content = path.read_bytes()
+        start = len(MAGIC) + 32
+        if not content.startswith(MAGIC):
+            raise ValueError("not a checkpoint of this project")
+        if hashlib.sha256(content[start:]).digest() != content[len(MAGIC) : start]:
+            raise ValueError("checksum differs")
+        return torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
+    """Writes tensors and a JSON-able `about`. Returns their sha256, which is also written into the header."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digest = _digest(tensors)
+    header = {"about": json.dumps(about, sort_keys=True), "sha256": digest}
+    write_atomically(path, safetensors_bytes(tensors, metadata=header))
+    return digest
+
+
+def read_about(path: Path, remedy: str) -> dict:
+    """An export's `about` with its `sha256`, without reading the tensors. `remedy` ends the error where there is none."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {remedy}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        return {**json.loads(header["about"]), "sha256": header["sha256"]}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
+
+
+def load_export(path: Path, remedy: str, *, verify: bool = True) -> tuple[dict[str, Tensor], dict]:
+    """An export's tensors on the CPU and its `about`; the checksum in the header must hold.
+
+    Packs larger than memory pass verify=False and stay memory-mapped.
+    """
+    about = read_about(path, remedy)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
+    if verify and _digest(tensors) != about["sha256"]:
+        raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
+    return tensors, about

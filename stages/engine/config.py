@@ -1,0 +1,150 @@
+"""Reads a configuration: YAML file and `section.key=value` overrides -> a typed, frozen `Config`."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from stages.engine.errors import UserError, oneline
+from stages.engine.schema import Config
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number (YAML 1.1 wants 1.0e-4) and a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _parse(text: str, where: str):
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or oneline(error)
+        raise UserError(f"{where}{line}: not valid YAML ({problem})") from None
+    except (RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: not a configuration ({oneline(error)})") from None
+
+
+def _read(path: Path) -> dict:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(p.as_posix() for p in Path("configs").glob("*.yaml"))
+        raise UserError(f"no configuration {path}; there are {', '.join(near) or 'none in configs/'}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; a configuration is a YAML file such as configs/demo.yaml") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    content = _parse(text, str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a configuration is a mapping of sections, such as configs/demo.yaml")
+    return content
+
+
+def _override(content: dict, text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r}: write section.key=value, such as ldm.steps=2000")
+    target, path = content, key.split(".")
+    for part in path[:-1]:
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
+        if not isinstance(target, dict):
+            raise UserError(f"override {text!r}: {part} is not a section")
+    target[path[-1]] = _parse(value, f"override {text!r}")
+
+
+def _section_at(path: tuple) -> type[BaseModel]:
+    section = Config
+    for part in path:
+        section = section.model_fields[part].annotation
+    return section
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """The first fault as one line: the key's path, what is wrong, the nearest valid name."""
+    fault = error.errors()[0]
+    path = fault["loc"]
+    key = ".".join(map(str, path))
+    if fault["type"] == "extra_forbidden":
+        names = list(_section_at(path[:-1]).model_fields)
+        near = difflib.get_close_matches(str(path[-1]), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(names)}"
+        return f"{where}: unknown key {key}; {hint}"
+    if fault["type"] == "missing":
+        return f"{where}: {key} is missing; configs/demo.yaml shows it"
+    message = fault["msg"].replace("Input should", "should")
+    return f"{where}: {key} {message}, not {json.dumps(fault['input'], default=str)[:60]}"
+
+
+def load(path: str | Path, overrides: list[str] = ()) -> Config:
+    """The configuration in a file, with overrides. The experiment is the file's stem unless `name` says otherwise.
+
+    Raises UserError, one line, for whatever is wrong with either.
+    """
+    path = Path(path)
+    content = _read(path)
+    content.setdefault("name", path.stem)
+    for text in overrides:
+        _override(content, text)
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_explain(error, str(path))) from None
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        raise UserError(f"{path}: name {config.name!r} must be a plain folder name")
+    _check(config, path)
+    return config
+
+
+def _check(config: Config, where: Path) -> None:
+    """Rules between keys."""
+    for stage in ("evaluator", "vae", "ldm", "gan"):
+        section = getattr(config, stage)
+        if section.warmup >= section.steps:
+            raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
+    if len(config.vae.channels) != 3:
+        raise UserError(f"{where}: vae.channels needs three numbers, one a resolution (64 -> 32 -> 16 -> 8 pixels)")
+    if not config.eval.seeds:
+        raise UserError(f"{where}: eval.seeds is empty; five seeds are usual: [0, 1, 2, 3, 4]")
+    low, high = config.eval.interval
+    if not 0 <= low < high <= 1:
+        raise UserError(f"{where}: eval.interval [{low}, {high}] must be two rising numbers in 0..1")
+    network = config.ldm.network
+    if (network.heads is None) == (network.head_width is None):
+        raise UserError(f"{where}: give one of ldm.network.heads and ldm.network.head_width, and null for the other")
+
+
+def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:
+    """A section as {dotted key: value}, without its neutral keys."""
+    neutral = getattr(section, "NEUTRAL", frozenset())
+    content = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
+    flat = {}
+    for key, value in content.items():
+        if key in neutral:
+            continue
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

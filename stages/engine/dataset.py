@@ -1,0 +1,68 @@
+"""The image set of an experiment, packed once into one file and held on the device."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.images import ImageSet, fingerprint, read_folder, read_test_sets
+from data.labels import DataError, Vocabulary
+from stages.engine import distributed
+from stages.engine.checkpoint import load_export, save_export
+from stages.engine.config import Config
+from stages.engine.errors import UserError
+from stages.engine.log import progress, say
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures (n, 3, 64, 64) uint8 and labels (n, k) float on the device: of training, and held out."""
+
+    images: Tensor
+    labels: Tensor
+    held_out_images: Tensor
+    held_out_labels: Tensor
+    test_sets: dict[str, Tensor]
+    vocabulary: Vocabulary
+    sha256: str
+    folder: Path
+
+
+def data_folder(config: Config) -> Path:
+    """Where the pictures are: the configured folder, or what `stages.render` drew for this experiment."""
+    return Path(config.data.folder) if config.data.folder else Path(config.root) / config.name / "render"
+
+
+def _pack(config: Config, folder: Path) -> tuple[ImageSet, str]:
+    path = Path(config.root) / "packs" / f"{fingerprint(folder, config.data.validation_every)}.safetensors"
+    remedy = "run the same command again"
+    if not path.is_file() and distributed.is_main():
+        images = read_folder(folder, config.data.validation_every, lambda names: progress(names, f"packing {folder}"))
+        tensors = {"images": images.images, "labels": images.labels, "held_out": images.held_out}
+        save_export(path, tensors, {"objects": images.vocabulary.names, "folder": str(folder)})
+        say(f"packed {len(images.images)} pictures of {folder} into {path}")
+    distributed.barrier()
+    tensors, about = load_export(path, remedy)
+    return ImageSet(**tensors, vocabulary=Vocabulary(about["objects"])), about["sha256"]
+
+
+def load_dataset(config: Config, device: torch.device) -> Dataset:
+    """The experiment's pictures, packed on first use. Raises UserError with the fault of a bad folder."""
+    folder = data_folder(config)
+    if config.data.folder is None and not (folder / "train.json").exists():
+        raise UserError(f"{folder} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)")
+    try:
+        images, digest = _pack(config, folder)
+        test_sets = read_test_sets(folder, images.vocabulary)
+    except DataError as error:
+        raise UserError(str(error)) from None
+    train, held_out = images.part(False), images.part(True)
+    return Dataset(
+        *(t.to(device) for t in train),
+        *(t.to(device) for t in held_out),
+        test_sets,
+        images.vocabulary,
+        digest,
+        folder,
+    )

@@ -1,0 +1,75 @@
+"""Randomness as a function of (seed, stream, step): a resumed run is the same run, and no generator state is stored.
+
+Every random tensor is drawn for the global batch and cut to this process's rows, so that two processes see
+what one process with the same global batch sees.
+"""
+
+import hashlib
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from stages.engine import distributed
+
+
+def seed_of(*key: object) -> int:
+    """A 63-bit seed from any key, the same on every machine (unlike `hash`)."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, stream: str, epoch: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_of(seed, stream, "order", epoch))
+    return torch.randperm(size, generator=generator)
+
+
+def batch_indices(seed: int, stream: str, step: int, batch: int, size: int) -> Tensor:
+    """Indices of global batch `step`: (batch,) int64. Epochs are seeded permutations laid end to end."""
+    first, last = step * batch, (step + 1) * batch
+    parts = []
+    while first < last:
+        epoch, offset = divmod(first, size)
+        parts.append(_permutation(seed, stream, epoch, size)[offset : offset + last - first])
+        first += len(parts[-1])
+    return torch.cat(parts)
+
+
+class Draws:
+    """The random numbers of one step.
+
+    Each call draws for the global batch `(batch, ...)` and returns this process's rows. Calls are told apart by
+    their order, so a step must make the same calls each time it is computed.
+    """
+
+    def __init__(self, seed: int, stream: str, step: int, batch: int, device: torch.device):
+        self.seed, self.stream, self.step, self.batch, self.device = seed, stream, step, batch, device
+        self._generator = torch.Generator(device).manual_seed(seed_of(seed, stream, step))
+        self._rows = distributed.share_of(batch)
+
+    def indices(self, size: int, part: int = 0, parts: int = 1) -> Tensor:
+        """This process's (batch / world,) indices into a set of `size`; with `parts`, batch `part` of the step's several."""
+        order = batch_indices(self.seed, self.stream, self.step * parts + part, self.batch, size)
+        return order[self._rows].to(self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(batch / world, *shape) from N(0, 1)."""
+        return torch.randn(self.batch, *shape, generator=self._generator, device=self.device)[self._rows]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(batch / world, *shape) from U[0, 1)."""
+        return torch.rand(self.batch, *shape, generator=self._generator, device=self.device)[self._rows]
+
+    def number(self, high: int, name: str) -> int:
+        """One integer of {0, ..., high - 1} for the whole step, known to the host without asking the device."""
+        return seed_of(self.seed, self.stream, self.step, name) % high
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """(batch / world, *shape) int64 from {0, ..., high - 1}."""
+        return torch.randint(high, (self.batch, *shape), generator=self._generator, device=self.device)[self._rows]
+
+
+def sample_generator(*key: object) -> torch.Generator:
+    """A CPU generator for one sample, from its key: a sample does not depend on its batch or on its device."""
+    return torch.Generator().manual_seed(seed_of(*key))

@@ -1,0 +1,156 @@
+"""What a run says: metrics.jsonl, TensorBoard, preview pictures, and a progress bar or plain lines."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stages.engine import distributed
+
+
+def say(text: str) -> None:
+    """One line to the user, from the main process only, above any progress bar."""
+    if distributed.is_main():
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def progress(items, title: str, total: int | None = None):
+    """An iterator with a progress bar on a terminal; elsewhere a line at the start and at each quarter."""
+    if not distributed.is_main():
+        yield from items
+        return
+    if sys.stderr.isatty():
+        yield from tqdm(items, title, total=total)
+        return
+    total = len(items) if total is None else total
+    say(f"{title} ...")
+    marks = {total * quarter // 4: quarter for quarter in (1, 2, 3)}
+    for done, item in enumerate(items, 1):
+        yield item
+        if done in marks:
+            say(f"{title}: {25 * marks[done]} %")
+
+
+class MetricsLog:
+    """Means of a step's metrics over each log interval.
+
+    Metrics are summed on the device and read once an interval; the sums not yet written are part of the
+    checkpoint, so a resumed run writes the lines an uninterrupted one would. On resume, lines of steps after the
+    checkpoint are cut off.
+    """
+
+    def __init__(self, folder: Path, every: int, steps: int, batch: int, title: str):
+        self.folder, self.every, self.batch, self.title = folder, every, batch, title
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._since, self._since_step = time.perf_counter(), None
+        self._steps = steps
+        self._bar = None
+        self._board = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def begin(self, step: int) -> None:
+        """Opens the files at `step`, cutting what a lost continuation wrote."""
+        self._since, self._since_step = time.perf_counter(), step
+        if not distributed.is_main():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            lines = self.path.read_text(errors="replace").splitlines()
+            self.path.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
+        from torch.utils.tensorboard import SummaryWriter  # a second of imports that `--help` does without
+
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=self._steps, initial=step, desc=self.title, unit="step", disable=not interactive, dynamic_ncols=True
+        )
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Adds one step's scalar tensors. Nothing waits for the device."""
+        for name, value in metrics.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+        if self._bar is not None:
+            self._bar.update()
+
+    def flush(self, step: int, extra: dict[str, float] | None = None) -> dict[str, float]:
+        """Writes the means since the last flush, with `extra`, as one line for `step`."""
+        names = list(self._sums)
+        means = torch.stack([self._sums[n] for n in names]) / self._count if names else torch.zeros(0)
+        values = dict(zip(names, distributed.average(means).tolist(), strict=True))
+        now = time.perf_counter()
+        rate = (step - self._since_step) / max(now - self._since, 1e-9)
+        self._since, self._since_step = now, step
+        self._sums, self._count = {}, 0
+        values |= extra or {}
+        self.write(step, values, rate)
+        return values
+
+    def write(self, step: int, values: dict[str, float], rate: float | None = None) -> None:
+        """Appends one line of metrics; the rate is for people and is not part of the run's result."""
+        if not distributed.is_main():
+            return
+        line = {"step": step, **values}
+        if rate is not None:
+            line["images_per_second"] = round(rate * self.batch, 2)
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._speak(step, values, rate)
+
+    def _speak(self, step: int, values: dict[str, float], rate: float | None) -> None:
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text[:100])
+        else:
+            left = f"  {_clock((self._steps - step) / rate)} left" if rate else ""
+            speed = f"  {rate:.2f} step/s" if rate else ""
+            say(f"{self.title} {step}/{self._steps}  {text}{speed}{left}")
+
+    def picture(self, name: str, step: int, grid: Tensor) -> None:
+        """Saves an image, (3, h, w) in [0, 1], as previews/<name>-<step>.png and to TensorBoard."""
+        if not distributed.is_main():
+            return
+        from torchvision.utils import save_image
+
+        path = self.folder / "previews" / f"{name}-{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_image(grid, path)
+        self._board.add_image(name, grid, step)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+    def state_dict(self) -> dict:
+        return {"sums": {k: v.cpu() for k, v in self._sums.items()}, "count": self._count}
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        self._sums = {k: v.to(device) for k, v in state["sums"].items()}
+        self._count = state["count"]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,74 @@
+"""Adam with a learning rate that is a function of the step, clipping, and a guard against non-finite gradients."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from stages.engine import distributed
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
+    """The rate of 0-based `step` of `steps`: linear warm-up, then `constant`, `linear` or `cosine` decay to 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    match decay:
+        case "constant":
+            return peak
+        case "linear":
+            return peak * (1 - progress)
+        case "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    raise ValueError(f"unknown decay {decay!r}")
+
+
+class Optimizer:
+    """One network's updates: backward, mean over processes, clipping, a guarded Adam step.
+
+    A gradient that is not finite leaves weights and moments untouched: fused Adam takes the verdict (`found_inf`)
+    as a tensor, so nothing waits for the device. `bad_step` remembers the first such step for the loop, which
+    looks at its next log or checkpoint and stops the run before anything is saved.
+    """
+
+    def __init__(self, network: nn.Module, settings):
+        self.settings = settings
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        decays = [p for p in self.parameters if p.ndim > 1]
+        plain = [p for p in self.parameters if p.ndim <= 1]
+        groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.adam = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
+        )
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.parameters[0].device)
+
+    def update(self, loss: Tensor, step: int) -> Tensor:
+        """One step down `loss`. Returns the norm of the gradient before clipping, on the device."""
+        s = self.settings
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate(step, s.steps, s.learning_rate, s.warmup, s.decay)
+        loss.backward(inputs=self.parameters)  # these alone: the other networks of the loss get no gradient
+        distributed.average_gradients(self.parameters)
+        present = [p for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in present])
+        if s.clip is not None:
+            nn.utils.clip_grads_with_norm_(present, s.clip, norm)
+        bad = ~torch.isfinite(norm)
+        self.bad_step = torch.where(bad & (self.bad_step < 0), step, self.bad_step)
+        self.adam.found_inf = bad.float()
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> dict:
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.adam.load_state_dict(state)
+
+
+def first_bad_step(optimizers: Iterable[Optimizer]) -> int | None:
+    """The first step whose gradient was not finite, or None. Waits for the device."""
+    steps = [int(o.bad_step) for o in optimizers]
+    return min((s for s in steps if s >= 0), default=None)

@@ -1,0 +1,229 @@
+"""One training run: its folder, what it was made from, and the loop.
+
+    checkpoints/<experiment>/<stage>/
+        step-*.ckpt  config.yaml  metrics.jsonl  tensorboard/  previews/  export.safetensors
+"""
+
+import platform
+import signal
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import yaml
+from torch import Tensor
+
+from stages.engine import distributed
+from stages.engine.checkpoint import Checkpoints, read_about, save_export, write_atomically
+from stages.engine.command import Context
+from stages.engine.config import flatten
+from stages.engine.draws import Draws, seed_of
+from stages.engine.errors import Interrupted, UserError
+from stages.engine.log import MetricsLog, say
+from stages.engine.optim import Optimizer, first_bad_step
+
+
+class Task(Protocol):
+    """What a stage gives the loop."""
+
+    parts: dict[str, object]  # everything with a state_dict: networks, averages, optimisers
+    optimizers: list[Optimizer]
+
+    def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
+        """One optimiser step. Returns scalar metrics on the device."""
+
+    def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Slow metrics, and pictures (3, h, w) in [0, 1], at `step`."""
+
+    def export(self) -> tuple[dict[str, Tensor], dict]:
+        """Tensors and facts for the next stage."""
+
+
+def versions() -> dict[str, str]:
+    """The versions a result may depend on."""
+    packages = ("torch", "torchvision", "vector-quantize-pytorch", "lpips", "mitsuba", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """"key: old -> new" for each key that differs."""
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+
+
+def move_aside(folder: Path) -> Path:
+    """Renames a run's folder to the first free <stage>.old-N. Nothing is deleted."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+class Run:
+    """The run of one stage. `parents` are the hashes of what it is made from: the data, other stages' exports."""
+
+    def __init__(self, context: Context, stage: str, parents: dict[str, str]):
+        self.context, self.stage, self.parents = context, stage, parents
+        self.settings = getattr(context.config, stage)
+        self.folder = context.folder(stage)
+        self.identity = {
+            **flatten(self.settings, f"{stage}."),
+            "seed": context.config.seed,
+            "precision": str(context.dtype).removeprefix("torch."),
+            "processes": distributed.world_size(),
+            **{f"parent {name}": digest for name, digest in parents.items()},
+        }
+        if getattr(context.arguments, "fresh", False) and self.folder.exists() and distributed.is_main():
+            say(f"{self.title}: the old run is now {move_aside(self.folder)}")
+        distributed.barrier()
+
+    @property
+    def title(self) -> str:
+        return f"{self.context.config.name}/{self.stage}"
+
+    def finished(self) -> bool:
+        """True, and said, where this very run has left its export. Raises UserError where another run has."""
+        path = self.context.export(self.stage)
+        if not path.exists():
+            return False
+        about = read_about(path, f"run `make {self.stage}` again")
+        self.refuse_other(about["identity"])
+        say(f"{self.title}: finished already ({about['steps']} steps, {about['seconds'] / 60:.1f} min): {path}")
+        return True
+
+    def refuse_other(self, identity: dict) -> None:
+        changes = differences(identity, self.identity)
+        if changes:
+            shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
+            raise UserError(
+                f"{self.folder} holds another run ({shown}); go back to its settings, give this one a `name=`, or "
+                f"start anew with `--fresh` (Make: FRESH=1), which moves the old run aside"
+            )
+
+    def train(self, task: Task) -> None:
+        """Trains to the last step, from the last checkpoint if there is one, and exports."""
+        settings, device = self.settings, self.context.device
+        checkpoints = Checkpoints(self.folder, settings.keep, say)
+        log = MetricsLog(self.folder, settings.log_every, settings.steps, settings.batch, self.title)
+        seconds_before, start = self._restore(checkpoints, task, log)
+        self._write_config()
+        began = time.perf_counter()
+        stop = _StopFlag()
+
+        def save(step: int) -> None:
+            self._refuse_non_finite(task)
+            if distributed.is_main():
+                state = {name: part.state_dict() for name, part in task.parts.items()}
+                seconds = seconds_before + time.perf_counter() - began
+                run = {"identity": self.identity, "log": log.state_dict(), "seconds": seconds}
+                checkpoints.save(step, {"parts": state, **run})
+            distributed.barrier()
+
+        log.begin(start)
+        with stop:
+            for step in range(start, settings.steps):
+                torch.manual_seed(seed_of(self.context.config.seed, self.stage, step, distributed.rank()))
+                draws = Draws(self.context.config.seed, self.stage, step, settings.batch, device)
+                log.add(task.step(step, draws))
+                done = step + 1
+                last = done == settings.steps
+                if done % settings.log_every == 0 or last:
+                    self._refuse_non_finite(task)
+                    log.flush(done)
+                if done % settings.preview_every == 0 or last:
+                    self._preview(task, log, done)
+                stopped = distributed.any_process(stop.number, device)
+                if done % settings.checkpoint_every == 0 or last or stopped:
+                    save(done)
+                if stopped:
+                    log.close()
+                    raise Interrupted(stopped)
+        seconds = seconds_before + time.perf_counter() - began
+        log.close()
+        self._export(task, seconds)
+
+    def _restore(self, checkpoints: Checkpoints, task: Task, log: MetricsLog) -> tuple[float, int]:
+        state = checkpoints.load_latest()
+        if state is None:
+            return 0.0, 0
+        self.refuse_other(state["identity"])
+        for name, part in task.parts.items():
+            part.load_state_dict(state["parts"][name])
+        log.load_state_dict(state["log"], self.context.device)
+        say(f"{self.title}: going on at step {state['step']} of {self.settings.steps}")
+        return state["seconds"], state["step"]
+
+    def _write_config(self) -> None:
+        if distributed.is_main():
+            text = yaml.safe_dump(self.context.config.model_dump(mode="json"), sort_keys=False)
+            write_atomically(self.folder / "config.yaml", text.encode())
+
+    def _preview(self, task: Task, log: MetricsLog, step: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            metrics, pictures = task.preview(step)
+        if metrics:
+            log.write(step, metrics)
+        for name, grid in pictures.items():
+            log.picture(name, step, grid)
+
+    def _refuse_non_finite(self, task: Task) -> None:
+        step = first_bad_step(task.optimizers)
+        if step is not None:
+            raise UserError(
+                f"{self.title}: a gradient was not finite at step {step}; nothing of it was saved. The last good "
+                f"checkpoint is in {self.folder}; lower {self.stage}.learning_rate or set precision=float32"
+            )
+
+    def _export(self, task: Task, seconds: float) -> None:
+        tensors, facts = task.export()
+        if distributed.is_main():
+            about = {
+                "stage": self.stage,
+                "identity": self.identity,
+                "parents": self.parents,
+                "config": self.context.config.model_dump(mode="json")[self.stage],
+                "steps": self.settings.steps,
+                "seconds": seconds,
+                "versions": versions(),
+                "device": describe_device(self.context.device),
+                **facts,
+            }
+            path = self.context.export(self.stage)
+            save_export(path, tensors, about)
+            say(f"{self.title}: done in {seconds / 60:.1f} min: {path}")
+        distributed.barrier()
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, for provenance."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = names[0].partition(":")[2].strip()
+    except (OSError, IndexError):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+class _StopFlag:
+    """Within it, SIGINT and SIGTERM are remembered so that the step can finish; a second one stops at once."""
+
+    def __init__(self):
+        self.number = 0
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.number:
+            raise Interrupted(number)
+        self.number = number
+        say("stopping after this step ...")
+
+    def __enter__(self) -> "_StopFlag":
+        self._old = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

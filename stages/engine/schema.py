@@ -1,0 +1,178 @@
+"""The configuration's typed sections, one class a section of the YAML file. A default is what most runs want."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+Ints = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
+Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A section: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    folder: str | None = None  # a folder in the lab's layout; none: the scenes that `make scenes` renders
+    validation_every: Positive = 20  # without a validation.json, each n-th scene is held out of training
+
+
+class Render(Section):
+    scenes: Positive = 6000  # of up to three pictures each
+    validation_scenes: Positive = 200  # held out of training
+    size: Positive = 64  # pixels a side
+    samples: Positive = 32  # paths a pixel
+    camera_distance: Annotated[float, Field(gt=0)] = 11.0  # closer than i-CLEVR's makes objects larger
+    seed: int = 0
+
+
+class Training(Section):
+    """What every trained stage has. `batch` counts all processes together."""
+
+    steps: Positive
+    batch: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    betas: Pair = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    warmup: Natural = 0  # steps of linear warm-up
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    clip: Annotated[float, Field(gt=0)] | None = None  # the largest norm of the gradient
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    log_every: Positive = 50
+    preview_every: Positive = 500
+    checkpoint_every: Positive = 500
+    keep: Positive = 2  # checkpoints kept
+
+    # Keys that may change between a run and its continuation: they do not touch what is learned.
+    NEUTRAL: ClassVar = frozenset({"log_every", "preview_every", "checkpoint_every", "keep"})
+
+
+class Evaluator(Training):
+    checkpoint: str | None = None  # the lab's checkpoint.pth; none: one is trained here
+    low_resolution: Share = 0.5  # share of each batch passed through 32x32, as the lab's was
+    steps: Positive = 1000
+    batch: Positive = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+
+
+class Perceptual(Section):
+    weight: NonNegative = 0.0
+    network: Literal["vgg", "alex", "squeeze"] = "vgg"
+    weights: str | None = None  # the backbone's file; none: torch's hub cache
+
+
+class Discriminator(Section):
+    weight: NonNegative = 0.0  # 0: none
+    adaptive: bool = False  # scale by the ratio of gradient norms at the last layer, clamped
+    adaptive_limit: Annotated[float, Field(gt=0)] = 1.0
+    start: Natural = 0  # the step from which it is used
+    channels: Positive = 64
+    layers: Positive = 3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+
+
+class Codebook(Section):
+    codes: Positive = 1024
+    decay: Share = 0.99
+    commitment: NonNegative = 0.25
+    dead_below: NonNegative = 1.0  # codes with a smaller average count a batch are replaced
+    rotation_trick: bool = False
+    init: Literal["kmeans", "uniform"] = "kmeans"
+
+
+class Vae(Training):
+    channels: Ints = (64, 96, 128)  # of the three resolutions, finest first
+    stem: Literal[1, 2] = 2  # 2: unshuffle 2x2 pixels into channels before the first convolution
+    stem_channels: Positive | None = None  # none: as channels[0]
+    blocks: Positive = 1  # residual blocks at each resolution
+    middle_blocks: Natural = 1  # at the coarsest
+    norm: Literal["group", "none"] = "group"
+    latent_channels: Positive = 6
+    codebook: Codebook = Codebook()
+    foreground: NonNegative = 0.0  # extra weight of pixels that differ from the median picture
+    perceptual: Perceptual = Perceptual()
+    discriminator: Discriminator = Discriminator()
+
+
+class Network(Section):
+    """The cross-attention UNet."""
+
+    channels: Positive = 96
+    multipliers: Ints = (1, 2)
+    blocks: Positive = 2  # residual blocks a level
+    head_width: Positive | None = 32
+    heads: Positive | None = None  # instead of head_width
+    depth: Positive = 1  # transformer layers a block
+    context: Positive = 128  # width of the label tokens
+    condition: Literal["tokens", "vector"] = "tokens"  # a token a label, or one token for the whole set
+    pooled: bool = False  # the labels are added to the time embedding as well
+    dropout: Share = 0.0
+
+
+class Ldm(Training):
+    network: Network = Network()
+    prediction: Literal["noise", "v"] = "v"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    timesteps: Positive = 1000
+    min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # none: unweighted
+    label_dropout: Share = 0.1
+
+
+class Generator(Section):
+    noise: Positive = 64
+    channels: Ints = (512, 256, 128, 64)  # from 4x4 on; the last is that of the full resolution
+    label_width: Positive = 64
+    condition: Literal["concatenation", "modulation"] = "concatenation"
+
+
+class Critic(Section):
+    channels: Ints = (64, 128, 256, 512)  # from the full resolution down to 4x4
+    pool: Literal["flatten", "sum"] = "flatten"  # before the head
+
+
+class Gan(Training):
+    space: Literal["pixels", "latents"] = "pixels"
+    stem: Literal[1, 2] = 1  # in pixel space, 2: both networks work on 2x2 unshuffled pixels
+    generator: Generator = Generator()
+    critic: Critic = Critic()
+    critic_learning_rate: Annotated[float, Field(gt=0)] | None = None  # none: as the generator's
+    critic_steps: Positive = 5  # a generator step
+    penalty: NonNegative = 10.0  # lambda
+    penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the batch that the penalty is measured on
+    auxiliary: NonNegative = 0.0  # weight of a label classification head on the critic; 0: none
+
+
+class Eval(Section):
+    seeds: Ints = (0, 1, 2, 3, 4)
+    steps: Positive = 50  # DDIM steps
+    eta: Share = 0.0
+    guidance: NonNegative = 1.0  # 1: none
+    interval: Pair = (0.0, 1.0)  # of t / T in which guidance acts
+    batch: Positive = 64
+
+
+class Config(Section):
+    name: str
+    seed: int = 0
+    root: str = "checkpoints"
+    device: str = "auto"  # auto: cuda where there is one
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the processor has it
+    data: Data = Data()
+    render: Render = Render()
+    evaluator: Evaluator = Evaluator()
+    vae: Vae
+    ldm: Ldm
+    gan: Gan
+    eval: Eval = Eval()

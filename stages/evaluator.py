@@ -1,0 +1,141 @@
+"""`make evaluator`: the judge. The lab's checkpoint, or a ResNet-18 trained here and measured on held-out scenes."""
+
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.images import to_unit
+from models.evaluator import Evaluator, accuracy
+from stages.engine.checkpoint import load_export, save_export
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.draws import Draws
+from stages.engine.ema import Ema
+from stages.engine.errors import UserError, oneline
+from stages.engine.log import say
+from stages.engine.optim import Optimizer
+from stages.engine.run import Run
+
+
+@torch.no_grad()
+def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
+    """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, classes) float32 scores."""
+    network.eval()
+    rows = []
+    for part in images.split(batch):
+        part = to_unit(part) if part.dtype == torch.uint8 else part
+        with context.autocast():
+            logits = network.logits(part.to(context.device, memory_format=torch.channels_last))
+        rows.append(logits.float().sigmoid())
+    return torch.cat(rows)
+
+
+class EvaluatorTask:
+    """Binary cross-entropy on the labels; part of each batch passes through 32x32, as the lab's evaluator's did."""
+
+    def __init__(self, context: Context, dataset: Dataset):
+        self.context, self.dataset, self.settings = context, dataset, context.config.evaluator
+        torch.manual_seed(context.config.seed)
+        network = Evaluator(len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
+        self.network, self.ema = network, Ema(network, self.settings.ema)
+        self.optimizers = [Optimizer(network, self.settings)]
+        self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+
+    def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
+        index = draws.indices(len(self.dataset.images))
+        images, labels = to_unit(self.dataset.images[index]), self.dataset.labels[index]
+        images = self._augment(images, draws)
+        self.network.train()
+        with self.context.autocast():
+            logits = self.network.logits(images.contiguous(memory_format=torch.channels_last))
+        loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
+        norm = self.optimizers[0].update(loss, step)
+        self.ema.update(step)
+        return {"loss": loss, "gradient_norm": norm}
+
+    def _augment(self, images: Tensor, draws: Draws) -> Tensor:
+        """Mirrors half, shifts by up to 4 pixels, passes a share through 32x32."""
+        mirrored = draws.uniform(1, 1, 1) < 0.5
+        images = torch.where(mirrored, images.flip(3), images)
+        dx, dy = draws.number(9, "dx"), draws.number(9, "dy")
+        images = F.pad(images, (4, 4, 4, 4), mode="replicate")[:, :, dy : dy + 64, dx : dx + 64]
+        coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
+        chosen = draws.uniform(1, 1, 1) < self.settings.low_resolution
+        return torch.where(chosen, coarse, images)
+
+    def measure(self) -> float:
+        return accuracy(
+            scores(self.ema.average, self.dataset.held_out_images, self.context), self.dataset.held_out_labels
+        )
+
+    def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        return {"held_out_accuracy": self.measure()}, {}
+
+    def export(self) -> tuple[dict[str, Tensor], dict]:
+        return self.ema.average.state_dict(), {"kind": "trained", "real_accuracy": self.measure()}
+
+
+def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
+    """The lab's `checkpoint.pth`: {"model": state dict of a torchvision resnet18 with fc = Linear, Sigmoid}.
+
+    Nothing of the file is executed (weights_only). Raises UserError where keys or shapes are not those.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: put the lab's checkpoint there, or set evaluator.checkpoint=null to train one")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused ({oneline(error)[:90]}); it must hold tensors only") from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({oneline(error)[:90]}); copy it again") from None
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: no state dict under the key 'model'; is it the lab's checkpoint.pth?")
+    network = Evaluator(classes)
+    expected = network.resnet18.state_dict()
+    wrong = [k for k in expected if k not in state or getattr(state[k], "shape", None) != expected[k].shape]
+    wrong += [k for k in state if k not in expected]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} is missing, unknown or of another shape ({len(wrong)} such); "
+                        f"expected a ResNet-18 with {classes} outputs")
+    network.resnet18.load_state_dict(state)
+    return network.eval()
+
+
+def load_evaluator(context: Context, classes: int) -> tuple[Evaluator, dict]:
+    """The experiment's evaluator, frozen on the device, and what its export says of itself."""
+    tensors, about = load_export(context.export("evaluator"), "run `make evaluator`")
+    network = Evaluator(classes)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError:
+        raise UserError(f"{context.export('evaluator')} was made for other objects; run `make evaluator FRESH=1`") from None
+    return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
+
+
+def _adopt_lab(context: Context, run: Run, dataset: Dataset) -> None:
+    network = load_lab_checkpoint(Path(context.config.evaluator.checkpoint), len(dataset.vocabulary))
+    network.to(context.device)
+    real = accuracy(scores(network, dataset.held_out_images, context), dataset.held_out_labels)
+    about = {"kind": "lab", "real_accuracy": real, "identity": run.identity, "steps": 0, "seconds": 0.0}
+    save_export(context.export("evaluator"), network.state_dict(), about)
+
+
+def main(context: Context) -> None:
+    dataset = load_dataset(context.config, context.device)
+    run = Run(context, "evaluator", {"data": dataset.sha256})
+    if run.finished():
+        return
+    if context.config.evaluator.checkpoint:
+        _adopt_lab(context, run, dataset)
+    else:
+        run.train(EvaluatorTask(context, dataset))
+    about = load_evaluator(context, len(dataset.vocabulary))[1]
+    say(f"{run.title}: {about['kind']} evaluator, accuracy {about['real_accuracy']:.3f} on held-out pictures")
+
+
+if __name__ == "__main__":
+    command("Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE).", main, add_fresh)

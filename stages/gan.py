@@ -1,0 +1,198 @@
+"""`make gan`, a stage of its own: the conditional residual WGAN-GP, on pictures or on the autoencoder's latents."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.images import to_unit
+from models.evaluator import accuracy
+from models.vqvae import VQVAE
+from models.wgan import Critic, Generator, gradient_penalty, wasserstein_critic_loss
+from stages.engine.checkpoint import load_export
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.draws import Draws, sample_generator
+from stages.engine.ema import Ema
+from stages.engine.errors import UserError
+from stages.engine.optim import Optimizer
+from stages.engine.pictures import grid
+from stages.engine.run import Run
+from stages.engine.schema import Gan
+from stages.evaluator import load_evaluator, scores
+from stages.ldm import encode_set
+from stages.vae import load_vae
+
+
+def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
+    """Channels and side of what the two networks work on."""
+    if settings.space == "latents":
+        return latent_channels, 8
+    return 3 * settings.stem**2, 64 // settings.stem
+
+
+def build_generator(settings: Gan, classes: int, latent_channels: int) -> Generator:
+    """The generator of a `gan` section. Raises UserError where its widths do not reach the resolution."""
+    channels, size = _shape(settings, latent_channels)
+    try:
+        return Generator(classes, channels, size, bounded=settings.space == "pixels", **settings.generator.model_dump())
+    except ValueError as error:
+        raise UserError(f"gan.generator.channels: {error}") from None
+
+
+def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic:
+    """The critic of a `gan` section. Raises UserError where its widths do not reach 4x4."""
+    channels, size = _shape(settings, latent_channels)
+    try:
+        return Critic(classes, channels, size, auxiliary=settings.auxiliary > 0, **settings.critic.model_dump())
+    except ValueError as error:
+        raise UserError(f"gan.critic.channels: {error}") from None
+
+
+class GanSampler:
+    """Labels and a key for each sample -> pictures. Same promises as `LatentSampler`."""
+
+    def __init__(self, context: Context, generator: Generator, settings: Gan, vae: VQVAE | None):
+        self.context, self.generator, self.settings, self.vae = context, generator, settings, vae
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, keys: list[tuple], how) -> Tensor:
+        """(n, classes) labels, n keys -> (n, 3, 64, 64) in [-1, 1]; of `how` only the batch matters."""
+        pictures = []
+        for first in range(0, len(labels), how.batch):
+            part, part_keys = labels[first : first + how.batch], keys[first : first + how.batch]
+            missing = how.batch - len(part)
+            padded = torch.cat([part, part[:1].expand(missing, -1)]).to(self.context.device)
+            width = self.settings.generator.noise
+            rows = [torch.randn(width, generator=sample_generator(*key)) for key in part_keys]
+            noise = torch.stack(rows + [torch.zeros(width)] * missing).to(self.context.device)
+            with self.context.autocast():
+                made = self.generator(noise, padded)
+                pictures.append(self.to_pictures(made)[: len(part)])
+        return torch.cat(pictures)
+
+    def to_pictures(self, made: Tensor) -> Tensor:
+        """The generator's output -> (b, 3, 64, 64) in [-1, 1]."""
+        if self.vae is not None:
+            made = self.vae.decode(made.contiguous(memory_format=torch.channels_last))
+        else:
+            made = F.pixel_shuffle(made, self.settings.stem)
+        return made.float().clamp(-1, 1)
+
+
+def load_gan(context: Context) -> tuple[GanSampler, dict]:
+    """The experiment's GAN as a sampler, and what its export says."""
+    tensors, about = load_export(context.export("gan"), "run `make gan`")
+    settings = Gan.model_validate(about["config"], strict=False)
+    vae = None
+    if settings.space == "latents":
+        vae, vae_about = load_vae(context)
+        if vae_about["sha256"] != about["parents"]["vae"]:
+            raise UserError(
+                f"{context.export('gan')} was trained on another autoencoder (vae: {about['parents']['vae'][:12]} -> "
+                f"{vae_about['sha256'][:12]}); train it anew with `make gan FRESH=1`"
+            )
+    generator = build_generator(settings, about["classes"], about["latent_channels"])
+    generator.load_state_dict(tensors)
+    generator.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
+    return GanSampler(context, generator, settings, vae), about
+
+
+class GanTask:
+    """`critic_steps` critic updates, each one combined backward, then one generator update."""
+
+    def __init__(self, context: Context, dataset: Dataset, vae: VQVAE | None):
+        self.context, self.dataset, self.settings, self.vae = context, dataset, context.config.gan, vae
+        s = self.settings
+        if vae is not None:
+            self.real = encode_set(vae, dataset.images, context)
+        else:
+            self.real = dataset.images
+        self.latent_channels = vae.latent_mean.numel() if vae is not None else 0
+        torch.manual_seed(context.config.seed)
+        build = (s, len(dataset.vocabulary), self.latent_channels)
+        self.generator = build_generator(*build).to(context.device, memory_format=torch.channels_last)
+        self.critic = build_critic(*build).to(context.device, memory_format=torch.channels_last)
+        self.ema = Ema(self.generator, s.ema)
+        critic_settings = s.model_copy(update={"learning_rate": s.critic_learning_rate or s.learning_rate})
+        self.optimizers = [Optimizer(self.generator, s), Optimizer(self.critic, critic_settings)]
+        self.parts = {
+            "generator": self.generator,
+            "critic": self.critic,
+            "ema": self.ema.average,
+            "generator_optimizer": self.optimizers[0],
+            "critic_optimizer": self.optimizers[1],
+        }
+        self.evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
+
+    def _real_batch(self, index: Tensor) -> Tensor:
+        batch = self.real[index]
+        if self.vae is None:
+            batch = F.pixel_unshuffle(to_unit(batch), self.settings.stem)
+        return batch.contiguous(memory_format=torch.channels_last)
+
+    def _critic_step(self, step: int, draws: Draws, part: int) -> dict[str, Tensor]:
+        s = self.settings
+        index = draws.indices(len(self.real), part, s.critic_steps + 1)
+        real, labels = self._real_batch(index), self.dataset.labels[index]
+        with self.context.autocast():
+            with torch.no_grad():
+                fake = self.generator(draws.normal(s.generator.noise), labels)
+            both, logits = self.critic(torch.cat([real, fake]), labels.repeat(2, 1))
+        wasserstein = wasserstein_critic_loss(*both.chunk(2))
+        share = max(1, round(len(real) * s.penalty_share))
+        mix = draws.uniform(1, 1, 1)[:share]
+        penalty, slope = gradient_penalty(self.critic, real[:share], fake[:share], labels[:share], mix)
+        loss = wasserstein + s.penalty * penalty
+        metrics = {"wasserstein": -wasserstein, "penalty": penalty, "slope": slope}
+        if logits is not None:
+            metrics["auxiliary_real"] = F.binary_cross_entropy_with_logits(logits[: len(real)], labels)
+            loss = loss + s.auxiliary * metrics["auxiliary_real"]
+        return metrics | {"critic_gradient_norm": self.optimizers[1].update(loss, step)}
+
+    def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
+        s = self.settings
+        for part in range(s.critic_steps):
+            metrics = self._critic_step(step, draws, part)
+        labels = self.dataset.labels[draws.indices(len(self.real), s.critic_steps, s.critic_steps + 1)]
+        with self.context.autocast():
+            scored, logits = self.critic(self.generator(draws.normal(s.generator.noise), labels), labels)
+        loss = -scored.mean()
+        if logits is not None:
+            metrics["auxiliary_fake"] = F.binary_cross_entropy_with_logits(logits, labels)
+            loss = loss + s.auxiliary * metrics["auxiliary_fake"]
+        metrics["generator_gradient_norm"] = self.optimizers[0].update(loss, step)
+        self.ema.update(step)
+        return metrics
+
+    def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Accuracy on both test sets with one seed that the evaluation does not use."""
+        sampler = GanSampler(self.context, self.ema.average, self.settings, self.vae)
+        metrics, pictures = {}, {}
+        for name, labels in self.dataset.test_sets.items():
+            keys = [("preview", name, i) for i in range(len(labels))]
+            images = sampler.sample(labels, keys, self.context.config.eval)
+            metrics[f"accuracy_{name}"] = accuracy(scores(self.evaluator, images, self.context).cpu(), labels)
+            pictures[name] = grid(images)
+        return metrics, pictures
+
+    def export(self) -> tuple[dict[str, Tensor], dict]:
+        return self.ema.average.state_dict(), {
+            "classes": len(self.dataset.vocabulary),
+            "latent_channels": self.latent_channels,
+            "objects": self.dataset.vocabulary.names,
+        }
+
+
+def main(context: Context) -> None:
+    dataset = load_dataset(context.config, context.device)
+    parents, vae = {"data": dataset.sha256}, None
+    if context.config.gan.space == "latents":
+        vae, about = load_vae(context)
+        parents["vae"] = about["sha256"]
+    run = Run(context, "gan", parents)
+    if not run.finished():
+        run.train(GanTask(context, dataset, vae))
+
+
+if __name__ == "__main__":
+    command("Trains the conditional WGAN-GP.", main, add_fresh)

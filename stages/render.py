@@ -1,0 +1,60 @@
+"""`make scenes`: draws i-CLEVR look-alikes into checkpoints/<experiment>/render/, in the lab's folder layout."""
+
+import json
+import time
+from pathlib import Path
+
+from data.render import OBJECTS, draw_scenes, objects_json, test_sets
+from stages.engine.checkpoint import write_atomically
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.config import flatten
+from stages.engine.errors import UserError
+from stages.engine.log import progress, say
+from stages.engine.run import differences, move_aside
+
+
+def _settings_of(folder: Path) -> dict | None:
+    """What a folder was begun with, or None."""
+    try:
+        return json.loads((folder / "render.json").read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{folder / 'render.json'} is damaged; start anew with --fresh (Make: FRESH=1)") from None
+
+
+def main(context: Context) -> None:
+    settings, folder = context.config.render, context.folder("render")
+    title = f"{context.config.name}/render"
+    if context.arguments.fresh and folder.exists():
+        say(f"{title}: the old scenes are now {move_aside(folder)}")
+    wanted, begun = flatten(settings), _settings_of(folder)
+    if begun is not None and (changes := differences(begun, wanted)):
+        raise UserError(f"{folder} holds other scenes ({'; '.join(changes)}); start anew with --fresh (Make: FRESH=1)")
+    total = settings.scenes + settings.validation_scenes
+    if (folder / "train.json").exists():
+        say(f"{title}: finished already ({total * OBJECTS} pictures): {folder}")
+        return
+    write_atomically(folder / "render.json", json.dumps(wanted).encode())
+    write_atomically(folder / "objects.json", objects_json().encode())
+    for name, sets in test_sets(settings.seed).items():
+        write_atomically(folder / f"{name}.json", json.dumps(sets).encode())
+    began = time.perf_counter()
+    drawn = draw_scenes(
+        folder / "iclevr",
+        range(total),
+        lambda scenes: progress(scenes, f"{title}: {total} scenes", total),
+        seed=settings.seed,
+        size=settings.size,
+        samples=settings.samples,
+        camera_distance=settings.camera_distance,
+    )
+    pairs = list(drawn.items())
+    cut = settings.scenes * OBJECTS
+    write_atomically(folder / "validation.json", json.dumps(dict(pairs[cut:])).encode())
+    write_atomically(folder / "train.json", json.dumps(dict(pairs[:cut])).encode())  # last: it says the set is whole
+    say(f"{title}: {len(pairs)} pictures in {(time.perf_counter() - began) / 60:.1f} min: {folder}")
+
+
+if __name__ == "__main__":
+    command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", main, add_fresh)

@@ -1,0 +1,207 @@
+"""`make vae`, stage 1: a VQ-VAE with a patch discriminator, judged by what the evaluator sees in its reconstructions."""
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.images import to_unit
+from models.evaluator import accuracy
+from models.patch_discriminator import (
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
+from models.perceptual import Perceptual, load_trunk, trunk_url
+from models.quantizer import perplexity
+from models.vqvae import VQVAE
+from stages.engine.checkpoint import load_export
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.draws import Draws
+from stages.engine.ema import Ema
+from stages.engine.errors import UserError, oneline
+from stages.engine.optim import Optimizer
+from stages.engine.pictures import grid
+from stages.engine.run import Run
+from stages.evaluator import load_evaluator, scores
+
+NETWORK_KEYS = {"channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels", "codebook"}
+
+
+def build_vae(settings) -> VQVAE:
+    """The network of a `vae` section."""
+    return VQVAE(**settings.model_dump(include=NETWORK_KEYS))
+
+
+def load_vae(context: Context) -> tuple[VQVAE, dict]:
+    """The experiment's autoencoder, frozen on the device, and what its export says of itself."""
+    from stages.engine.schema import Vae
+
+    tensors, about = load_export(context.export("vae"), "run `make vae`")
+    network = build_vae(Vae.model_validate(about["config"], strict=False))
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
+
+
+def load_perceptual(settings) -> Perceptual:
+    """LPIPS with its ImageNet trunk: a given file, torch's hub cache, or a download into it. Raises UserError."""
+    url = trunk_url(settings.network)
+    path = Path(settings.weights) if settings.weights else Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    without = "or do without: vae.perceptual.weight=0"
+    if not path.is_file() and not settings.weights:
+        try:
+            torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)
+        except (URLError, OSError, RuntimeError):
+            raise UserError(f"LPIPS needs {path}, which cannot be downloaded here: put {path.name} there, {without}") from None
+    try:
+        trunk = load_trunk(torch.load(path, map_location="cpu", weights_only=True))
+        return Perceptual(settings.network, trunk)
+    except FileNotFoundError:
+        raise UserError(f"LPIPS needs {path}, which is missing: put {Path(url).name} there, {without}") from None
+    except Exception as error:  # a pickle, a truncated file, another network: all end the same
+        raise UserError(f"{path} does not hold torchvision's {Path(url).name} ({oneline(error)[:60]}): replace it, {without}") from None
+
+
+def median_picture(images: Tensor) -> Tensor:
+    """The median picture (1, 3, 64, 64) in [-1, 1] of a sample of the set: what is scenery and not an object."""
+    chosen = torch.linspace(0, len(images) - 1, min(len(images), 501), device=images.device).long()
+    return to_unit(images[chosen]).median(dim=0).values[None]
+
+
+class VaeTask:
+    """reconstruction + perceptual + commitment + adversarial; the discriminator sees the same reconstructions."""
+
+    def __init__(self, context: Context, dataset: Dataset):
+        self.context, self.dataset, self.settings = context, dataset, context.config.vae
+        s = self.settings
+        torch.manual_seed(context.config.seed)
+        self.network = build_vae(s).to(context.device, memory_format=torch.channels_last)
+        self.ema = Ema(self.network, s.ema)
+        self.optimizers = [Optimizer(self.network, s)]
+        self.parts = {"network": self.network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+        self.discriminator = None
+        if s.discriminator.weight > 0:
+            d = s.discriminator
+            self.discriminator = PatchDiscriminator(d.channels, d.layers).to(
+                context.device, memory_format=torch.channels_last
+            )
+            settings = s.model_copy(update={"learning_rate": d.learning_rate, "weight_decay": 0.0})
+            self.optimizers.append(Optimizer(self.discriminator, settings))
+            self.parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizers[1]}
+        self.perceptual = load_perceptual(s.perceptual).to(context.device) if s.perceptual.weight > 0 else None
+        self.background = median_picture(dataset.images) if s.foreground > 0 else None
+        self.evaluator, self.evaluator_about = load_evaluator(context, len(dataset.vocabulary))
+
+    def _reconstruction_loss(self, images: Tensor, made: Tensor) -> Tensor:
+        """Squared error; pixels that differ from the median picture count `foreground` times more."""
+        error = (made - images).square()
+        if self.background is None:
+            return error.mean()
+        differs = ((images - self.background).abs().amax(dim=1, keepdim=True) / 0.2).clamp(max=1)
+        # an object's rim, and what is wrongly drawn beside it, count like the object
+        weight = 1 + self.settings.foreground * F.max_pool2d(differs, 3, 1, 1)
+        return (weight * error).mean()
+
+    def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
+        s, d = self.settings, self.settings.discriminator
+        images = to_unit(self.dataset.images[draws.indices(len(self.dataset.images))])
+        images = images.contiguous(memory_format=torch.channels_last)
+        self.network.train()
+        with self.context.autocast():
+            made, indices, commitment = self.network(images)
+        reconstruction = self._reconstruction_loss(images, made)
+        metrics = {"reconstruction": reconstruction, "commitment": commitment}
+        if self.perceptual is not None:
+            distance = self.perceptual(images, made)
+            reconstruction = reconstruction + s.perceptual.weight * distance
+            metrics["perceptual"] = distance
+        loss = reconstruction + commitment
+        adversarial_on = self.discriminator is not None and step >= d.start
+        if adversarial_on:
+            with self.context.autocast():
+                adversarial = hinge_generator_loss(self.discriminator(made))
+            weight = torch.tensor(d.weight, device=made.device)
+            if d.adaptive:
+                last = self.network.decoder.last.weight
+                weight = d.weight * adaptive_weight(reconstruction, adversarial, last, d.adaptive_limit)
+            loss = loss + weight * adversarial
+            metrics |= {"adversarial": adversarial, "adversarial_weight": weight}
+        metrics["gradient_norm"] = self.optimizers[0].update(loss, step)
+        self.ema.update(step)
+        if adversarial_on:
+            metrics["discriminator"] = self._discriminator_step(images, made.detach(), step)
+        metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=s.codebook.codes) > 0).sum()
+        return metrics
+
+    def _discriminator_step(self, images: Tensor, made: Tensor, step: int) -> Tensor:
+        with self.context.autocast():
+            real, fake = self.discriminator(torch.cat([images, made])).chunk(2)
+        loss = hinge_discriminator_loss(real, fake)
+        self.optimizers[1].update(loss, step)
+        return loss
+
+    @torch.no_grad()
+    def _reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 pictures -> reconstructions in [-1, 1] and code indices, by the averaged weights."""
+        made, codes = [], []
+        for part in images.split(256):
+            with self.context.autocast():
+                reconstruction, indices, _ = self.ema.average(to_unit(part).to(memory_format=torch.channels_last))
+            made.append(reconstruction)
+            codes.append(indices)
+        return torch.cat(made), torch.cat(codes)
+
+    def measure(self) -> dict[str, float]:
+        """On the held-out pictures: PSNR (of the mean squared error, pixels in [0, 1]), code use, accuracy."""
+        images, labels = self.dataset.held_out_images, self.dataset.held_out_labels
+        made, codes = self._reconstruct(images)
+        error = ((made.clamp(-1, 1) - to_unit(images)) / 2).square().mean()
+        counts = torch.bincount(codes.flatten(), minlength=self.settings.codebook.codes)
+        return {
+            "psnr": (-10 * error.log10()).item(),
+            "codebook_use": (counts > 0).float().mean().item(),
+            "codebook_perplexity": perplexity(counts).item(),
+            "original_accuracy": accuracy(scores(self.evaluator, images, self.context), labels),
+            "reconstruction_accuracy": accuracy(scores(self.evaluator, made.clamp(-1, 1), self.context), labels),
+        }
+
+    def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        images = self.dataset.held_out_images[:16]
+        pairs = torch.stack([to_unit(images), self._reconstruct(images)[0]], dim=1).flatten(0, 1)
+        return self.measure(), {"reconstructions": grid(pairs, columns=8)}
+
+    @torch.no_grad()
+    def _measure_latents(self) -> None:
+        """Sets the export's per-channel mean and deviation, over the whole training set, in float64."""
+        vae, count, total, squares = self.ema.average, 0, 0.0, 0.0
+        for part in self.dataset.images.split(256):
+            with self.context.autocast():
+                latents = vae.encoder(to_unit(part).to(memory_format=torch.channels_last))
+            latents = latents.double().transpose(0, 1).flatten(1)
+            count, total = count + latents.shape[1], total + latents.sum(1)
+            squares = squares + latents.square().sum(1)
+        mean = total / count
+        vae.latent_mean.copy_(mean)
+        vae.latent_std.copy_((squares / count - mean.square()).clamp(min=1e-12).sqrt())
+
+    def export(self) -> tuple[dict[str, Tensor], dict]:
+        self._measure_latents()
+        return self.ema.average.state_dict(), {
+            "metrics": self.measure(),
+            "evaluator": {key: self.evaluator_about[key] for key in ("kind", "sha256")},
+        }
+
+
+def main(context: Context) -> None:
+    dataset = load_dataset(context.config, context.device)
+    run = Run(context, "vae", {"data": dataset.sha256})
+    if not run.finished():
+        run.train(VaeTask(context, dataset))
+
+
+if __name__ == "__main__":
+    command("Stage 1: trains the VQ-VAE.", main, add_fresh)
