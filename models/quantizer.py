@@ -33,9 +33,10 @@ class IndexedCodebook(Codebook):
         # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, and |x|^2 is the same for every code
         scores = torch.addmm(codes.square().sum(1)[None], flat[0], codes.t(), beta=1, alpha=-2)
         indices = scores.argmin(dim=1)
+        nearest = codes[indices].view_as(x)  # before the update, which works in place
         if self.training and update_usage and not freeze_codebook:
             self._update(flat.detach(), indices)
-        return codes[indices].view_as(x), indices.view(x.shape[:-1]), scores.new_zeros(1)
+        return nearest, indices.view(x.shape[:-1]), scores.new_zeros(1)
 
     def _update(self, flat: Tensor, indices: Tensor) -> None:
         counts = torch.bincount(indices, minlength=self.codebook_size).to(flat.dtype)[None]

@@ -1,5 +1,6 @@
 """`make evaluator`: the judge. The lab's checkpoint, or a ResNet-18 trained here and measured on held-out scenes."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -126,10 +127,13 @@ def _adopt_lab(context: Context, run: Run, dataset: Dataset) -> None:
 
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
-    run = Run(context, "evaluator", {"data": dataset.sha256})
+    parents, lab = {"data": dataset.sha256}, context.config.evaluator.checkpoint
+    if lab and Path(lab).is_file():
+        parents["checkpoint"] = hashlib.sha256(Path(lab).read_bytes()).hexdigest()
+    run = Run(context, "evaluator", parents)
     if run.finished():
         return
-    if context.config.evaluator.checkpoint:
+    if lab:
         _adopt_lab(context, run, dataset)
     else:
         run.train(EvaluatorTask(context, dataset))

@@ -72,9 +72,12 @@ class LatentSampler:
 
     @torch.no_grad()
     def sample(
-        self, labels: Tensor, keys: list[tuple], how: Eval, watch: Callable[[int, Tensor], None] | None = None
+        self, labels: Tensor, keys: list[tuple], how: Eval, watch: Callable[[int, Tensor, Tensor], None] | None = None
     ) -> Tensor:
-        """(n, classes) labels, n keys -> (n, 3, 64, 64) in [-1, 1]. `watch` is given t and each predicted x_0's pictures."""
+        """(n, classes) labels, n keys -> (n, 3, 64, 64) in [-1, 1].
+
+        `watch` is given each step's t and the pictures of x and of the predicted x_0.
+        """
         if how.steps > len(self.diffusion):
             raise UserError(f"eval.steps ({how.steps}) must not exceed ldm.timesteps ({len(self.diffusion)})")
         self.unet.labels.most = max(self.unet.labels.most, int(labels.sum(1).max()))
@@ -93,7 +96,7 @@ class LatentSampler:
             for t, following, x0 in ddim(self._denoiser(padded, how), self.diffusion, x, how.steps, how.eta, draw):
                 x = following
                 if watch is not None:
-                    watch(t, self._decode(x0)[: len(part)])
+                    watch(t, self._decode(x)[: len(part)], self._decode(x0)[: len(part)])
             pictures.append(self._decode(x)[: len(part)])
         return torch.cat(pictures)
 

@@ -71,7 +71,16 @@ def _override(content: dict, text: str) -> None:
         target = target[part]
         if not isinstance(target, dict):
             raise UserError(f"override {text!r}: {part} is not a section")
-    target[path[-1]] = _parse(value, f"override {text!r}")
+    target[path[-1]] = value if _is_text(path) and value != "null" else _parse(value, f"override {text!r}")
+
+
+def _is_text(path: list[str]) -> bool:
+    """True where the key holds a string: such a value is taken as written, whatever YAML would make of it."""
+    try:
+        field = _section_at(tuple(path[:-1])).model_fields[path[-1]]
+    except (KeyError, AttributeError):
+        return False  # no such key: said later, with the nearest name
+    return field.annotation in (str, str | None)
 
 
 def _section_at(path: tuple) -> type[BaseModel]:
@@ -148,3 +157,28 @@ def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def main() -> None:
+    """Prints one value of a configuration, for the Makefile."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="Checks a configuration; prints it, or one of its values.")
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--print", metavar="section.key", default="")
+    parser.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args()
+    try:
+        value = load(arguments.config, arguments.overrides).model_dump(mode="json")
+        for part in filter(None, arguments.print.split(".")):
+            value = value[part]
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    except (KeyError, TypeError):
+        parser.exit(2, f"error: no key {arguments.print}\n")
+    print(yaml.safe_dump(value, sort_keys=False).rstrip("\n.") if isinstance(value, dict) else value)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.engine import distributed
+from stages.engine.checkpoint import write_atomically
 
 
 def say(text: str) -> None:
@@ -65,7 +66,8 @@ class MetricsLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             lines = self.path.read_text(errors="replace").splitlines()
-            self.path.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
+            kept = "".join(line + "\n" for line in lines if _step_of(line) <= step)
+            write_atomically(self.path, kept.encode())
         from torch.utils.tensorboard import SummaryWriter  # a second of imports that `--help` does without
 
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)

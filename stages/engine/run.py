@@ -4,6 +4,7 @@
         step-*.ckpt  config.yaml  metrics.jsonl  tensorboard/  previews/  export.safetensors
 """
 
+import os
 import platform
 import signal
 import time
@@ -218,7 +219,7 @@ class _StopFlag:
         if self.number:
             raise Interrupted(number)
         self.number = number
-        say("stopping after this step ...")
+        os.write(2, b"\nstopping after this step ...\n")  # a handler must not touch buffered streams
 
     def __enter__(self) -> "_StopFlag":
         self._old = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}

@@ -160,7 +160,7 @@ class Eval(Section):
     eta: Share = 0.0
     guidance: NonNegative = 1.0  # 1: none
     interval: Pair = (0.0, 1.0)  # of t / T in which guidance acts
-    batch: Positive = 64
+    batch: Positive = 32  # pictures sampled at once; part of the result, as it decides how sums are rounded
 
 
 class Config(Section):

@@ -1,0 +1,81 @@
+# The front door. `make help` lists the targets; CONFIG, DATA, SET and FRESH apply to every stage.
+
+CONFIG ?= configs/demo.yaml
+DATA   ?=
+SET    ?=
+FRESH  ?=
+LABELS ?= red cube, cyan sphere
+COUNT  ?= 8
+SEED   ?= 0
+OUT    ?= sample.png
+MODEL  ?= ldm
+PYTHON ?= python3
+
+PY    := .venv/bin/python
+READY := .venv/.ready
+# FRESH=1 starts anew what is named on the command line, not what that needs.
+ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh)
+SETS   = $(if $(DATA),"data.folder=$(DATA)") $(SET)
+STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(SETS)
+
+# Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
+.NOTPARALLEL:
+.PHONY: help setup demo scenes evaluator vae ldm gan eval sample bench test lock
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo "make TARGET [CONFIG=configs/NAME.yaml] [DATA=folder] [SET=\"section.key=value ...\"] [FRESH=1]"
+	@echo
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  \1	/' | expand -t 14
+	@echo
+	@echo "A finished stage returns at once, an interrupted one goes on. configs/: $$(cd configs && ls *.yaml | tr '\n' ' ')"
+
+setup: $(READY) ## .venv with what requirements.lock pins
+
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "error: $(PYTHON) must be Python 3.11 or newer; install it or say PYTHON=python3.12" >&2; exit 2; }
+	@rm -f $(READY)
+	@$(PYTHON) -m venv --clear .venv || \
+	  { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 2; }
+	@echo "installing requirements.lock into .venv (a few minutes, about 6 GB) ..."
+	@if command -v uv >/dev/null 2>&1; \
+	  then uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock; \
+	  else $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; fi
+	@touch $(READY)
+
+demo: eval ## everything, from a bare machine to a report
+
+scenes: setup ## draw the scenes of a configuration without data.folder
+	$(call STAGE,render)
+
+evaluator: scenes ## the judge: the lab's checkpoint, or one trained here
+	$(call STAGE,evaluator)
+
+vae: evaluator ## stage 1: VQ-VAE
+	$(call STAGE,vae)
+
+ldm: vae ## stage 2: latent diffusion
+	$(call STAGE,ldm)
+
+gan: evaluator ## conditional WGAN-GP (trains the VAE first where gan.space is latents)
+	@if [ "$$($(PY) -m stages.engine.config --config "$(CONFIG)" --print gan.space $(SETS))" = latents ]; \
+	  then $(MAKE) --no-print-directory vae FRESH=; fi
+	$(call STAGE,gan)
+
+eval: ldm gan ## evaluate both, write checkpoints/NAME/eval/report.html
+	$(call STAGE,evaluate)
+
+sample: ldm ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm] [OUT=sample.png]
+	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
+	  --model $(MODEL) --out "$(OUT)" $(SETS)
+
+bench: setup ## arithmetic rate of the LDM training step beside the machine's
+	$(call STAGE,bench)
+
+test: setup ## the tests
+	@$(PY) -m pytest -q
+
+lock: ## requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --quiet -o requirements.lock

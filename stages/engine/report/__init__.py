@@ -1,0 +1,81 @@
+"""An evaluation's result as report.json, report.md and a self-contained report.html."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import jinja2
+import matplotlib
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from stages.engine.checkpoint import write_atomically
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+TEMPLATES = Path(__file__).parent
+
+# The four reports' own figures on (test, new_test), with the lab's evaluator: their best epoch or best of a sweep.
+REPORTED = {
+    "ldm": ("latent diffusion, DDIM 50", 0.819, 0.821),
+    "gan": ("WGAN-GP, projection critic", 0.527, 0.678),
+}
+
+
+def png(picture: Tensor, scale: int = 1) -> bytes:
+    """(3, h, w) in [0, 1] -> a PNG file, enlarged by whole pixels."""
+    image = to_pil_image(picture.clamp(0, 1))
+    buffer = io.BytesIO()
+    image.resize((image.width * scale, image.height * scale), 0).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl; empty where there is none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def curve(lines: list[dict], names: list[str], title: str, log: bool = False) -> bytes | None:
+    """Metrics over steps as a PNG, or None where none was logged."""
+    figure, axes = plt.subplots(figsize=(5, 2.6), dpi=110)
+    for name in names:
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.4)
+    found = bool(axes.lines)
+    if found:
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=7, frameon=False)
+        if log:
+            axes.set_yscale("log")
+        figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue() if found else None
+
+
+def write_report(folder: Path, result: dict, view: dict) -> None:
+    """Writes the three files. `result` is report.json; `view` adds the pictures and curves for the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["uri"] = data_uri
+    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    context = {"result": result, "reported": REPORTED, **view}
+    for name in ("report.md", "report.html"):
+        text = environment.get_template(f"{name}.jinja").render(context)
+        write_atomically(folder / name, text.encode())
+    write_atomically(folder / "report.json", json.dumps(result, indent=2).encode())  # last: it says the report is whole

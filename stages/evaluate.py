@@ -1,0 +1,227 @@
+"""`make eval`: both models on both test sets over the configured seeds, judged, and written as a report."""
+
+import hashlib
+import json
+import time
+from datetime import date
+
+import torch
+from torch import Tensor
+
+from models.evaluator import Evaluator, top_k_hits
+from stages.engine.checkpoint import read_about
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.errors import UserError
+from stages.engine.log import progress, say
+from stages.engine.pictures import grid
+from stages.engine.report import curve, png, read_metrics, write_report
+from stages.engine.run import describe_device, differences, move_aside, versions
+from stages.evaluator import load_evaluator, scores
+from stages.gan import load_gan
+from stages.ldm import LatentSampler, load_sampler
+
+TITLES = {"ldm": "Latent diffusion", "gan": "WGAN-GP"}
+STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
+STRIP_COLUMNS = 10
+
+
+def hits_and_labels(judge: Evaluator, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Per picture, how many of its labels were found and how many there are: two (n,) tensors."""
+    return top_k_hits(scores(judge, images, context).cpu(), labels), labels.sum(1).long()
+
+
+def by_objects(hits: Tensor, counts: Tensor) -> dict[str, float]:
+    """Accuracy of the pictures with one, two, ... labels."""
+    return {str(n): (hits[counts == n].sum() / counts[counts == n].sum()).item() for n in counts.unique().tolist()}
+
+
+def evaluate_set(sampler, judge: Evaluator, name: str, labels: Tensor, context: Context) -> tuple[dict, Tensor]:
+    """One model on one test set: its figures over all seeds, and the pictures of the first."""
+    how, per_seed, all_hits, first, seconds = context.config.eval, [], [], None, 0.0
+    for seed in how.seeds:
+        began = time.perf_counter()
+        images = sampler.sample(labels, [(seed, name, i) for i in range(len(labels))], how)
+        images = images.cpu()  # waits for the device
+        seconds += time.perf_counter() - began
+        first = images if first is None else first
+        hits, counts = hits_and_labels(judge, images, labels, context)
+        per_seed.append((hits.sum() / counts.sum()).item())
+        all_hits.append(hits)
+    values = torch.tensor(per_seed, dtype=torch.float64)
+    return {
+        "accuracy": values.mean().item(),
+        "std": values.std().item() if len(values) > 1 else 0.0,
+        "per_seed": per_seed,
+        "by_objects": by_objects(torch.cat(all_hits), counts.repeat(len(how.seeds))),
+        "images_per_second": len(labels) * len(how.seeds) / seconds,
+    }, first
+
+
+def denoising_strip(sampler: LatentSampler, dataset: Dataset, context: Context) -> tuple[Tensor, str]:
+    """x_t above and predicted x_0 below, from noise to picture, as (3, h, w) in [0, 1], and what was asked for."""
+    vocabulary = dataset.vocabulary
+    if all(name in vocabulary.index for name in STRIP):
+        labels = vocabulary.multi_hot([[vocabulary.index[name] for name in STRIP]])
+    else:
+        labels = dataset.test_sets["test"][-1:]
+    how = context.config.eval.model_copy(update={"batch": 1})
+    seen: list[tuple[Tensor, Tensor]] = []
+    sampler.sample(labels, [(how.seeds[0], "strip", 0)], how, lambda t, x, x0: seen.append((x.cpu(), x0.cpu())))
+    chosen = torch.linspace(0, len(seen) - 1, min(STRIP_COLUMNS, len(seen))).round().long().tolist()
+    rows = torch.cat([torch.cat([seen[i][row] for i in chosen]) for row in (0, 1)])
+    return grid(rows, columns=len(chosen)), vocabulary.describe(labels)[0]
+
+
+def _captioned(images: Tensor, labels: Tensor, judge: Evaluator, dataset: Dataset, context: Context) -> list[dict]:
+    """Each picture as a PNG with its labels, and whether the judge found each."""
+    found = scores(judge, images, context).cpu()
+    pictures = []
+    for image, row, score in zip(images, labels, found, strict=True):
+        best = set(score.topk(int(row.sum())).indices.tolist())
+        names = [{"name": dataset.vocabulary.names[i], "hit": i in best} for i in row.nonzero().flatten().tolist()]
+        pictures.append({"png": png((image + 1) / 2), "labels": names})
+    return pictures
+
+
+def _curves(context: Context) -> list[bytes]:
+    wanted = [
+        ("evaluator", ["loss"], "evaluator", True),
+        ("vae", ["reconstruction", "commitment"], "autoencoder", True),
+        ("vae", ["original_accuracy", "reconstruction_accuracy"], "accuracy on reconstructions", False),
+        ("ldm", ["loss"], "latent diffusion", True),
+        ("ldm", ["accuracy_test", "accuracy_new_test"], "latent diffusion, accuracy", False),
+        ("gan", ["wasserstein"], "WGAN-GP, Wasserstein estimate", False),
+        ("gan", ["accuracy_test", "accuracy_new_test"], "WGAN-GP, accuracy", False),
+    ]
+    made = [curve(read_metrics(context.folder(s) / "metrics.jsonl"), names, t, log) for s, names, t, log in wanted]
+    return [picture for picture in made if picture]
+
+
+def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) -> dict:
+    config = context.config.model_dump(mode="json")
+    return {
+        "experiment": context.config.name,
+        "date": date.today().isoformat(),
+        "configuration": config,
+        "configuration_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "data_sha256": dataset.sha256,
+        "parents": {stage: about["sha256"] for stage, about in exports.items()},
+        "seeds": list(context.config.eval.seeds),
+        "versions": versions(),
+        "device": describe_device(context.device),
+        "precision": str(context.dtype).removeprefix("torch."),
+        "seconds": {stage: about["seconds"] for stage, about in exports.items()},
+        "steps": {stage: about["steps"] for stage, about in exports.items()},
+    }
+
+
+def _facts(provenance: dict) -> list[tuple[str, str]]:
+    """The provenance a person reads, as (what, value)."""
+    minutes = ", ".join(
+        f"{stage} {seconds / 60:.1f} min ({provenance['steps'][stage]} steps)"
+        for stage, seconds in provenance["seconds"].items()
+    )
+    hashes = ", ".join(f"{stage} {digest[:12]}" for stage, digest in provenance["parents"].items())
+    return [
+        ("device", f"{provenance['device']}, {provenance['precision']}"),
+        ("training", minutes),
+        ("configuration", provenance["configuration_sha256"][:12]),
+        ("data", provenance["data_sha256"][:12]),
+        ("exports", hashes),
+        ("versions", ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())),
+    ]
+
+
+def _evaluator_words(about: dict) -> str:
+    if about["kind"] == "lab":
+        return "the lab's ResNet-18 checkpoint"
+    return "a ResNet-18 trained here on the training scenes (not the lab's checkpoint)"
+
+
+def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> None:
+    """Samples, judges, writes eval/."""
+    judge, about = load_evaluator(context, len(dataset.vocabulary))
+    loaders = {"ldm": load_sampler, "gan": load_gan}
+    samplers = {name: loaders[name](context)[0] for name in loaders if name in exports}
+    folder = context.folder("eval")
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict = {name: {} for name in samplers}
+    samples: dict = {name: {} for name in samplers}
+    jobs = [(model, name) for model in samplers for name in dataset.test_sets]
+    for model, name in progress(jobs, f"{context.config.name}/eval", len(jobs)):
+        labels = dataset.test_sets[name]
+        results[model][name], images = evaluate_set(samplers[model], judge, name, labels, context)
+        samples[model][name] = _captioned(images, labels, judge, dataset, context)
+        (folder / f"{model}-{name}.png").write_bytes(png(grid(images), 2))
+    strip, strip_labels = None, ""
+    if "ldm" in samplers:
+        picture, strip_labels = denoising_strip(samplers["ldm"], dataset, context)
+        strip = png(picture, 2)
+        (folder / "denoising.png").write_bytes(strip)
+    provenance = _provenance(context, dataset, exports)
+    result = {
+        "evaluator": {
+            "kind": about["kind"],
+            "words": _evaluator_words(about),
+            "real_accuracy": about["real_accuracy"],
+            "real_pictures": len(dataset.held_out_images),
+        },
+        "results": results,
+        "vae": {**exports["vae"]["metrics"], "codes": exports["vae"]["config"]["codebook"]["codes"]},
+        "provenance": provenance,
+    }
+    counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
+    view = {
+        "titles": TITLES,
+        "counts": counts,
+        "samples": samples,
+        "strip": strip,
+        "strip_labels": strip_labels,
+        "curves": _curves(context),
+        "facts": _facts(provenance),
+    }
+    write_report(folder, result, view)
+
+
+def _say_results(context: Context) -> None:
+    result = json.loads((context.folder("eval") / "report.json").read_text())
+    for model, sets in result["results"].items():
+        figures = "  ".join(f"{name} {f['accuracy']:.3f} ± {f['std']:.3f}" for name, f in sets.items())
+        say(f"{TITLES[model]:<17} {figures}")
+    say(f"real pictures     {result['evaluator']['real_accuracy']:.3f}  ({result['evaluator']['words']})")
+    print(context.folder("eval") / "report.html")
+
+
+def main(context: Context) -> None:
+    exports = {}
+    for stage in ("evaluator", "vae", "ldm", "gan"):
+        path = context.export(stage)
+        if stage in ("ldm", "gan") and not path.exists():
+            say(f"warning: no {TITLES[stage]} here ({path}): it is left out; `make {stage}` trains one")
+            continue
+        exports[stage] = read_about(path, f"run `make {stage}`")
+    if not {"ldm", "gan"} & exports.keys():
+        raise UserError(f"nothing to evaluate in {context.folder('')}: run `make ldm gan` first")
+    dataset = load_dataset(context.config, context.device)
+    folder, report = context.folder("eval"), context.folder("eval") / "report.json"
+    if report.exists() and not context.arguments.fresh:
+        try:
+            old = json.loads(report.read_text())["provenance"]
+        except (ValueError, KeyError):
+            old = {}
+        now = _provenance(context, dataset, exports)
+        same = ("data_sha256", "parents", "precision")
+        unchanged = old.get("configuration", {}).get("eval") == now["configuration"]["eval"]
+        if unchanged and not differences({k: old.get(k) for k in same}, {k: now[k] for k in same}):
+            say(f"{context.config.name}/eval: finished already")
+            _say_results(context)
+            return
+    if report.exists():
+        say(f"{context.config.name}/eval: the old report is now {move_aside(folder)}")
+    evaluate(context, dataset, exports)
+    _say_results(context)
+
+
+if __name__ == "__main__":
+    command("Evaluates the LDM and the GAN on both test sets and writes the report.", main, add_fresh)

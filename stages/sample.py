@@ -1,0 +1,54 @@
+"""`make sample LABELS="red cube, cyan sphere"`: a picture from a trained model."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from data.labels import DataError, Vocabulary
+from stages.engine.checkpoint import write_atomically
+from stages.engine.command import Context, command
+from stages.engine.errors import UserError
+from stages.engine.pictures import grid
+from stages.engine.report import png
+from stages.gan import load_gan
+from stages.ldm import load_sampler
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", required=True, metavar="TEXT", help='objects, such as "red cube, cyan sphere"')
+    parser.add_argument("--count", type=int, default=8, help="how many pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="picture i has the key (seed, i) (default: %(default)s)")
+    parser.add_argument("--out", default="sample.png", metavar="FILE", help="a PNG file (default: %(default)s)")
+    parser.add_argument("--model", choices=("ldm", "gan"), default="ldm")
+    parser.add_argument("--steps", type=int, help="DDIM steps (default: the configuration's eval.steps)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the configuration's eval.guidance)")
+
+
+def main(context: Context) -> None:
+    a = context.arguments
+    if a.count < 1:
+        raise UserError(f"--count {a.count}: ask for at least one picture")
+    if a.steps is not None and a.steps < 1:
+        raise UserError(f"--steps {a.steps}: take at least one step")
+    if a.guidance is not None and a.guidance < 0:
+        raise UserError(f"--guidance {a.guidance}: must not be negative; 1 is none")
+    if Path(a.out).suffix.lower() != ".png":
+        raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
+    sampler, about = {"ldm": load_sampler, "gan": load_gan}[a.model](context)
+    try:
+        labels = Vocabulary(about["objects"]).parse(a.labels)
+    except DataError as error:
+        raise UserError(str(error)) from None
+    how = context.config.eval
+    changes = {"steps": a.steps, "guidance": a.guidance, "batch": 8}  # one size: picture i is the same for any count
+    how = how.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    keys = [(a.seed, "sample", i) for i in range(a.count)]
+    with torch.random.fork_rng(devices=[]):
+        images = sampler.sample(labels.expand(a.count, -1), keys, how)
+    write_atomically(Path(a.out), png(grid(images, columns=min(8, a.count)), 2))
+    print(a.out)
+
+
+if __name__ == "__main__":
+    command("Draws pictures of the objects asked for.", main, add_arguments)

@@ -1,0 +1,80 @@
+"""What tests share: the chain trained once through Make on the smoke configuration, and ways to run a stage."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent.parent
+SMOKE = "configs/smoke.yaml"
+
+
+def start_stage(stage: str, *arguments: str, config: str = SMOKE) -> subprocess.Popen:
+    """A stage as a user starts it, in a process of its own."""
+    command = [sys.executable, "-m", f"stages.{stage}", "--config", config, *arguments]
+    return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Exit status and everything said."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out + err
+
+
+@pytest.fixture
+def stage(capsys, monkeypatch):
+    """Runs a stage's command inside this process: (status, what it said). Quick, for bad inputs."""
+
+    def run(name: str, *arguments: str, config: str = SMOKE) -> tuple[int, str]:
+        monkeypatch.chdir(HERE)
+        monkeypatch.setattr(sys, "argv", [f"stages.{name}", "--config", str(config), *arguments])
+        try:
+            runpy.run_module(f"stages.{name}", run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return run
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    """Make with this interpreter and without its set-up."""
+    command = ["make", "-o", ".venv/.ready", f"PY={sys.executable}", *arguments]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory) -> Path:
+    """The root folder of `make vae ldm gan eval` on the smoke configuration. Tests must not change it."""
+    root = tmp_path_factory.mktemp("chain")
+    result = make("-j2", "vae", "ldm", "gan", "eval", f"CONFIG={SMOKE}", f"SET=root={root}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return root
+
+
+@pytest.fixture
+def chain_copy(chain, tmp_path) -> Path:
+    """A copy of the chain's root that a test may change."""
+    root = tmp_path / "root"
+    shutil.copytree(chain, root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _signals_restored():
+    """A command run in this process leaves its handlers behind."""
+    import signal
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,0 +1,28 @@
+"""Small data folders in the lab's layout, for tests."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.labels import CLEVR
+
+
+def write_folder(folder: Path, scenes: int = 6, size: tuple[int, int] = (64, 64)) -> Path:
+    """`scenes` scenes of three pictures of noise, with labels, objects and test sets."""
+    (folder / "iclevr").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    labels = {}
+    for scene in range(scenes):
+        names = [CLEVR.names[i] for i in rng.choice(24, 3, replace=False)]
+        for k in range(3):
+            name = f"CLEVR_train_{scene:06d}_{k}.png"
+            pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "iclevr" / name)
+            labels[name] = names[: k + 1]
+    (folder / "train.json").write_text(json.dumps(labels))
+    (folder / "objects.json").write_text(json.dumps(CLEVR.index))
+    for name in ("test", "new_test"):
+        (folder / f"{name}.json").write_text(json.dumps([["red cube"], ["cyan sphere", "gray cube"]]))
+    return folder

@@ -1,0 +1,159 @@
+import io
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.images import decode, fingerprint, read_folder, read_test_sets, to_bytes, to_unit
+from data.labels import CLEVR, DataError
+from tests.data.folder import write_folder
+
+
+def encoded(picture, kind="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_reads_a_folder_and_holds_out_whole_scenes(tmp_path):
+    images = read_folder(write_folder(tmp_path / "d", scenes=6), validation_every=3)
+    assert images.images.shape == (18, 3, 64, 64)
+    assert images.images.dtype == torch.uint8
+    assert images.held_out.sum() == 6
+    assert images.held_out.view(6, 3).float().mean(1).tolist() == [0, 0, 1, 0, 0, 1]
+    assert images.labels.sum(1).tolist() == [1, 2, 3] * 6
+    train, labels = images.part(False)
+    assert len(train) == len(labels) == 12
+
+
+def test_a_zip_reads_as_its_folder(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    expected = read_folder(folder, 3).images
+    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
+        for path in (folder / "iclevr").iterdir():
+            archive.write(path, f"iclevr/{path.name}")
+        archive.writestr("__MACOSX/iclevr/._CLEVR_train_000000_0.png", b"junk")
+    shutil.rmtree(folder / "iclevr")
+    assert torch.equal(read_folder(folder, 3).images, expected)
+
+
+def test_a_validation_file_is_the_split(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    labels = json.loads((folder / "train.json").read_text())
+    names = list(labels)
+    (folder / "validation.json").write_text(json.dumps({n: labels.pop(n) for n in names[-3:]}))
+    (folder / "train.json").write_text(json.dumps(labels))
+    assert read_folder(folder, 2).held_out.tolist() == [False] * 15 + [True] * 3
+
+
+def test_larger_pictures_are_resized_with_antialiasing(tmp_path):
+    stripes = np.zeros((240, 320, 3), np.uint8)
+    stripes[:, ::2] = 255  # finer than 64 columns can show: antialiasing gives grey, picking pixels would not
+    pixels = decode(encoded(Image.fromarray(stripes)), "x")
+    assert pixels.shape == (3, 64, 64)
+    assert abs(pixels.astype(float).mean() - 127.5) < 2
+    assert pixels.std() < 8
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
+def test_other_modes_are_converted(mode):
+    picture = Image.new("RGB", (64, 64), (200, 40, 40)).convert(mode)
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    assert decode(encoded(picture, kind), "x").shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "not a readable picture"),
+        (b"not a picture", "not a readable picture"),
+        (encoded(Image.new("I;16", (64, 64))), "16 or 32 bits"),
+        (encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 90))), "transparent"),
+        (encoded(Image.new("RGB", (9000, 2))), "largest side"),
+        (encoded(Image.new("L", (8, 8)), "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 255)]), "animated"),
+        (encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)))[:3000], "not a readable"),
+    ],
+)
+def test_refused_pictures(content, fault):
+    with pytest.raises(DataError, match=fault):
+        decode(content, "x.png")
+
+
+def damage_missing_picture(folder):
+    (folder / "iclevr" / "CLEVR_train_000002_1.png").unlink()
+
+
+def damage_unreadable(folder):
+    (folder / "iclevr" / "CLEVR_train_000002_1.png").write_bytes(b"\x89PNG\r\n")
+
+
+def damage_unlabelled(folder):
+    shutil.copy(folder / "iclevr" / "CLEVR_train_000002_1.png", folder / "iclevr" / "CLEVR_train_000009_0.png")
+
+
+def damage_labels(labels):
+    def damage(folder):
+        content = json.loads((folder / "train.json").read_text())
+        content["CLEVR_train_000002_1.png"] = labels
+        (folder / "train.json").write_text(json.dumps(content))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda f: (f / "train.json").unlink(), r"train\.json is missing"),
+        (lambda f: (f / "objects.json").unlink(), r"objects\.json is missing"),
+        (lambda f: shutil.rmtree(f / "iclevr"), "neither iclevr/ nor iclevr.zip"),
+        (damage_missing_picture, "CLEVR_train_000002_1.png is missing but has labels"),
+        (damage_unreadable, "CLEVR_train_000002_1.png: not a readable picture"),
+        (damage_unlabelled, "CLEVR_train_000009_0.png has no labels"),
+        (damage_labels(["pink cube"]), "unknown object 'pink cube'"),
+        (damage_labels(["red cube", "red cube"]), "stands twice"),
+        (damage_labels([]), "empty label set"),
+    ],
+)
+def test_faults_name_the_file_and_the_mend(tmp_path, damage, fault):
+    folder = write_folder(tmp_path / "d")
+    damage(folder)
+    with pytest.raises(DataError, match=fault) as caught:
+        read_folder(folder, 3)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("member", ["../CLEVR_train_000000_0.png", "/tmp/CLEVR_train_000000_0.png"])
+def test_zip_members_that_point_outside_are_refused(tmp_path, member):
+    folder = write_folder(tmp_path / "d")
+    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
+        archive.writestr(member, (folder / "iclevr" / "CLEVR_train_000000_0.png").read_bytes())
+    shutil.rmtree(folder / "iclevr")
+    with pytest.raises(DataError, match="points outside"):
+        read_folder(folder, 3)
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    before = fingerprint(folder, 3)
+    assert fingerprint(folder, 3) == before
+    assert fingerprint(folder, 4) != before
+    damage_labels(["gray cube"])(folder)
+    assert fingerprint(folder, 3) != before
+    with pytest.raises(DataError, match="no such data folder"):
+        fingerprint(tmp_path / "nowhere", 3)
+
+
+def test_conditions(tmp_path):
+    sets = read_test_sets(write_folder(tmp_path / "d"), CLEVR)
+    assert {name: labels.shape for name, labels in sets.items()} == {"test": (2, 24), "new_test": (2, 24)}
+
+
+def test_bytes_and_units_invert():
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert to_unit(images).min() == -1
+    assert to_unit(images).max() == 1
+    assert torch.equal(to_bytes(to_unit(images)), images)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from models.diffusion import Diffusion
+from models.samplers import ddim, guided, trailing_timesteps
+
+
+def test_trailing_timesteps_begin_at_full_noise():
+    assert trailing_timesteps(1000, 4) == [999, 749, 499, 249]
+    assert trailing_timesteps(5, 5) == [4, 3, 2, 1, 0]
+    assert trailing_timesteps(1000, 1) == [999]
+
+
+@pytest.mark.parametrize("prediction", ["noise", "v"])
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_ddim_with_an_oracle_recovers_x0(prediction, steps):
+    diffusion = Diffusion.create("cosine", 1000, prediction)
+    x0 = torch.randn(3, 6, 8, 8)
+
+    def oracle(x, t):
+        alpha, sigma = diffusion.scales(t)
+        return diffusion.target(x0, (x - alpha * x0) / sigma, t)
+
+    *_, (_, last, predicted) = ddim(oracle, diffusion, torch.randn(3, 6, 8, 8), steps)
+    torch.testing.assert_close(last, predicted)
+    tolerance = 2e-2 if prediction == "noise" else 1e-4  # x_0 from eps at alpha ~ 1e-4 loses digits
+    torch.testing.assert_close(last, x0, atol=tolerance, rtol=tolerance)
+
+
+def test_ddim_is_exact_for_gaussian_data():
+    """For x_0 ~ N(0, s^2) the ideal denoiser is linear, and eta 0 carries N(0, 1) to N(0, s^2)."""
+    diffusion, deviation = Diffusion.create("cosine", 1000, "noise"), 0.5
+
+    def ideal(x, t):
+        alpha, sigma = diffusion.scales(t)
+        return x * sigma / (alpha.square() * deviation**2 + sigma.square())
+
+    noise = torch.randn(2000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    *_, (_, last, _) = ddim(ideal, diffusion, noise, 500)
+    assert (last / noise).std() < 1e-3  # the map is a scaling
+    assert (last.std() / noise.std()).item() == pytest.approx(deviation, rel=0.02)
+
+
+def test_eta_one_keeps_the_variance():
+    diffusion = Diffusion.create("cosine", 1000, "noise")
+    generator = torch.Generator().manual_seed(0)
+
+    def ideal(x, t):  # x_0 ~ N(0, 1): x_t is N(0, 1) at every t
+        return x * diffusion.scales(t)[1]
+
+    def draw():
+        return torch.randn(4000, 1, 1, 1, generator=generator)
+
+    *_, (_, last, _) = ddim(ideal, diffusion, draw(), 100, eta=1.0, draw_noise=draw)
+    assert last.std().item() == pytest.approx(1.0, abs=0.04)
+
+
+def _denoisers(calls):
+    def conditional(x, t):
+        calls.append("c")
+        return x + 1
+
+    def unconditional(x, t):
+        calls.append("u")
+        return x
+
+    def both(x, t):
+        calls.append("b")
+        return torch.cat([x + 1, x])
+
+    return conditional, unconditional, both
+
+
+@pytest.mark.parametrize(("scale", "expected", "call"), [(0.0, 0.0, "u"), (1.0, 1.0, "c"), (3.0, 3.0, "b")])
+def test_guidance_extrapolates_and_computes_no_more_than_needed(scale, expected, call):
+    calls = []
+    denoise = guided(*_denoisers(calls), scale, 1000)
+    assert (denoise(torch.zeros(2, 1, 1, 1), torch.tensor([500, 500])) == expected).all()
+    assert calls == [call]
+
+
+def test_guidance_acts_within_its_interval_only():
+    denoise = guided(*_denoisers([]), 3.0, 1000, (0.2, 0.8))
+    values = [denoise(torch.zeros(1, 1, 1, 1), torch.tensor([t])).item() for t in (99, 499, 899)]
+    assert values == [1.0, 3.0, 1.0]

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from models.vqvae import VQVAE
+
+SMALL = {"channels": (8, 8, 8), "codebook": {"codes": 16, "init": "uniform"}}
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_shapes(stem, norm):
+    images, codes, commitment = VQVAE(stem=stem, norm=norm, **SMALL)(torch.randn(2, 3, 64, 64))
+    assert images.shape == (2, 3, 64, 64)
+    assert codes.shape == (2, 8, 8)
+    assert commitment.numel() == 1
+
+
+def test_encode_normalises_and_decode_undoes_it():
+    vae = VQVAE(**SMALL).eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = vae(images)[0]
+    raw = vae.encoder(images)
+    vae.latent_mean.copy_(raw.mean(dim=(0, 2, 3)))
+    vae.latent_std.copy_(raw.std(dim=(0, 2, 3)))
+    latents = vae.encode(images)
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(vae.decode(latents), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_decode_snaps_to_codes():
+    """A latent slightly beside a code decodes as the code."""
+    vae = VQVAE(**SMALL).eval()
+    codes = vae.quantizer.lookup(torch.randint(16, (1, 8, 8)))
+    torch.testing.assert_close(vae.decode(codes), vae.decode(codes + 1e-4))
+
+
+def test_gradient_reaches_the_encoder():
+    vae = VQVAE(**SMALL)
+    vae(torch.randn(2, 3, 64, 64))[0].square().mean().backward()
+    assert vae.encoder.body[0].weight.grad.abs().sum() > 0

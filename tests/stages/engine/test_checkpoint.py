@@ -1,0 +1,105 @@
+import os
+
+import pytest
+import torch
+
+from stages.engine.checkpoint import Checkpoints, load_export, read_about, save_export, write_atomically
+from stages.engine.errors import UserError
+
+
+def checkpoints(folder, keep=2):
+    warnings = []
+    return Checkpoints(folder, keep, warnings.append), warnings
+
+
+def test_round_trip_and_keeps_the_last(tmp_path):
+    store, _ = checkpoints(tmp_path)
+    assert store.load_latest() is None
+    for step in (1, 2, 3):
+        store.save(step, {"weights": torch.full((3,), float(step))})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002.ckpt", "step-00000003.ckpt"]
+    assert store.load_latest()["weights"].tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_a_cut_checkpoint_gives_way_to_the_one_before_it(tmp_path, tenth):
+    store, warnings = checkpoints(tmp_path)
+    store.save(1, {"weights": torch.ones(100)})
+    newest = store.save(2, {"weights": torch.zeros(100)})
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) * tenth // 10])
+    assert store.load_latest()["step"] == 1
+    assert str(newest) in warnings[0]
+
+
+def test_a_flipped_byte_is_noticed(tmp_path):
+    store, warnings = checkpoints(tmp_path)
+    store.save(1, {"weights": torch.ones(100)})
+    newest = store.save(2, {"weights": torch.zeros(100)})
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert store.load_latest()["step"] == 1
+    assert "checksum" in warnings[0]
+
+
+def test_none_readable_is_an_error(tmp_path):
+    store, _ = checkpoints(tmp_path)
+    store.save(1, {}).write_bytes(b"")
+    with pytest.raises(UserError, match="--fresh"):
+        store.load_latest()
+
+
+def test_a_stale_temporary_file_is_swept(tmp_path):
+    store, _ = checkpoints(tmp_path)
+    store.save(1, {})
+    (tmp_path / ".step-00000002.ckpt.tmp").write_bytes(b"half")
+    store.load_latest()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/hostile-pickle-ran",)
+
+
+def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path):
+    store, warnings = checkpoints(tmp_path)
+    store.save(1, {"weights": torch.ones(2)})
+    store.save(2, {"weights": Hostile()})
+    assert store.load_latest()["step"] == 1
+    assert "refused" in warnings[0]
+    assert not os.path.exists("/tmp/hostile-pickle-ran")
+
+
+def test_export_round_trip_and_damage(tmp_path):
+    path = tmp_path / "export.safetensors"
+    digest = save_export(path, {"b": torch.arange(3), "a": torch.randn(2, 2)}, {"kind": "x"})
+    tensors, about = load_export(path, "mend it")
+    assert tensors["b"].tolist() == [0, 1, 2]
+    assert about == {"kind": "x", "sha256": digest} == read_about(path, "mend it")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="checksum differs.*mend it"):
+        load_export(path, "mend it")
+    path.write_bytes(content[:20])
+    with pytest.raises(UserError, match="damaged.*mend it"):
+        load_export(path, "mend it")
+    path.unlink()
+    with pytest.raises(UserError, match="missing: mend it"):
+        load_export(path, "mend it")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

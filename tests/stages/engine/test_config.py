@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+
+from stages.engine.config import flatten, load
+from stages.engine.errors import UserError
+
+HERE = Path(__file__).resolve().parents[3]
+SMOKE = HERE / "configs/smoke.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_loads(path):
+    assert load(path).name == path.stem
+
+
+def test_overrides_and_plain_exponents():
+    config = load(SMOKE, ["ldm.steps=2000", "ldm.learning_rate=1e-4", "eval.seeds=[3, 4]", "vae.codebook.codes=16", "name=x"])
+    assert (config.ldm.steps, config.ldm.learning_rate, config.eval.seeds) == (2000, 1e-4, (3, 4))
+    assert (config.vae.codebook.codes, config.name) == (16, "x")
+
+
+def test_text_values_are_taken_as_written():
+    config = load(SMOKE, ["data.folder=/some/where: #1", "name=7"])
+    assert (config.data.folder, config.name) == ("/some/where: #1", "7")
+    assert load(SMOKE, ["data.folder=null"]).data.folder is None
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("ldm.stepz=3", "unknown key ldm.stepz; did you mean steps?"),
+        ("ldn.steps=3", "unknown key ldn; did you mean ldm?"),
+        ("vae.codebook.code=3", "unknown key vae.codebook.code; did you mean codes?"),
+        ("ldm.steps=many", "ldm.steps should be a valid integer"),
+        ("ldm.steps=1.5", "ldm.steps should be a valid integer"),
+        ("ldm.steps=0", "ldm.steps should be greater than 0"),
+        ("ldm.steps=true", "ldm.steps should be a valid integer"),
+        ("ldm.prediction=velocity", "ldm.prediction should be 'noise' or 'v'"),
+        ("ldm.learning_rate=.nan", "ldm.learning_rate"),
+        ("ldm.warmup=99", r"ldm.warmup \(99\) must be below"),
+        ("vae.channels=[8, 8]", "needs three numbers"),
+        ("vae=3", "vae should be a valid dictionary"),
+        ("eval.seeds=[]", "eval.seeds is empty"),
+        ("eval.interval=[0.9, 0.1]", "two rising numbers"),
+        ("ldm.network.heads=2", "give one of"),
+        ("name=../x", "plain folder name"),
+        ("steps", "write section.key=value"),
+        ("seed.x=3", "not a section"),
+        ("ldm.steps=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_one_line_with_the_key(override, fault):
+    with pytest.raises(UserError, match=fault) as caught:
+        load(SMOKE, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "mapping of sections"),
+        (b"- 1", "mapping of sections"),
+        (b"a: [", "not valid YAML"),
+        (b"seed: 1\nseed: 2\n", "line 2: not valid YAML .*given twice"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"seed: 1\n", "vae is missing"),
+        (b"x: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        (b"? [1, 2]\n: 3\n", "not a configuration|not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, content, fault):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=fault) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_lists_what_there_is(monkeypatch):
+    monkeypatch.chdir(HERE)
+    with pytest.raises(UserError, match="configs/demo.yaml"):
+        load("configs/nope.yaml")
+
+
+def test_neutral_keys_are_no_part_of_a_runs_identity():
+    flat = flatten(load(SMOKE).ldm, "ldm.")
+    assert flat["ldm.network.channels"] == 16
+    assert not any(key.endswith(("_every", "keep", "NEUTRAL")) for key in flat)

@@ -1,0 +1,41 @@
+import torch
+
+from stages.engine import distributed
+from stages.engine.draws import Draws, batch_indices, sample_generator, seed_of
+
+CPU = torch.device("cpu")
+
+
+def test_epochs_are_permutations_laid_end_to_end():
+    order = torch.cat([batch_indices(0, "x", step, 7, 10) for step in range(10)])
+    for epoch in order.view(7, 10):
+        assert sorted(epoch.tolist()) == list(range(10))
+
+
+def test_a_batch_larger_than_the_set_wraps():
+    assert len(batch_indices(0, "x", 0, 25, 10)) == 25
+
+
+def test_a_step_draws_the_same_whenever_it_is_computed():
+    def drawn(step):
+        d = Draws(0, "ldm", step, 4, CPU)
+        return torch.cat([d.normal(3).flatten(), d.uniform().flatten(), d.integers(9).float(), d.indices(50).float()])
+
+    assert torch.equal(drawn(5), drawn(5))
+    assert not torch.equal(drawn(5), drawn(6))
+
+
+def test_processes_share_the_global_batch(monkeypatch):
+    whole = Draws(0, "x", 3, 4, CPU).normal(2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    halves = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        halves.append(Draws(0, "x", 3, 4, CPU).normal(2))
+    assert torch.equal(torch.cat(halves), whole)
+
+
+def test_seeds_differ_by_key_and_stay_as_they_are():
+    assert seed_of(0, "ldm", 1) != seed_of(0, "ldm", 2)
+    assert seed_of("a") == 7299139317422481125  # on every machine and in every release: results depend on it
+    assert torch.equal(torch.randn(3, generator=sample_generator(1, 2)), torch.randn(3, generator=sample_generator(1, 2)))

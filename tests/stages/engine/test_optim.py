@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch import nn
+
+from stages.engine.config import load
+from stages.engine.optim import Optimizer, first_bad_step, learning_rate
+
+
+def test_rates_at_both_ends():
+    assert learning_rate(0, 100, 1.0, 10, "cosine") == pytest.approx(0.1)
+    assert learning_rate(9, 100, 1.0, 10, "cosine") == pytest.approx(1.0)
+    assert learning_rate(10, 100, 1.0, 10, "cosine") == pytest.approx(1.0)
+    assert learning_rate(55, 100, 1.0, 10, "cosine") == pytest.approx(0.5)
+    assert learning_rate(55, 100, 1.0, 10, "linear") == pytest.approx(0.5)
+    assert learning_rate(99, 100, 1.0, 0, "constant") == 1.0
+
+
+def optimizer_of(network, **changes):
+    return Optimizer(network, load("configs/smoke.yaml").ldm.model_copy(update=changes))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_remembered():
+    network = nn.Linear(2, 1)
+    optimizer = optimizer_of(network)
+    x = torch.ones(1, 2)
+    optimizer.update(network(x).sum(), 0)
+    before = [p.clone() for p in network.parameters()]
+    moments = [state["exp_avg"].clone() for state in optimizer.adam.state.values()]
+    optimizer.update(network(x).sum() * float("nan"), 1)
+    optimizer.update(network(x).sum() * float("inf"), 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    kept = [state["exp_avg"] for state in optimizer.adam.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, kept, strict=True))
+    assert first_bad_step([optimizer]) == 1
+
+
+def test_clipping_bounds_the_step_and_reports_the_norm_before():
+    network = nn.Linear(2, 1, bias=False)
+    norm = optimizer_of(network, clip=0.5).update(network(torch.tensor([[3.0, 4.0]])).sum(), 0)
+    assert norm.item() == pytest.approx(5.0)
+
+
+def test_only_its_own_network_gets_gradients():
+    mine, other = nn.Linear(2, 2), nn.Linear(2, 1)
+    optimizer_of(mine).update(other(mine(torch.ones(1, 2))).sum(), 0)
+    assert all(p.grad is None for p in other.parameters())

@@ -1,0 +1,148 @@
+"""Bad inputs through the commands: exit status 2, one line that names what and where, and nothing changed."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+
+from tests.data.folder import write_folder
+
+
+def assert_one_line(status, said, *parts):
+    assert status == 2, said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said
+    assert "Traceback" not in said
+    for part in parts:
+        assert part in errors[0], errors[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "parts"),
+    [
+        ("vae", ["vae.stepz=3"], ["vae.stepz", "did you mean steps?"]),
+        ("ldm", ["ldm.steps=much"], ["ldm.steps"]),
+        ("gan", ["nonsense"], ["section.key=value"]),
+        ("evaluate", ["device=quantum"], ["device", "cpu"]),
+        ("vae", ["data.folder=/nowhere"], ["/nowhere", "no such data folder"]),
+    ],
+)
+def test_configuration_faults(stage, tmp_path, name, arguments, parts):
+    assert_one_line(*stage(name, f"root={tmp_path}", *arguments), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("evaluator", ["no scenes yet", "stages.render"]),
+        ("vae", ["no scenes yet"]),
+        ("sample", ["ldm/export.safetensors is missing", "make ldm"]),
+        ("evaluate", ["evaluator/export.safetensors is missing", "make evaluator"]),
+    ],
+)
+def test_stages_before_their_parents(stage, tmp_path, name, parts):
+    arguments = ["--labels", "red cube"] if name == "sample" else []
+    assert_one_line(*stage(name, f"root={tmp_path}", *arguments), *parts)
+
+
+def test_no_configuration(stage):
+    assert_one_line(*stage("vae", config="configs/none.yaml"), "configs/none.yaml", "configs/demo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--labels", "red cub"], ["red cub", "did you mean 'red cube'"]),
+        (["--labels", ","], ["empty label set"]),
+        (["--labels", "red cube, red cube"], ["stands twice"]),
+        (["--labels", "red cube", "--count", "0"], ["--count 0"]),
+        (["--labels", "red cube", "--steps", "0"], ["--steps 0"]),
+        (["--labels", "red cube", "--steps", "1001"], ["1001", "ldm.timesteps"]),
+        (["--labels", "red cube", "--guidance", "-1"], ["--guidance -1"]),
+        (["--labels", "red cube", "--out", "x.gif"], ["x.gif", ".png"]),
+    ],
+)
+def test_sample_faults(stage, chain, arguments, parts):
+    assert_one_line(*stage("sample", f"root={chain}", *arguments), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"), [("ldm.learning_rate=0.5", "ldm.learning_rate"), ("ldm.batch=4", "ldm.batch"), ("seed=9", "seed")]
+)
+def test_another_configuration_is_refused_with_what_differs(stage, chain, changes, key):
+    assert_one_line(*stage("ldm", f"root={chain}", changes), key, "->", "--fresh")
+
+
+def test_fresh_moves_the_old_run_aside(stage, chain_copy):
+    status, said = stage("ldm", "--fresh", f"root={chain_copy}", "ldm.steps=1")
+    assert status == 0, said
+    assert (chain_copy / "smoke/ldm.old-1/export.safetensors").exists()
+    assert (chain_copy / "smoke/ldm/export.safetensors").exists()
+
+
+def test_another_autoencoder_under_the_ldm_is_refused(stage, chain_copy):
+    assert stage("vae", "--fresh", f"root={chain_copy}", "vae.learning_rate=0.002")[0] == 0
+    assert_one_line(*stage("ldm", f"root={chain_copy}"), "parent vae", "->", "--fresh")
+    assert_one_line(*stage("sample", f"root={chain_copy}", "--labels", "red cube"), "another autoencoder", "FRESH=1")
+
+
+@pytest.mark.parametrize("name", ["vae", "ldm"])
+def test_a_damaged_export_is_named(stage, chain_copy, name):
+    path = chain_copy / "smoke" / name / "export.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 255
+    path.write_bytes(content)
+    assert_one_line(*stage("sample", f"root={chain_copy}", "--labels", "red cube"), str(path), "damaged")
+
+
+def test_data_faults_reach_the_user(stage, tmp_path):
+    folder = write_folder(tmp_path / "d")
+    labels = json.loads((folder / "train.json").read_text())
+    labels["CLEVR_train_000001_0.png"] = ["pink cube"]
+    (folder / "train.json").write_text(json.dumps(labels))
+    arguments = (f"root={tmp_path / 'out'}", f"data.folder={folder}", "data.validation_every=3")
+    assert_one_line(*stage("evaluator", *arguments), "train.json", "pink cube")
+    assert not (tmp_path / "out").exists()
+
+
+def test_lpips_without_its_backbone_says_where_and_how_without(stage, chain, tmp_path):
+    absent = tmp_path / "vgg16.pth"
+    arguments = (f"root={chain}", "name=lpips", f"vae.perceptual.weights={absent}", "vae.perceptual.weight=1.0")
+    folder = chain / "smoke"
+    arguments += (f"data.folder={folder / 'render'}",)
+    (chain / "lpips").mkdir(exist_ok=True)
+    if not (chain / "lpips/evaluator").exists():
+        (chain / "lpips/evaluator").symlink_to(folder / "evaluator")
+    assert_one_line(*stage("vae", *arguments), str(absent), "vae.perceptual.weight=0")
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/hostile-evaluator-ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (None, "is missing"),
+        (pickle.dumps(Hostile()), "refused"),
+        ({"weights": {}}, "'model'"),
+        ({"model": {"conv1.weight": torch.zeros(1)}}, "ResNet-18 with 24 outputs"),
+        (b"", "damaged"),
+    ],
+)
+def test_a_wrong_lab_checkpoint(stage, chain, tmp_path, content, part):
+    path = tmp_path / "checkpoint.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    arguments = (f"root={tmp_path}", f"data.folder={chain}/smoke/render", f"evaluator.checkpoint={path}")
+    assert_one_line(*stage("evaluator", *arguments), str(path), part)
+    assert not os.path.exists("/tmp/hostile-evaluator-ran")
+
+

@@ -1,0 +1,131 @@
+"""The whole chain through Make on the smoke configuration, and the contract that other programs rely on."""
+
+import json
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from tests.conftest import HERE, SMOKE, finish, make, start_stage
+
+
+@pytest.fixture(scope="module")
+def report(chain):
+    return json.loads((chain / "smoke/eval/report.json").read_text())
+
+
+def test_exports_and_runs_are_where_the_contract_says(chain):
+    for stage in ("evaluator", "vae", "ldm", "gan"):
+        folder = chain / "smoke" / stage
+        for name in ("export.safetensors", "config.yaml", "metrics.jsonl", "tensorboard"):
+            assert (folder / name).exists(), f"{stage}/{name}"
+    for stage in ("vae", "ldm", "gan"):
+        assert list((chain / "smoke" / stage / "previews").glob("*.png"))
+
+
+def test_report_json_keeps_the_contract(report):
+    assert report["evaluator"]["kind"] == "trained"
+    assert 0 <= report["evaluator"]["real_accuracy"] <= 1
+    for model in ("ldm", "gan"):
+        for name in ("test", "new_test"):
+            figures = report["results"][model][name]
+            assert len(figures["per_seed"]) == 2
+            assert figures["accuracy"] == pytest.approx(sum(figures["per_seed"]) / 2)
+            assert figures["std"] >= 0
+            assert figures["images_per_second"] > 0
+            assert set(figures["by_objects"]) == ({"1", "2", "3"} if name == "test" else {"2", "3"})
+    assert {"reconstruction_accuracy", "psnr", "codebook_perplexity"} <= report["vae"].keys()
+    provenance = report["provenance"]
+    assert {"configuration_sha256", "data_sha256", "parents", "versions", "device", "seconds"} <= provenance.keys()
+    assert provenance["seconds"].keys() == {"evaluator", "vae", "ldm", "gan"}
+
+
+def test_accuracy_by_objects_adds_up_to_the_whole(report, chain):
+    sets = {name: json.loads((chain / "smoke/render" / f"{name}.json").read_text()) for name in ("test", "new_test")}
+    for model in ("ldm", "gan"):
+        for name, conditions in sets.items():
+            figures = report["results"][model][name]
+            labels = {str(n): n * sum(len(c) == n for c in conditions) for n in (1, 2, 3)}
+            hits = sum(share * labels[n] for n, share in figures["by_objects"].items())
+            assert hits / sum(labels.values()) == pytest.approx(figures["accuracy"], abs=1e-6)
+
+
+def test_the_page_is_self_contained_and_the_pictures_are_there(chain):
+    folder = chain / "smoke/eval"
+    page = (folder / "report.html").read_text()
+    assert "src=\"data:image/png" in page
+    assert "http://" not in page and "https://" not in page
+    for name in ("ldm-test", "ldm-new_test", "gan-test", "gan-new_test", "denoising"):
+        assert Image.open(folder / f"{name}.png").width > 100
+    assert "real pictures (ceiling)" in (folder / "report.md").read_text()
+
+
+def test_exports_name_their_parents(chain, report):
+    for stage in ("ldm",):
+        with safe_open(chain / "smoke" / stage / "export.safetensors", "pt") as file:
+            about = json.loads(file.metadata()["about"])
+        assert about["parents"]["vae"] == report["provenance"]["parents"]["vae"]
+        assert about["parents"]["data"] == report["provenance"]["data_sha256"]
+
+
+def test_a_finished_chain_returns_at_once_and_changes_nothing(chain):
+    files = {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file()}
+    result = make("eval", f"CONFIG={SMOKE}", f"SET=root={chain}")
+    assert result.returncode == 0
+    assert result.stderr.count("finished already") >= 6
+    assert {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file()} == files
+
+
+def test_the_gan_alone_needs_no_autoencoder(chain_copy):
+    for stage in ("vae", "ldm", "gan", "eval"):
+        (chain_copy / "smoke" / stage).rename(chain_copy / f"gone-{stage}")
+    result = make("gan", f"CONFIG={SMOKE}", f"SET=root={chain_copy} gan.steps=1")
+    assert result.returncode == 0, result.stderr
+    assert not (chain_copy / "smoke/vae").exists()
+
+
+def test_the_gan_on_latents_through_make(chain_copy):
+    (chain_copy / "smoke/gan").rename(chain_copy / "gone")
+    sets = "gan.space=latents gan.generator.channels=[8,8,8] gan.critic.channels=[8,8,8] gan.steps=2"
+    result = make("gan", "eval", f"CONFIG={SMOKE}", f"SET=root={chain_copy} {sets}")
+    assert result.returncode == 0, result.stderr
+    assert "old report is now" in result.stderr
+
+
+def test_make_sample_draws_what_is_asked(chain, tmp_path):
+    out = tmp_path / "x.png"
+    result = make("sample", f"CONFIG={SMOKE}", f"SET=root={chain}", f"OUT={out}", "LABELS=red cube, cyan sphere", "COUNT=3")
+    assert result.returncode == 0, result.stderr
+    assert Image.open(out).size == (3 * 66 * 2, 66 * 2)
+
+
+def test_a_sample_does_not_depend_on_its_batch(chain, tmp_path):
+    def sample(count, model):
+        out = tmp_path / f"{count}.png"
+        arguments = ("--labels", "red cube", "--count", str(count), "--seed", "3", "--out", str(out), "--model", model)
+        status, said = finish(start_stage("sample", *arguments, f"root={chain}"))
+        assert status == 0, said
+        return Image.open(out).crop((0, 0, 128, 128)).tobytes()
+
+    for model in ("ldm", "gan"):
+        assert sample(1, model) == sample(8, model)
+
+
+def test_make_help_lists_every_target():
+    said = make("help").stdout
+    for target in ("setup", "demo", "scenes", "evaluator", "vae", "ldm", "gan", "eval", "sample", "bench", "test"):
+        assert f"\n  {target} " in said
+
+
+@pytest.mark.parametrize("stage", ["render", "evaluator", "vae", "ldm", "gan", "evaluate", "sample", "bench"])
+def test_help_explains(stage):
+    status, said = finish(start_stage(stage, "--help"))
+    assert status == 0
+    assert "--config" in said
+    assert "section.key=value" in said
+
+
+def test_the_lock_names_no_index():
+    text = (HERE / "requirements.lock").read_text()
+    assert "--index-url" not in text and "http" not in text
+    assert "--hash=sha256:" in text

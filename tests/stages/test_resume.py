@@ -1,0 +1,87 @@
+"""Killed and resumed runs equal uninterrupted ones, bit for bit, by real signals to real processes."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests.conftest import finish, start_stage
+
+
+def lines(folder):
+    """metrics.jsonl without the rates, which are the machine's and not the run's."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in found]
+
+
+def digest(folder):
+    from stages.engine.checkpoint import load_export
+
+    return load_export(folder / "export.safetensors", "")[1]["sha256"]
+
+
+def signal_after(process, folder, number, pattern="step-*.ckpt"):
+    """Sends a signal as soon as a file of that pattern lies in the folder."""
+    deadline = time.time() + 120
+    while not list(folder.glob(pattern)) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    return finish(process)
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "status"),
+    [
+        ("evaluator", signal.SIGKILL, -9),
+        ("vae", signal.SIGKILL, -9),
+        ("ldm", signal.SIGKILL, -9),
+        ("gan", signal.SIGKILL, -9),
+        ("vae", signal.SIGINT, 130),
+        ("ldm", signal.SIGTERM, 143),
+    ],
+)
+def test_an_interrupted_run_equals_an_uninterrupted_one(chain, chain_copy, stage, number, status):
+    whole, folder = chain / "smoke" / stage, chain_copy / "smoke" / stage
+    folder.rename(chain_copy / "gone")
+    ended, said = signal_after(start_stage(stage, f"root={chain_copy}"), folder, number)
+    assert ended == status, said
+    assert not (folder / "export.safetensors").exists(), "it was not interrupted in time"
+    assert "Traceback" not in said
+    ended, said = finish(start_stage(stage, f"root={chain_copy}"))
+    assert ended == 0, said
+    assert "going on at step" in said
+    assert digest(folder) == digest(whole)
+    assert lines(folder) == lines(whole)
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_twice_the_same_command_gives_the_same_bits(chain, chain_copy):
+    (chain_copy / "smoke/ldm").rename(chain_copy / "gone")
+    assert finish(start_stage("ldm", f"root={chain_copy}"))[0] == 0
+    assert digest(chain_copy / "smoke/ldm") == digest(chain / "smoke/ldm")
+
+
+def test_a_damaged_newest_checkpoint_gives_way_and_the_run_ends_the_same(chain, chain_copy):
+    folder = chain_copy / "smoke/vae"
+    (folder / "export.safetensors").unlink()
+    newest = max(folder.glob("step-*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    ended, said = finish(start_stage("vae", f"root={chain_copy}"))
+    assert ended == 0, said
+    assert f"warning: {newest} is damaged" in said
+    assert digest(folder) == digest(chain / "smoke/vae")
+    assert lines(folder) == lines(chain / "smoke/vae")
+
+
+def test_rendering_goes_on_where_it_was_killed(chain, tmp_path):
+    folder = tmp_path / "smoke/render"
+    process = start_stage("render", f"root={tmp_path}")
+    ended, said = signal_after(process, folder, signal.SIGTERM, "iclevr/CLEVR*.png")
+    assert ended == 143, said
+    assert not (folder / "train.json").exists()
+    assert finish(start_stage("render", f"root={tmp_path}"))[0] == 0
+    for name in ("train.json", "validation.json", "test.json"):
+        assert (folder / name).read_bytes() == (chain / "smoke/render" / name).read_bytes()
+    pictures = {p.name: p.read_bytes() for p in (folder / "iclevr").iterdir()}
+    assert pictures == {p.name: p.read_bytes() for p in (chain / "smoke/render/iclevr").iterdir()}
