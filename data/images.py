@@ -86,7 +86,9 @@ class _Pictures:
             if path.name in members:
                 raise DataError(f"{self.zip}: two members are called {path.name}; rename one")
             if member.file_size > 3 * LARGEST_SIDE**2:
-                raise DataError(f"{self.zip}: member {member.filename!r} unpacks to {member.file_size} bytes; remove it")
+                raise DataError(
+                    f"{self.zip}: member {member.filename!r} unpacks to {member.file_size} bytes; remove it"
+                )
             members[path.name] = member
         return members
 

@@ -52,7 +52,7 @@ class Vocabulary:
         return labels
 
     def parse(self, text: str) -> Tensor:
-        """"red cube, cyan sphere" -> (1, len(self)) multi-hot. Spacing and case are free; grey is gray."""
+        """ "red cube, cyan sphere" -> (1, len(self)) multi-hot. Spacing and case are free; grey is gray."""
         names = [" ".join(part.lower().replace("grey", "gray").split()) for part in text.split(",")]
         return self.multi_hot([self.indices([n for n in names if n], f"labels {text!r}")])
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def layout(seed: int, index: int, camera_distance: float) -> Layout:
             for _ in range(200):
                 x, y = rng.uniform(-FLOOR, FLOOR), rng.uniform(-FLOOR, FLOOR)
                 if _fits(camera, items, x, y):
-                    items.append(Item(name, x, y, rng.uniform(0, 360), rng.choice((0.12, 0.5))))
+                    items.append(Item(name, x, y, rng.uniform(0, 360), rng.choice((0.3, 0.7))))
                     break
             else:
                 break
@@ -126,9 +126,10 @@ def _shape(item: Item, transform: type) -> dict:
     """An item as a Mitsuba shape standing on the floor."""
     colour, kind = item.name.split()
     bsdf = {
-        "type": "roughplastic",
-        "alpha": item.roughness,
-        "diffuse_reflectance": {"type": "rgb", "value": [_linear(v) for v in RGB[colour]]},
+        "type": "principled",  # roughplastic tabulates itself at every load, which takes longer than drawing
+        "base_color": {"type": "rgb", "value": [_linear(v) for v in RGB[colour]]},
+        "roughness": item.roughness,
+        "specular": 0.5,
     }
     place = transform().translate([item.x, item.y, 0]).rotate([0, 0, 1], item.turn)
     if kind == "sphere":
@@ -138,19 +139,22 @@ def _shape(item: Item, transform: type) -> dict:
         return {"type": "cube", "to_world": place.translate([0, 0, half]).scale(half), "bsdf": bsdf}
     side = place.scale([RADIUS * 0.85, RADIUS * 0.85, RADIUS * 1.7])
     lid = place.translate([0, 0, RADIUS * 1.7]).scale(RADIUS * 0.85)
-    return {"side": {"type": "cylinder", "to_world": side, "bsdf": bsdf}, "lid": {"type": "disk", "to_world": lid, "bsdf": bsdf}}
+    return {
+        "side": {"type": "cylinder", "to_world": side, "bsdf": bsdf},
+        "lid": {"type": "disk", "to_world": lid, "bsdf": bsdf},
+    }
 
 
 def _mitsuba_scene(scene: Layout, shown: int, size: int, samples: int, transform: type) -> dict:
     description = {
         "type": "scene",
-        "integrator": {"type": "direct", "emitter_samples": 3, "bsdf_samples": 1},
+        "integrator": {"type": "direct", "emitter_samples": 4, "bsdf_samples": 1},
         "sensor": {
             "type": "perspective",
             "fov": FIELD_OF_VIEW,
             "to_world": transform().look_at(origin=list(scene.camera), target=[0, 0, RADIUS], up=[0, 0, 1]),
             "film": {"type": "hdrfilm", "width": size, "height": size, "rfilter": {"type": "gaussian"}},
-            "sampler": {"type": "independent", "sample_count": samples},
+            "sampler": {"type": "stratified", "sample_count": samples},
         },
         "sky": {"type": "constant", "radiance": {"type": "rgb", "value": 0.22}},
         "floor": {
@@ -180,7 +184,9 @@ def picture_name(index: int, shown: int) -> str:
     return f"CLEVR_train_{index:06d}_{shown - 1}.png"
 
 
-def draw_scene(index: int, folder: Path, seed: int, size: int, samples: int, camera_distance: float) -> dict[str, list[str]]:
+def draw_scene(
+    index: int, folder: Path, seed: int, size: int, samples: int, camera_distance: float
+) -> dict[str, list[str]]:
     """Draws the pictures of one scene that are not there yet. Returns {file name: object names}."""
     scene = layout(seed, index, camera_distance)
     labels = {picture_name(index, k): [item.name for item in scene.items[:k]] for k in range(1, OBJECTS + 1)}
@@ -249,9 +255,9 @@ def test_sets(seed: int) -> dict[str, list[list[str]]]:
     """32 label sets each: `test` (6 of one, 12 of two, 14 of three objects, as the lab's) and the harder `new_test`
     (12 of two, 20 of three), whose objects share colours or shapes with one another."""
     rng = random.Random(f"{seed}/test sets")
-    easy = sum((_pick(rng, n, size, lambda names: True) for n, size in ((6, 1), (12, 2), (14, 3))), [])
-    hard = sum((_pick(rng, n, size, _confusable) for n, size in ((12, 2), (20, 3))), [])
-    return {"test": easy, "new_test": hard}
+    easy = [_pick(rng, n, size, lambda names: True) for n, size in ((6, 1), (12, 2), (14, 3))]
+    hard = [_pick(rng, n, size, _confusable) for n, size in ((12, 2), (20, 3))]
+    return {"test": list(chain(*easy)), "new_test": list(chain(*hard))}
 
 
 def objects_json() -> str:

@@ -23,7 +23,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
     """`group`: group norm of up to 32 groups of at least 4 channels; `none`: nothing."""
     if kind == "none":
         return nn.Identity()
-    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= 4 or g == 1)
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1)
     return nn.GroupNorm(groups, channels)
 
 

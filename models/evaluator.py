@@ -3,7 +3,6 @@
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 
 class Evaluator(nn.Module):
@@ -11,6 +10,8 @@ class Evaluator(nn.Module):
 
     def __init__(self, classes: int = 24):
         super().__init__()
+        from torchvision.models import resnet18  # four seconds of imports, spared where no judge is needed
+
         self.resnet18 = resnet18(weights=None)
         self.resnet18.fc = nn.Sequential(nn.Linear(512, classes), nn.Sigmoid())
 

@@ -83,9 +83,3 @@ class Quantizer(VectorQuantize):
         flat = rearrange(latents.float(), "b d h w -> (b h w) d")
         scores = codes.square().sum(1)[None] - 2 * flat @ codes.t()
         return rearrange(scores.argmin(1), "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])
-
-
-def perplexity(counts: Tensor) -> Tensor:
-    """exp(entropy) of code counts (codes,): how many codes are in use, were they used equally."""
-    shares = counts.double() / counts.sum().clamp(min=1)
-    return torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum())

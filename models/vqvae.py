@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import Downsample, ResidualBlock, Upsample, conv3x3, normalisation
-from models.quantizer import Quantizer
 
 
 class Encoder(nn.Module):
@@ -80,6 +79,8 @@ class VQVAE(nn.Module):
         super().__init__()
         shape = (channels, blocks, middle_blocks, norm, latent_channels, stem, stem_channels)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
+        from models.quantizer import Quantizer  # its library takes four seconds to import: only where one is built
+
         self.quantizer = Quantizer(latent_channels, **(codebook or {"codes": 1024}))
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
@@ -98,3 +99,9 @@ class VQVAE(nn.Module):
         """Normalised latents (b, c, 8, 8) -> images (b, 3, 64, 64), through the nearest codes."""
         latents = latents.float() * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
         return self.decoder(self.quantizer.lookup(self.quantizer.nearest(latents))).float()
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of code counts (codes,): how many codes are in use, were they used equally."""
+    shares = counts.double() / counts.sum().clamp(min=1)
+    return torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum())

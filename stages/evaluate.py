@@ -14,8 +14,8 @@ from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
-from stages.engine.pictures import grid
-from stages.engine.report import curve, png, read_metrics, write_report
+from stages.engine.pictures import grid, png
+from stages.engine.report import curve, read_metrics, write_report
 from stages.engine.run import describe_device, differences, move_aside, versions
 from stages.evaluator import load_evaluator, scores
 from stages.gan import load_gan

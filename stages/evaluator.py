@@ -85,7 +85,9 @@ def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
     Nothing of the file is executed (weights_only). Raises UserError where keys or shapes are not those.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing: put the lab's checkpoint there, or set evaluator.checkpoint=null to train one")
+        raise UserError(
+            f"{path} is missing: put the lab's checkpoint there, or set evaluator.checkpoint=null to train one"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -100,8 +102,10 @@ def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
     wrong = [k for k in expected if k not in state or getattr(state[k], "shape", None) != expected[k].shape]
     wrong += [k for k in state if k not in expected]
     if wrong:
-        raise UserError(f"{path}: {wrong[0]} is missing, unknown or of another shape ({len(wrong)} such); "
-                        f"expected a ResNet-18 with {classes} outputs")
+        raise UserError(
+            f"{path}: {wrong[0]} is missing, unknown or of another shape ({len(wrong)} such); "
+            f"expected a ResNet-18 with {classes} outputs"
+        )
     network.resnet18.load_state_dict(state)
     return network.eval()
 
@@ -113,7 +117,9 @@ def load_evaluator(context: Context, classes: int) -> tuple[Evaluator, dict]:
     try:
         network.load_state_dict(tensors)
     except RuntimeError:
-        raise UserError(f"{context.export('evaluator')} was made for other objects; run `make evaluator FRESH=1`") from None
+        raise UserError(
+            f"{context.export('evaluator')} was made for other objects; run `make evaluator FRESH=1`"
+        ) from None
     return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
 
 

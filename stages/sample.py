@@ -9,8 +9,7 @@ from data.labels import DataError, Vocabulary
 from stages.engine.checkpoint import write_atomically
 from stages.engine.command import Context, command
 from stages.engine.errors import UserError
-from stages.engine.pictures import grid
-from stages.engine.report import png
+from stages.engine.pictures import grid, png
 from stages.gan import load_gan
 from stages.ldm import load_sampler
 

@@ -16,8 +16,7 @@ from models.patch_discriminator import (
     hinge_generator_loss,
 )
 from models.perceptual import Perceptual, load_trunk, trunk_url
-from models.quantizer import perplexity
-from models.vqvae import VQVAE
+from models.vqvae import VQVAE, perplexity
 from stages.engine.checkpoint import load_export
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
@@ -56,14 +55,18 @@ def load_perceptual(settings) -> Perceptual:
         try:
             torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)
         except (URLError, OSError, RuntimeError):
-            raise UserError(f"LPIPS needs {path}, which cannot be downloaded here: put {path.name} there, {without}") from None
+            raise UserError(
+                f"LPIPS needs {path}, which cannot be downloaded here: put {path.name} there, {without}"
+            ) from None
     try:
         trunk = load_trunk(torch.load(path, map_location="cpu", weights_only=True))
         return Perceptual(settings.network, trunk)
     except FileNotFoundError:
         raise UserError(f"LPIPS needs {path}, which is missing: put {Path(url).name} there, {without}") from None
     except Exception as error:  # a pickle, a truncated file, another network: all end the same
-        raise UserError(f"{path} does not hold torchvision's {Path(url).name} ({oneline(error)[:60]}): replace it, {without}") from None
+        raise UserError(
+            f"{path} does not hold torchvision's {Path(url).name} ({oneline(error)[:60]}): replace it, {without}"
+        ) from None
 
 
 def median_picture(images: Tensor) -> Tensor:

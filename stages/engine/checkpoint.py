@@ -33,7 +33,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another place with root=DIR") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free space or choose another place with root=DIR"
+        ) from None
     if hasattr(os, "O_DIRECTORY"):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -80,9 +80,13 @@ def command(description: str, body: Callable[[Context], None], add_arguments: Ca
         epilog="Overrides come last: section.key=value, such as ldm.steps=2000 or root=/tmp/out. "
         "Exit status: 0 done, 2 a mistake in what was asked (one line says which), 130 or 143 interrupted.",
     )
-    parser.add_argument("--config", default="configs/demo.yaml", metavar="FILE", help="the experiment (default: %(default)s)")
+    parser.add_argument(
+        "--config", default="configs/demo.yaml", metavar="FILE", help="the experiment (default: %(default)s)"
+    )
     add_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace a value of the configuration")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="replace a value of the configuration"
+    )
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)

@@ -51,7 +51,9 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     """The experiment's pictures, packed on first use. Raises UserError with the fault of a bad folder."""
     folder = data_folder(config)
     if config.data.folder is None and not (folder / "train.json").exists():
-        raise UserError(f"{folder} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)")
+        raise UserError(
+            f"{folder} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)"
+        )
     try:
         images, digest = _pack(config, folder)
         test_sets = read_test_sets(folder, images.vocabulary)

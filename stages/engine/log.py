@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from stages.engine import distributed
 from stages.engine.checkpoint import write_atomically
+from stages.engine.pictures import png
 
 
 def say(text: str) -> None:
@@ -124,11 +125,7 @@ class MetricsLog:
         """Saves an image, (3, h, w) in [0, 1], as previews/<name>-<step>.png and to TensorBoard."""
         if not distributed.is_main():
             return
-        from torchvision.utils import save_image
-
-        path = self.folder / "previews" / f"{name}-{step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        save_image(grid, path)
+        write_atomically(self.folder / "previews" / f"{name}-{step:08d}.png", png(grid))
         self._board.add_image(name, grid, step)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """One training run: its folder, what it was made from, and the loop.
 
-    checkpoints/<experiment>/<stage>/
-        step-*.ckpt  config.yaml  metrics.jsonl  tensorboard/  previews/  export.safetensors
+checkpoints/<experiment>/<stage>/
+    step-*.ckpt  config.yaml  metrics.jsonl  tensorboard/  previews/  export.safetensors
 """
 
 import os
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """"key: old -> new" for each key that differs."""
+    """ "key: old -> new" for each key that differs."""
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
 
 

@@ -74,8 +74,14 @@ def test_other_modes_are_converted(mode):
         (encoded(Image.new("I;16", (64, 64))), "16 or 32 bits"),
         (encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 90))), "transparent"),
         (encoded(Image.new("RGB", (9000, 2))), "largest side"),
-        (encoded(Image.new("L", (8, 8)), "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 255)]), "animated"),
-        (encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)))[:3000], "not a readable"),
+        (
+            encoded(Image.new("L", (8, 8)), "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 255)]),
+            "animated",
+        ),
+        (
+            encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)))[:3000],
+            "not a readable",
+        ),
     ],
 )
 def test_refused_pictures(content, fault):

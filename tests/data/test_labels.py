@@ -61,7 +61,12 @@ def test_condition_faults_name_the_file(tmp_path, content, fault):
 
 @pytest.mark.parametrize(
     ("content", "fault"),
-    [('{"a": 0, "b": 2}', "0 to 1"), ('{"a": 0, "a": 1}', "stands twice"), ("[]", "expected"), ('{"a": "0"}', "0 to 0")],
+    [
+        ('{"a": 0, "b": 2}', "0 to 1"),
+        ('{"a": 0, "a": 1}', "stands twice"),
+        ("[]", "expected"),
+        ('{"a": "0"}', "0 to 0"),
+    ],
 )
 def test_vocabulary_faults(tmp_path, content, fault):
     (tmp_path / "objects.json").write_text(content)

@@ -5,7 +5,8 @@ import numpy as np
 from PIL import Image
 
 from data.labels import CLEVR
-from data.render import OBJECTS, RADIUS, RGB, draw_scenes, layout, picture_name, test_sets as make_test_sets
+from data.render import OBJECTS, RADIUS, RGB, draw_scenes, layout, picture_name
+from data.render import test_sets as make_test_sets
 
 SETTINGS = {"seed": 3, "size": 64, "samples": 4, "camera_distance": 9.5}
 

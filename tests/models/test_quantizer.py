@@ -2,7 +2,8 @@ import pytest
 import torch
 from vector_quantize_pytorch import VectorQuantize
 
-from models.quantizer import Quantizer, perplexity
+from models.quantizer import Quantizer
+from models.vqvae import perplexity
 
 OPTIONS = {"decay": 0.9, "rotation_trick": False}
 
@@ -11,7 +12,12 @@ def pair(codes=64, dim=6, **options):
     """Ours and the library's with the same codebook."""
     ours = Quantizer(dim, codes, commitment=0.25, dead_below=0.0, init="uniform", **OPTIONS)
     library = VectorQuantize(
-        dim=dim, codebook_size=codes, accept_image_fmap=True, commitment_weight=0.25, threshold_ema_dead_code=0, **OPTIONS
+        dim=dim,
+        codebook_size=codes,
+        accept_image_fmap=True,
+        commitment_weight=0.25,
+        threshold_ema_dead_code=0,
+        **OPTIONS,
     )
     library._codebook.load_state_dict(ours._codebook.state_dict())
     return ours, library

@@ -30,7 +30,9 @@ def test_penalty_of_a_linear_critic_has_a_closed_form(norm):
 
 def test_penalty_of_a_flat_critic_has_a_finite_gradient():
     critic = LinearCritic(torch.zeros(3, 4, 4))
-    penalty, _ = gradient_penalty(critic, torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.zeros(2, 2), torch.rand(2, 1, 1, 1))
+    penalty, _ = gradient_penalty(
+        critic, torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.zeros(2, 2), torch.rand(2, 1, 1, 1)
+    )
     penalty.backward()
     assert penalty.item() == pytest.approx(1.0)
     assert critic.weight.grad.isfinite().all()
@@ -49,7 +51,9 @@ def test_the_score_depends_on_the_label(pool):
     assert (critic(images, first)[0] - critic(images, second)[0]).abs().min() > 1e-4
 
 
-@pytest.mark.parametrize(("size", "outputs", "channels"), [(64, 3, (16, 16, 8, 8, 8)), (32, 12, (16, 8, 8, 8)), (8, 6, (16, 16, 16))])
+@pytest.mark.parametrize(
+    ("size", "outputs", "channels"), [(64, 3, (16, 16, 8, 8, 8)), (32, 12, (16, 8, 8, 8)), (8, 6, (16, 16, 16))]
+)
 @pytest.mark.parametrize("condition", ["concatenation", "modulation"])
 def test_generator_shapes_and_its_use_of_labels(size, outputs, channels, condition):
     torch.manual_seed(0)

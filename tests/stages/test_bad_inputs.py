@@ -7,7 +7,6 @@ import pickle
 import pytest
 import torch
 
-
 from tests.data.folder import write_folder
 
 
@@ -71,7 +70,8 @@ def test_sample_faults(stage, chain, arguments, parts):
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"), [("ldm.learning_rate=0.5", "ldm.learning_rate"), ("ldm.batch=4", "ldm.batch"), ("seed=9", "seed")]
+    ("changes", "key"),
+    [("ldm.learning_rate=0.5", "ldm.learning_rate"), ("ldm.batch=4", "ldm.batch"), ("seed=9", "seed")],
 )
 def test_another_configuration_is_refused_with_what_differs(stage, chain, changes, key):
     assert_one_line(*stage("ldm", f"root={chain}", changes), key, "->", "--fresh")
@@ -144,5 +144,3 @@ def test_a_wrong_lab_checkpoint(stage, chain, tmp_path, content, part):
     arguments = (f"root={tmp_path}", f"data.folder={chain}/smoke/render", f"evaluator.checkpoint={path}")
     assert_one_line(*stage("evaluator", *arguments), str(path), part)
     assert not os.path.exists("/tmp/hostile-evaluator-ran")
-
-

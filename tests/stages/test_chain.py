@@ -53,7 +53,7 @@ def test_accuracy_by_objects_adds_up_to_the_whole(report, chain):
 def test_the_page_is_self_contained_and_the_pictures_are_there(chain):
     folder = chain / "smoke/eval"
     page = (folder / "report.html").read_text()
-    assert "src=\"data:image/png" in page
+    assert 'src="data:image/png' in page
     assert "http://" not in page and "https://" not in page
     for name in ("ldm-test", "ldm-new_test", "gan-test", "gan-new_test", "denoising"):
         assert Image.open(folder / f"{name}.png").width > 100
@@ -94,7 +94,9 @@ def test_the_gan_on_latents_through_make(chain_copy):
 
 def test_make_sample_draws_what_is_asked(chain, tmp_path):
     out = tmp_path / "x.png"
-    result = make("sample", f"CONFIG={SMOKE}", f"SET=root={chain}", f"OUT={out}", "LABELS=red cube, cyan sphere", "COUNT=3")
+    result = make(
+        "sample", f"CONFIG={SMOKE}", f"SET=root={chain}", f"OUT={out}", "LABELS=red cube, cyan sphere", "COUNT=3"
+    )
     assert result.returncode == 0, result.stderr
     assert Image.open(out).size == (3 * 66 * 2, 66 * 2)
 

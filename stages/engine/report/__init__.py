@@ -7,13 +7,11 @@ from pathlib import Path
 
 import jinja2
 import matplotlib
-from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from stages.engine.checkpoint import write_atomically
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+import matplotlib.pyplot as plt
 
 TEMPLATES = Path(__file__).parent
 
@@ -22,14 +20,6 @@ REPORTED = {
     "ldm": ("latent diffusion, DDIM 50", 0.819, 0.821),
     "gan": ("WGAN-GP, projection critic", 0.527, 0.678),
 }
-
-
-def png(picture: Tensor, scale: int = 1) -> bytes:
-    """(3, h, w) in [0, 1] -> a PNG file, enlarged by whole pixels."""
-    image = to_pil_image(picture.clamp(0, 1))
-    buffer = io.BytesIO()
-    image.resize((image.width * scale, image.height * scale), 0).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def data_uri(content: bytes) -> str:
@@ -73,7 +63,7 @@ def write_report(folder: Path, result: dict, view: dict) -> None:
         lstrip_blocks=True,
     )
     environment.filters["uri"] = data_uri
-    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["figure"] = lambda value: f"{value:.3f}" if isinstance(value, float) else "–"
     context = {"result": result, "reported": REPORTED, **view}
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"{name}.jinja").render(context)

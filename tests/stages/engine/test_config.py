@@ -15,7 +15,9 @@ def test_every_configuration_loads(path):
 
 
 def test_overrides_and_plain_exponents():
-    config = load(SMOKE, ["ldm.steps=2000", "ldm.learning_rate=1e-4", "eval.seeds=[3, 4]", "vae.codebook.codes=16", "name=x"])
+    config = load(
+        SMOKE, ["ldm.steps=2000", "ldm.learning_rate=1e-4", "eval.seeds=[3, 4]", "vae.codebook.codes=16", "name=x"]
+    )
     assert (config.ldm.steps, config.ldm.learning_rate, config.eval.seeds) == (2000, 1e-4, (3, 4))
     assert (config.vae.codebook.codes, config.name) == (16, "x")
 

@@ -38,4 +38,6 @@ def test_processes_share_the_global_batch(monkeypatch):
 def test_seeds_differ_by_key_and_stay_as_they_are():
     assert seed_of(0, "ldm", 1) != seed_of(0, "ldm", 2)
     assert seed_of("a") == 7299139317422481125  # on every machine and in every release: results depend on it
-    assert torch.equal(torch.randn(3, generator=sample_generator(1, 2)), torch.randn(3, generator=sample_generator(1, 2)))
+    assert torch.equal(
+        torch.randn(3, generator=sample_generator(1, 2)), torch.randn(3, generator=sample_generator(1, 2))
+    )
