@@ -1,6 +1,6 @@
 """Diffusion as pure functions: schedules, prediction types and their conversions, loss weights.
 
-x_t = alpha_t x_0 + sigma_t eps with alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t)   (DDPM, arXiv 2006.11239, eq. 4)
+x_t = alpha_t x_0 + sigma_t eps with alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t)   (arXiv 2006.11239, eq. 4)
 """
 
 import math

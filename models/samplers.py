@@ -14,7 +14,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def trailing_timesteps(timesteps: int, steps: int) -> list[int]:
-    """`steps` timesteps from T - 1 down, evenly spaced, so that sampling starts at full noise (arXiv 2305.08891, 3.3)."""
+    """`steps` timesteps from T - 1 down, evenly spaced: sampling starts at full noise (arXiv 2305.08891, 3.3)."""
     return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
 
 

@@ -6,6 +6,7 @@ halvings between the full resolution and 4x4.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class Generator(nn.Module):
         self.label = nn.Linear(classes, label_width)
         style = noise + label_width if condition == "modulation" else None
         self.enter = nn.Linear(noise + label_width, channels[0] * 16)
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         # further blocks than doublings work at the full resolution
         self.blocks = nn.ModuleList(GeneratorBlock(a, b, i < doublings, style) for i, (a, b) in enumerate(pairs))
         self.leave = nn.Sequential(normalisation("group", channels[-1]), nn.ReLU(), conv3x3(channels[-1], outputs))
@@ -113,7 +114,7 @@ class Critic(nn.Module):
             raise ValueError(f"a critic of {size}x{size} needs at least {halvings + 1} widths")
         self.pool = pool
         self.enter = conv3x3(inputs, channels[0])
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         first = len(pairs) - halvings  # further blocks than halvings work at the full resolution
         self.blocks = nn.ModuleList(CriticBlock(a, b, i >= first) for i, (a, b) in enumerate(pairs))
         width = channels[-1] * (16 if pool == "flatten" else 1)

@@ -1,4 +1,4 @@
-"""`make vae`, stage 1: a VQ-VAE with a patch discriminator, judged by what the evaluator sees in its reconstructions."""
+"""`make vae`, stage 1: a VQ-VAE with a patch discriminator, judged by what the evaluator reads from reconstructions."""
 
 from pathlib import Path
 from urllib.error import URLError

@@ -110,7 +110,7 @@ def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
 
 
 def read_about(path: Path, remedy: str) -> dict:
-    """An export's `about` with its `sha256`, without reading the tensors. `remedy` ends the error where there is none."""
+    """An export's `about` with its `sha256`, without reading the tensors. `remedy` ends the error of a bad one."""
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
     try:
@@ -129,7 +129,7 @@ def load_export(path: Path, remedy: str, *, verify: bool = True) -> tuple[dict[s
     about = read_about(path, remedy)
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
     if verify and _digest(tensors) != about["sha256"]:

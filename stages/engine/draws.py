@@ -49,7 +49,7 @@ class Draws:
         self._rows = distributed.share_of(batch)
 
     def indices(self, size: int, part: int = 0, parts: int = 1) -> Tensor:
-        """This process's (batch / world,) indices into a set of `size`; with `parts`, batch `part` of the step's several."""
+        """This process's (batch / world,) indices into a set of `size`: batch `part` of the step's `parts`."""
         order = batch_indices(self.seed, self.stream, self.step * parts + part, self.batch, size)
         return order[self._rows].to(self.device)
 

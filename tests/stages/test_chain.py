@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from tests.conftest import HERE, SMOKE, finish, make, start_stage
+from tests.conftest import HERE, SMOKE, make
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,13 @@ def test_the_gan_alone_needs_no_autoencoder(chain_copy):
     assert not (chain_copy / "smoke/vae").exists()
 
 
-def test_the_gan_on_latents_through_make(chain_copy):
+def test_the_gan_on_latents_is_decoded_and_evaluated(stage, chain_copy):
     (chain_copy / "smoke/gan").rename(chain_copy / "gone")
-    sets = "gan.space=latents gan.generator.channels=[8,8,8] gan.critic.channels=[8,8,8] gan.steps=2"
-    result = make("gan", "eval", f"CONFIG={SMOKE}", f"SET=root={chain_copy} {sets}")
-    assert result.returncode == 0, result.stderr
-    assert "old report is now" in result.stderr
+    sets = ("gan.space=latents", "gan.generator.channels=[8,8,8]", "gan.critic.channels=[8,8,8]", "gan.steps=2")
+    for name in ("gan", "evaluate"):
+        status, said = stage(name, f"root={chain_copy}", *sets)
+        assert status == 0, said
+    assert "old report is now" in said
 
 
 def test_make_sample_draws_what_is_asked(chain, tmp_path):
@@ -101,16 +102,16 @@ def test_make_sample_draws_what_is_asked(chain, tmp_path):
     assert Image.open(out).size == (3 * 66 * 2, 66 * 2)
 
 
-def test_a_sample_does_not_depend_on_its_batch(chain, tmp_path):
-    def sample(count, model):
+@pytest.mark.parametrize("model", ["ldm", "gan"])
+def test_a_sample_does_not_depend_on_its_batch(stage, chain, tmp_path, model):
+    def first_of(count):
         out = tmp_path / f"{count}.png"
         arguments = ("--labels", "red cube", "--count", str(count), "--seed", "3", "--out", str(out), "--model", model)
-        status, said = finish(start_stage("sample", *arguments, f"root={chain}"))
+        status, said = stage("sample", *arguments, f"root={chain}")
         assert status == 0, said
         return Image.open(out).crop((0, 0, 128, 128)).tobytes()
 
-    for model in ("ldm", "gan"):
-        assert sample(1, model) == sample(8, model)
+    assert first_of(1) == first_of(8) == first_of(9)
 
 
 def test_make_help_lists_every_target():
@@ -119,9 +120,9 @@ def test_make_help_lists_every_target():
         assert f"\n  {target} " in said
 
 
-@pytest.mark.parametrize("stage", ["render", "evaluator", "vae", "ldm", "gan", "evaluate", "sample", "bench"])
-def test_help_explains(stage):
-    status, said = finish(start_stage(stage, "--help"))
+@pytest.mark.parametrize("name", ["render", "evaluator", "vae", "ldm", "gan", "evaluate", "sample", "bench"])
+def test_help_explains(stage, name):
+    status, said = stage(name, "--help")
     assert status == 0
     assert "--config" in said
     assert "section.key=value" in said

@@ -31,7 +31,7 @@ def signal_after(process, folder, number, pattern="step-*.ckpt"):
 
 
 @pytest.mark.parametrize(
-    ("stage", "number", "status"),
+    ("name", "number", "status"),
     [
         ("evaluator", signal.SIGKILL, -9),
         ("vae", signal.SIGKILL, -9),
@@ -41,14 +41,14 @@ def signal_after(process, folder, number, pattern="step-*.ckpt"):
         ("ldm", signal.SIGTERM, 143),
     ],
 )
-def test_an_interrupted_run_equals_an_uninterrupted_one(chain, chain_copy, stage, number, status):
-    whole, folder = chain / "smoke" / stage, chain_copy / "smoke" / stage
+def test_an_interrupted_run_equals_an_uninterrupted_one(stage, chain, chain_copy, name, number, status):
+    whole, folder = chain / "smoke" / name, chain_copy / "smoke" / name
     folder.rename(chain_copy / "gone")
-    ended, said = signal_after(start_stage(stage, f"root={chain_copy}"), folder, number)
+    ended, said = signal_after(start_stage(name, f"root={chain_copy}"), folder, number)
     assert ended == status, said
     assert not (folder / "export.safetensors").exists(), "it was not interrupted in time"
     assert "Traceback" not in said
-    ended, said = finish(start_stage(stage, f"root={chain_copy}"))
+    ended, said = stage(name, f"root={chain_copy}")
     assert ended == 0, said
     assert "going on at step" in said
     assert digest(folder) == digest(whole)
@@ -56,18 +56,18 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(chain, chain_copy, stage
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_twice_the_same_command_gives_the_same_bits(chain, chain_copy):
+def test_twice_the_same_command_gives_the_same_bits(stage, chain, chain_copy):
     (chain_copy / "smoke/ldm").rename(chain_copy / "gone")
-    assert finish(start_stage("ldm", f"root={chain_copy}"))[0] == 0
+    assert stage("ldm", f"root={chain_copy}")[0] == 0
     assert digest(chain_copy / "smoke/ldm") == digest(chain / "smoke/ldm")
 
 
-def test_a_damaged_newest_checkpoint_gives_way_and_the_run_ends_the_same(chain, chain_copy):
+def test_a_damaged_newest_checkpoint_gives_way_and_the_run_ends_the_same(stage, chain, chain_copy):
     folder = chain_copy / "smoke/vae"
     (folder / "export.safetensors").unlink()
     newest = max(folder.glob("step-*.ckpt"))
     newest.write_bytes(newest.read_bytes()[:1000])
-    ended, said = finish(start_stage("vae", f"root={chain_copy}"))
+    ended, said = stage("vae", f"root={chain_copy}")
     assert ended == 0, said
     assert f"warning: {newest} is damaged" in said
     assert digest(folder) == digest(chain / "smoke/vae")

@@ -81,10 +81,10 @@ def test_export_round_trip_and_damage(tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="checksum differs.*mend it"):
+    with pytest.raises(UserError, match=r"checksum differs.*mend it"):
         load_export(path, "mend it")
     path.write_bytes(content[:20])
-    with pytest.raises(UserError, match="damaged.*mend it"):
+    with pytest.raises(UserError, match=r"damaged.*mend it"):
         load_export(path, "mend it")
     path.unlink()
     with pytest.raises(UserError, match="missing: mend it"):

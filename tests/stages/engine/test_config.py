@@ -81,7 +81,7 @@ def test_a_wrong_file_is_one_line(tmp_path, content, fault):
 
 def test_a_missing_file_lists_what_there_is(monkeypatch):
     monkeypatch.chdir(HERE)
-    with pytest.raises(UserError, match="configs/demo.yaml"):
+    with pytest.raises(UserError, match=r"configs/demo\.yaml"):
         load("configs/nope.yaml")
 
 
