@@ -53,7 +53,7 @@ class Layout:
 
     items: tuple[Item, ...]
     camera: tuple[float, float, float]
-    lamps: tuple[tuple[tuple[float, float, float], float], ...]  # position, radiance
+    lamps: tuple[tuple[tuple[float, float, float], float], ...]  # key, fill, and one at the camera: position, strength
 
 
 def _linear(value: int) -> float:
@@ -114,16 +114,15 @@ def layout(seed: int, index: int, camera_distance: float) -> Layout:
         if len(items) == OBJECTS:
             break
     jitter = partial(rng.uniform, -0.8, 0.8)
-    lamps = (
-        ((6.4 + jitter(), -1.0 + jitter(), 7.4 + jitter()), 70 * rng.uniform(0.9, 1.1)),  # key
-        ((-1.4 + jitter(), -7.5 + jitter(), 5.4 + jitter()), 22 * rng.uniform(0.9, 1.1)),  # fill
-        ((-4.4 + jitter(), 4.4 + jitter(), 9.5 + jitter()), 25 * rng.uniform(0.9, 1.1)),  # back
-    )
+    key = (6.0 + jitter(), -1.0 + jitter(), 7.5 + jitter())
+    fill = (-1.5 + jitter(), -8.0 + jitter(), 6.0 + jitter())
+    strength = partial(rng.uniform, 0.9, 1.1)
+    lamps = ((key, 95 * strength()), (fill, 70 * strength()), (camera, 60 * strength()))
     return Layout(tuple(items), camera, lamps)
 
 
-def _shape(item: Item, transform: type) -> dict:
-    """An item as a Mitsuba shape standing on the floor."""
+def _shapes(item: Item, transform: type) -> dict[str, dict]:
+    """An item as Mitsuba shapes standing on the floor."""
     colour, kind = item.name.split()
     bsdf = {
         "type": "principled",  # roughplastic tabulates itself at every load, which takes longer than drawing
@@ -133,10 +132,10 @@ def _shape(item: Item, transform: type) -> dict:
     }
     place = transform().translate([item.x, item.y, 0]).rotate([0, 0, 1], item.turn)
     if kind == "sphere":
-        return {"type": "sphere", "to_world": place.translate([0, 0, RADIUS]).scale(RADIUS), "bsdf": bsdf}
+        return {"body": {"type": "sphere", "to_world": place.translate([0, 0, RADIUS]).scale(RADIUS), "bsdf": bsdf}}
     if kind == "cube":
         half = RADIUS * 0.82
-        return {"type": "cube", "to_world": place.translate([0, 0, half]).scale(half), "bsdf": bsdf}
+        return {"body": {"type": "cube", "to_world": place.translate([0, 0, half]).scale(half), "bsdf": bsdf}}
     side = place.scale([RADIUS * 0.85, RADIUS * 0.85, RADIUS * 1.7])
     lid = place.translate([0, 0, RADIUS * 1.7]).scale(RADIUS * 0.85)
     return {
@@ -145,10 +144,15 @@ def _shape(item: Item, transform: type) -> dict:
     }
 
 
-def _mitsuba_scene(scene: Layout, shown: int, size: int, samples: int, transform: type) -> dict:
-    description = {
+def _mitsuba_scenes(scene: Layout, shown: int, size: int, samples: int, transform: type) -> list[dict]:
+    """The scene once under each lamp; the pictures add up. An integrator that chooses between lamps at random
+    would need ten times the samples for the same noise."""
+    (place, strength), *points = scene.lamps  # the key has an extent, for soft shadows
+    lamps = [{"type": "sphere", "center": list(place), "radius": 0.7, "emitter": _grey("area", "radiance", strength)}]
+    lamps += [{"position": list(place), **_grey("point", "intensity", strength)} for place, strength in points]
+    common = {
         "type": "scene",
-        "integrator": {"type": "direct", "emitter_samples": 4, "bsdf_samples": 1},
+        "integrator": {"type": "direct", "emitter_samples": 1, "bsdf_samples": 0, "hide_emitters": True},
         "sensor": {
             "type": "perspective",
             "fov": FIELD_OF_VIEW,
@@ -156,27 +160,19 @@ def _mitsuba_scene(scene: Layout, shown: int, size: int, samples: int, transform
             "film": {"type": "hdrfilm", "width": size, "height": size, "rfilter": {"type": "gaussian"}},
             "sampler": {"type": "stratified", "sample_count": samples},
         },
-        "sky": {"type": "constant", "radiance": {"type": "rgb", "value": 0.22}},
         "floor": {
             "type": "rectangle",
             "to_world": transform().scale(60),
             "bsdf": {"type": "diffuse", "reflectance": {"type": "rgb", "value": 0.42}},
         },
     }
-    for i, (position, radiance) in enumerate(scene.lamps):
-        description[f"lamp{i}"] = {
-            "type": "sphere",
-            "center": list(position),
-            "radius": 0.6,
-            "emitter": {"type": "area", "radiance": {"type": "rgb", "value": radiance}},
-        }
     for i, item in enumerate(scene.items[:shown]):
-        shape = _shape(item, transform)
-        if "type" in shape:
-            description[f"item{i}"] = shape
-        else:
-            description |= {f"item{i}_{part}": value for part, value in shape.items()}
-    return description
+        common |= {f"item{i}_{part}": shape for part, shape in _shapes(item, transform).items()}
+    return [{**common, "lamp": lamp} for lamp in lamps]
+
+
+def _grey(kind: str, unit: str, value: float) -> dict:
+    return {"type": kind, unit: {"type": "rgb", "value": value}}
 
 
 def picture_name(index: int, shown: int) -> str:
@@ -197,8 +193,8 @@ def draw_scene(
         mi.set_variant("scalar_rgb")
         mi.set_log_level(mi.LogLevel.Error)
         for name in missing:
-            description = _mitsuba_scene(scene, len(labels[name]), size, samples, mi.ScalarTransform4f)
-            image = mi.render(mi.load_dict(description), spp=samples, seed=index)
+            passes = _mitsuba_scenes(scene, len(labels[name]), size, samples, mi.ScalarTransform4f)
+            image = sum(mi.TensorXf(mi.render(mi.load_dict(p), spp=samples, seed=index)) for p in passes)
             temporary = folder / f".{name}"
             mi.util.write_bitmap(str(temporary), image, write_async=False)
             os.replace(temporary, folder / name)

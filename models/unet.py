@@ -102,7 +102,8 @@ class UNet(nn.Module):
                 self.down.append(level(width, outputs))
                 width = outputs
                 skips.append(width)
-        self.middle = nn.ModuleList([level(width, width), level(width, width)])
+        self.middle = level(width, width)
+        self.middle_end = ResidualBlock(width, width, embedding, dropout=dropout)
         for i, outputs in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
                 self.up.append(level(width + skips.pop(), outputs))
@@ -125,8 +126,7 @@ class UNet(nn.Module):
         for module in self.down:
             x = module(x, embedding, context, mask) if isinstance(module, Level) else module(x)
             skips.append(x)
-        for module in self.middle:
-            x = module(x, embedding, context, mask)
+        x = self.middle_end(self.middle(x, embedding, context, mask), embedding)
         for module in self.up:
             if isinstance(module, Level):
                 x = module(torch.cat([x, skips.pop()], dim=1), embedding, context, mask)

@@ -32,7 +32,7 @@ class Render(Section):
     scenes: Positive = 6003  # of up to three pictures each
     validation_scenes: Positive = 200  # held out of training
     size: Positive = 64  # pixels a side
-    samples: Positive = 9  # camera rays a pixel, each with four to the lamps
+    samples: Positive = 4  # rays a pixel and lamp
     camera_distance: Annotated[float, Field(gt=0)] = 11.0  # closer than i-CLEVR's makes objects larger
     seed: int = 0
 
