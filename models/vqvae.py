@@ -85,9 +85,15 @@ class VQVAE(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(b, 3, 64, 64) -> reconstruction, code indices (b, 8, 8), weighted commitment loss."""
-        quantized, indices, commitment = self.quantizer(self.encoder(images).float())
+    def forward(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, 3, 64, 64) -> reconstruction, code indices (b, 8, 8), weighted commitment loss.
+
+        Without `quantize` the latents go to the decoder as they are, the codebook is left alone, the loss is 0.
+        """
+        latents = self.encoder(images).float()
+        if not quantize:
+            return self.decoder(latents).float(), self.quantizer.nearest(latents), latents.new_zeros(())
+        quantized, indices, commitment = self.quantizer(latents)
         return self.decoder(quantized).float(), indices, commitment
 
     def encode(self, images: Tensor) -> Tensor:

@@ -28,12 +28,13 @@ from stages.engine.pictures import grid
 from stages.engine.run import Run
 from stages.evaluator import load_evaluator, scores
 
-NETWORK_KEYS = {"channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels", "codebook"}
+NETWORK_KEYS = {"channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels"}
 
 
 def build_vae(settings) -> VQVAE:
     """The network of a `vae` section."""
-    return VQVAE(**settings.model_dump(include=NETWORK_KEYS))
+    codebook = settings.codebook.model_dump(exclude={"start"})
+    return VQVAE(codebook=codebook, **settings.model_dump(include=NETWORK_KEYS))
 
 
 def load_vae(context: Context) -> tuple[VQVAE, dict]:
@@ -115,7 +116,7 @@ class VaeTask:
         images = images.contiguous(memory_format=torch.channels_last)
         self.network.train()
         with self.context.autocast():
-            made, indices, commitment = self.network(images)
+            made, indices, commitment = self.network(images, quantize=step >= s.codebook.start)
         reconstruction = self._reconstruction_loss(images, made)
         metrics = {"reconstruction": reconstruction, "commitment": commitment}
         if self.perceptual is not None:

@@ -62,7 +62,11 @@ def chain(tmp_path_factory) -> Path:
 def chain_copy(chain, tmp_path) -> Path:
     """A copy of the chain's root that a test may change."""
     root = tmp_path / "root"
-    shutil.copytree(chain, root)
+
+    def skip(folder: str, names: list[str]) -> list[str]:  # the evaluator's checkpoints are large and not needed
+        return [name for name in names if folder.endswith("evaluator") and name.startswith("step-")]
+
+    shutil.copytree(chain, root, ignore=skip)
     return root
 
 

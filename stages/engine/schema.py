@@ -89,7 +89,8 @@ class Codebook(Section):
     commitment: NonNegative = 0.25
     dead_below: NonNegative = 1.0  # codes with a smaller average count a batch are replaced
     rotation_trick: bool = False
-    init: Literal["kmeans", "uniform"] = "kmeans"
+    init: Literal["kmeans", "uniform"] = "kmeans"  # from the first batch quantised, or at random
+    start: Natural = 0  # until this step the autoencoder learns without quantisation, so that k-means finds structure
 
 
 class Vae(Training):
