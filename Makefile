@@ -66,7 +66,7 @@ gan: evaluator ## conditional WGAN-GP (trains the VAE first where gan.space is l
 eval: ldm gan ## evaluate both, write checkpoints/NAME/eval/report.html
 	$(call STAGE,evaluate)
 
-sample: ldm ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm] [OUT=sample.png]
+sample: $(MODEL) ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm] [OUT=sample.png]
 	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
 	  --model $(MODEL) --out "$(OUT)" $(SETS)
 
