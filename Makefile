@@ -71,7 +71,7 @@ sample: $(MODEL) ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm
 	  --model $(MODEL) --out "$(OUT)" $(SETS)
 
 bench: setup ## arithmetic rate of the LDM training step beside the machine's
-	$(call STAGE,bench)
+	@$(PY) -m stages.bench --config "$(CONFIG)" $(SETS)
 
 test: setup ## the tests
 	@$(PY) -m pytest -q

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from data.labels import DataError, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
@@ -127,7 +127,7 @@ def decode(content: bytes, where: str) -> np.ndarray:
                 picture = picture.convert("RGBA")
                 if picture.getextrema()[3][0] < 255:
                     raise DataError(f"{where}: a transparent picture; save it on a background")
-            picture = picture.convert("RGB")
+            picture = ImageOps.exif_transpose(picture).convert("RGB")
             if picture.size != (SIZE, SIZE):
                 picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)  # Pillow's resize antialiases
             return np.asarray(picture).transpose(2, 0, 1)
@@ -144,9 +144,15 @@ def _scene(name: str) -> str:
 
 
 def _hold_out(names: list[str], every: int) -> Tensor:
-    """Marks each `every`-th scene, in the order of names: no scene is on both sides."""
-    scenes = {scene: i for i, scene in enumerate(sorted(set(map(_scene, names))))}
-    return torch.tensor([scenes[_scene(name)] % every == every - 1 for name in names])
+    """Marks each `every`-th scene, in the order of names: no scene is on both sides.
+
+    Names without scenes (photo_0001, photo_0002, ...) look like one or few: then each picture is its own.
+    """
+    groups = list(map(_scene, names))
+    if len(set(groups)) < every:
+        groups = names
+    order = {group: i for i, group in enumerate(sorted(set(groups)))}
+    return torch.tensor([order[group] % every == every - 1 for group in groups])
 
 
 def fingerprint(folder: Path, validation_every: int) -> str:
@@ -188,7 +194,8 @@ def read_folder(folder: Path, validation_every: int, progress: Callable = iter) 
     if held_out is None:
         held_out = _hold_out(names, validation_every)
     if held_out.all() or not held_out.any():
-        raise DataError(f"{folder}: no scenes on one side of the validation split; change data.validation_every")
+        mend = "change data.validation_every or write a validation.json"
+        raise DataError(f"{folder}: nothing on one side of the validation split; {mend}")
     images = torch.empty(len(names), 3, SIZE, SIZE, dtype=torch.uint8)
     for i, name in enumerate(progress(names)):
         images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}").copy())

@@ -52,8 +52,14 @@ class Vocabulary:
         return labels
 
     def parse(self, text: str) -> Tensor:
-        """ "red cube, cyan sphere" -> (1, len(self)) multi-hot. Spacing and case are free; grey is gray."""
-        names = [" ".join(part.lower().replace("grey", "gray").split()) for part in text.split(",")]
+        """Text, "red cube, cyan sphere" -> (1, len(self)) multi-hot. Spacing and case are free, grey may be gray."""
+        folded = {name.casefold(): name for name in self.names}
+
+        def known(part: str) -> str:
+            name = " ".join(part.split()).casefold()
+            return folded.get(name) or folded.get(name.replace("grey", "gray")) or name
+
+        names = [known(part) for part in text.split(",")]
         return self.multi_hot([self.indices([n for n in names if n], f"labels {text!r}")])
 
     def describe(self, labels: Tensor) -> list[str]:

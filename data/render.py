@@ -81,13 +81,13 @@ def _on_screen(camera: tuple[float, float, float], x: float, y: float) -> tuple[
 def _fits(camera: tuple[float, float, float], placed: list[Item], x: float, y: float) -> bool:
     """True where an object at (x, y) is wholly in the picture, overlaps none and hides none."""
     u, v, r = _on_screen(camera, x, y)
-    if max(abs(u), abs(v)) + 1.35 * r > 1:
+    if max(abs(u), abs(v)) + 1.65 * r > 1:
         return False
     for item in placed:
         if math.hypot(x - item.x, y - item.y) < 2.9 * RADIUS:
             return False
         other_u, other_v, other_r = _on_screen(camera, item.x, item.y)
-        if math.hypot(u - other_u, v - other_v) < 1.15 * (r + other_r):
+        if math.hypot(u - other_u, v - other_v) < 1.3 * (r + other_r):
             return False
     return True
 

@@ -64,7 +64,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """1x1 convolution and pixel shuffle: (b, inputs, h, w) -> (b, outputs, 2h, 2w).
 
-    A quarter of the arithmetic of nearest + 3x3. The four pixels of a cell start alike, so no checkerboard is
+    A ninth of the arithmetic of nearest + 3x3. The four pixels of a cell start alike, so no checkerboard is
     built in (arXiv 1707.02937).
     """
 
@@ -111,7 +111,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """GEGLU (arXiv 2002.05202): (..., width) -> (..., width)."""
 
-    def __init__(self, width: int, expansion: int = 2):
+    def __init__(self, width: int, expansion: int):
         super().__init__()
         self.enter = nn.Linear(width, 2 * expansion * width)
         self.leave = zero_init(nn.Linear(expansion * width, width))
@@ -122,27 +122,32 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention, cross-attention to the context, feed-forward, each pre-normalised and residual."""
+    """Self-attention, cross-attention to the context, feed-forward, each pre-normalised and residual.
 
-    def __init__(self, width: int, heads: int, context: int):
+    `expansion` 0 leaves the feed-forward out: convolutions beside it mix the channels too.
+    """
+
+    def __init__(self, width: int, heads: int, context: int, expansion: int):
         super().__init__()
         self.norm1, self.self_attention = nn.LayerNorm(width), Attention(width, heads)
         self.norm2, self.cross_attention = nn.LayerNorm(width), Attention(width, heads, context)
-        self.norm3, self.feed_forward = nn.LayerNorm(width), FeedForward(width)
+        self.norm3, self.feed_forward = None, None
+        if expansion:
+            self.norm3, self.feed_forward = nn.LayerNorm(width), FeedForward(width, expansion)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """x: (b, n, width); context: (b, m, context); mask: (b, m) bool."""
         x = x + self.self_attention(self.norm1(x))
         x = x + self.cross_attention(self.norm2(x), context, mask)
-        return x + self.feed_forward(self.norm3(x))
+        return x if self.feed_forward is None else x + self.feed_forward(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
     """Transformer layers over the cells of a map (b, width, h, w) (arXiv 2112.10752, appendix E.2.1)."""
 
-    def __init__(self, width: int, heads: int, context: int, depth: int):
+    def __init__(self, width: int, heads: int, context: int, depth: int, expansion: int):
         super().__init__()
-        self.layers = nn.ModuleList(TransformerLayer(width, heads, context) for _ in range(depth))
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, context, expansion) for _ in range(depth))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         tokens = rearrange(x, "b c h w -> b (h w) c")

@@ -77,9 +77,11 @@ class Quantizer(VectorQuantize):
         """Indices (b, h, w) -> their codes (b, d, h, w)."""
         return rearrange(self._codebook.embed[0][indices], "b h w d -> b d h w")
 
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def nearest(self, latents: Tensor) -> Tensor:
-        """Indices (b, h, w) of the codes nearest to (b, d, h, w); nothing is learned."""
+        """Indices (b, h, w) of the codes nearest to (b, d, h, w), in float32; nothing is learned."""
         codes = self._codebook.embed[0]
         flat = rearrange(latents.float(), "b d h w -> (b h w) d")
-        scores = codes.square().sum(1)[None] - 2 * flat @ codes.t()
+        scores = torch.addmm(codes.square().sum(1)[None], flat, codes.t(), beta=1, alpha=-2)
         return rearrange(scores.argmin(1), "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])

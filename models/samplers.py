@@ -18,6 +18,18 @@ def trailing_timesteps(timesteps: int, steps: int) -> list[int]:
     return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
 
 
+def sampling_timesteps(diffusion: Diffusion, steps: int) -> list[int]:
+    """The timesteps DDIM visits, falling, none twice.
+
+    With noise prediction sampling starts where abar is 0.001: nearer to T alpha all but vanishes, and
+    x_0 = (x - sigma eps) / alpha would blow up any error of the network, several hundred times at T - 1.
+    """
+    usable = len(diffusion)
+    if diffusion.prediction == "noise":
+        usable = max(1, int((diffusion.alpha_bar >= 1e-3).sum()))
+    return list(dict.fromkeys(max(0, t) for t in trailing_timesteps(usable, steps)))
+
+
 def ddim(
     denoiser: Denoiser,
     diffusion: Diffusion,
@@ -32,7 +44,7 @@ def ddim(
     x equals the predicted x_0. eta > 0 asks `draw_noise` for fresh noise at every step.
     """
     x = noise
-    times = trailing_timesteps(len(diffusion), steps)
+    times = sampling_timesteps(diffusion, steps)
     for t, following in zip(times, [*times[1:], None], strict=True):
         index = torch.full((len(x),), t, device=x.device)
         x0, eps = diffusion.to_x0_and_noise(denoiser(x, index), x, index)

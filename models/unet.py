@@ -47,10 +47,10 @@ class LabelTokens(nn.Module):
 class Level(nn.Module):
     """A residual block with a transformer after it."""
 
-    def __init__(self, inputs, outputs, embedding, heads, context, depth, dropout):
+    def __init__(self, inputs, outputs, embedding, heads, context, depth, expansion, dropout):
         super().__init__()
         self.block = ResidualBlock(inputs, outputs, embedding, dropout=dropout)
-        self.transformer = SpatialTransformer(outputs, heads, context, depth)
+        self.transformer = SpatialTransformer(outputs, heads, context, depth, expansion)
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         return self.transformer(self.block(x, embedding), context, mask)
@@ -74,6 +74,7 @@ class UNet(nn.Module):
         head_width: int | None = 32,
         heads: int | None = None,
         depth: int = 1,
+        expansion: int = 2,
         context: int = 128,
         condition: str = "tokens",
         pooled: bool = False,
@@ -85,7 +86,7 @@ class UNet(nn.Module):
 
         def level(entering: int, leaving: int) -> Level:
             number = heads or max(1, leaving // head_width)
-            return Level(entering, leaving, embedding, number, context, depth, dropout)
+            return Level(entering, leaving, embedding, number, context, depth, expansion, dropout)
 
         self.inputs, self.channels = inputs, channels
         self.labels = LabelTokens(classes, context, condition, most)

@@ -61,7 +61,7 @@ class VQVAE(nn.Module):
     """Encoder, quantiser, decoder. Arguments as in the configuration's `vae` section.
 
     `latents` are the encoder's output *before* quantisation; `decode` quantises, so a sampler may leave a latent
-    slightly beside a code (arXiv 2112.10752, section 3.3: the quantiser belongs to the decoder). `latent_mean`
+    slightly beside a code (arXiv 2112.10752, section 3.1: the quantiser belongs to the decoder). `latent_mean`
     and `latent_std` (latent_channels,) are measured over the whole set after training.
     """
 

@@ -66,6 +66,7 @@ class Generator(nn.Module):
             raise ValueError(f"a generator of {size}x{size} needs at least {doublings + 1} widths")
         self.noise, self.bounded = noise, bounded
         self.label = nn.Linear(classes, label_width)
+        nn.init.normal_(self.label.weight)  # as loud as the noise beside it
         style = noise + label_width if condition == "modulation" else None
         self.enter = nn.Linear(noise + label_width, channels[0] * 16)
         pairs = list(pairwise(channels))
@@ -132,9 +133,12 @@ class Critic(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores (b,) and, with the auxiliary head, label logits (b, classes)."""
         h = self.features(x)
-        projected = (self.project(labels) * h).sum(1) / math.sqrt(h.shape[1])
-        logits = None if self.classify is None else self.classify(h).float()
-        return (self.score(h)[:, 0] + projected).float(), logits
+        with torch.autocast(
+            h.device.type, enabled=False
+        ):  # scores grow without bound: bfloat16 would round them to whole steps
+            h, labels = h.float(), labels.float()
+            logits = None if self.classify is None else self.classify(h)
+            return self.score(h)[:, 0] + (self.project(labels) * h).sum(1), logits
 
 
 def wasserstein_critic_loss(real: Tensor, fake: Tensor) -> Tensor:

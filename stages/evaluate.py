@@ -20,6 +20,7 @@ from stages.engine.run import describe_device, differences, move_aside, versions
 from stages.evaluator import load_evaluator, scores
 from stages.gan import load_gan
 from stages.ldm import LatentSampler, load_sampler
+from stages.vae import load_vae, measure_vae
 
 TITLES = {"ldm": "Latent diffusion", "gan": "WGAN-GP"}
 STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
@@ -104,8 +105,9 @@ def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) ->
         "experiment": context.config.name,
         "date": date.today().isoformat(),
         "configuration": config,
-        "configuration_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "configuration_sha256": _digest_of(config),
         "data_sha256": dataset.sha256,
+        "test_sets_sha256": _digest_of({n: y.tolist() for n, y in dataset.test_sets.items()}, dataset.vocabulary.names),
         "parents": {stage: about["sha256"] for stage, about in exports.items()},
         "seeds": list(context.config.eval.seeds),
         "versions": versions(),
@@ -114,6 +116,10 @@ def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) ->
         "seconds": {stage: about["seconds"] for stage, about in exports.items()},
         "steps": {stage: about["steps"] for stage, about in exports.items()},
     }
+
+
+def _digest_of(*content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _facts(provenance: dict) -> list[tuple[str, str]]:
@@ -159,6 +165,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
         picture, strip_labels = denoising_strip(samplers["ldm"], dataset, context)
         strip = png(picture, 2)
         (folder / "denoising.png").write_bytes(strip)
+    vae, _ = load_vae(context)
     provenance = _provenance(context, dataset, exports)
     result = {
         "evaluator": {
@@ -168,7 +175,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
             "real_pictures": len(dataset.held_out_images),
         },
         "results": results,
-        "vae": {**exports["vae"]["metrics"], "codes": exports["vae"]["config"]["codebook"]["codes"]},
+        "vae": {**measure_vae(vae, judge, dataset, context), "codes": vae.quantizer.codebook_size},
         "provenance": provenance,
     }
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
@@ -204,6 +211,11 @@ def main(context: Context) -> None:
     if not {"ldm", "gan"} & exports.keys():
         raise UserError(f"nothing to evaluate in {context.folder('')}: run `make ldm gan` first")
     dataset = load_dataset(context.config, context.device)
+    for stage, about in exports.items():
+        if about["identity"]["parent data"] != dataset.sha256:
+            raise UserError(
+                f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder"
+            )
     folder, report = context.folder("eval"), context.folder("eval") / "report.json"
     if report.exists() and not context.arguments.fresh:
         try:
@@ -211,7 +223,7 @@ def main(context: Context) -> None:
         except (ValueError, KeyError):
             old = {}
         now = _provenance(context, dataset, exports)
-        same = ("data_sha256", "parents", "precision")
+        same = ("data_sha256", "test_sets_sha256", "parents", "precision")
         unchanged = old.get("configuration", {}).get("eval") == now["configuration"]["eval"]
         if unchanged and not differences({k: old.get(k) for k in same}, {k: now[k] for k in same}):
             say(f"{context.config.name}/eval: finished already")

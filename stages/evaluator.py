@@ -23,14 +23,12 @@ from stages.engine.run import Run
 
 @torch.no_grad()
 def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
-    """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, classes) float32 scores."""
+    """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, classes) logits, in float32 as the lab's: near ties decide accuracy."""
     network.eval()
     rows = []
     for part in images.split(batch):
         part = to_unit(part) if part.dtype == torch.uint8 else part
-        with context.autocast():
-            logits = network.logits(part.to(context.device, memory_format=torch.channels_last))
-        rows.append(logits.float().sigmoid())
+        rows.append(network.logits(part.to(context.device, memory_format=torch.channels_last)))
     return torch.cat(rows)
 
 

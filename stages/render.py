@@ -26,6 +26,9 @@ def _settings_of(folder: Path) -> dict | None:
 def main(context: Context) -> None:
     settings, folder = context.config.render, context.folder("render")
     title = f"{context.config.name}/render"
+    if context.config.data.folder:
+        say(f"{title}: nothing to draw, the pictures are in {context.config.data.folder}")
+        return
     if context.arguments.fresh and folder.exists():
         say(f"{title}: the old scenes are now {move_aside(folder)}")
     wanted, begun = flatten(settings), _settings_of(folder)

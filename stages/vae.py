@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import to_unit
-from models.evaluator import accuracy
+from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import (
     PatchDiscriminator,
     adaptive_weight,
@@ -76,6 +76,33 @@ def median_picture(images: Tensor) -> Tensor:
     return to_unit(images[chosen]).median(dim=0).values[None]
 
 
+@torch.no_grad()
+def reconstruct(vae: VQVAE, images: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """(n, 3, 64, 64) uint8 -> reconstructions (n, 3, 64, 64) in [-1, 1] and code indices (n, 8, 8)."""
+    made, codes = [], []
+    for part in images.split(256):
+        with context.autocast():
+            reconstruction, indices, _ = vae(to_unit(part).to(memory_format=torch.channels_last))
+        made.append(reconstruction.clamp(-1, 1))
+        codes.append(indices)
+    return torch.cat(made), torch.cat(codes)
+
+
+def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float]:
+    """On the held-out pictures: PSNR (of the mean squared error, pixels in [0, 1]), code use, the judge's accuracy."""
+    images, labels = dataset.held_out_images, dataset.held_out_labels
+    made, codes = reconstruct(vae, images, context)
+    error = ((made - to_unit(images)) / 2).square().mean()
+    counts = torch.bincount(codes.flatten(), minlength=vae.quantizer.codebook_size)
+    return {
+        "psnr": (-10 * error.log10()).item(),
+        "codebook_use": (counts > 0).float().mean().item(),
+        "codebook_perplexity": perplexity(counts).item(),
+        "original_accuracy": accuracy(scores(judge, images, context), labels),
+        "reconstruction_accuracy": accuracy(scores(judge, made, context), labels),
+    }
+
+
 class VaeTask:
     """reconstruction + perceptual + commitment + adversarial; the discriminator sees the same reconstructions."""
 
@@ -93,7 +120,10 @@ class VaeTask:
             self.discriminator = PatchDiscriminator(d.channels, d.layers).to(
                 context.device, memory_format=torch.channels_last
             )
-            settings = s.model_copy(update={"learning_rate": d.learning_rate, "weight_decay": 0.0})
+            schedule = {"steps": max(1, s.steps - d.start), "warmup": 0, "decay": "constant"}  # its own, from its start
+            settings = s.model_copy(
+                update={"learning_rate": d.learning_rate, "betas": (0.5, 0.9), "weight_decay": 0.0, **schedule}
+            )
             self.optimizers.append(Optimizer(self.discriminator, settings))
             self.parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizers[1]}
         self.perceptual = load_perceptual(s.perceptual).to(context.device) if s.perceptual.weight > 0 else None
@@ -101,7 +131,7 @@ class VaeTask:
         self.evaluator, self.evaluator_about = load_evaluator(context, len(dataset.vocabulary))
 
     def _reconstruction_loss(self, images: Tensor, made: Tensor) -> Tensor:
-        """Squared error; pixels that differ from the median picture count `foreground` times more."""
+        """Squared error; pixels that differ from the median picture count 1 + `foreground` times."""
         error = (made - images).square()
         if self.background is None:
             return error.mean()
@@ -145,37 +175,16 @@ class VaeTask:
         with self.context.autocast():
             real, fake = self.discriminator(torch.cat([images, made])).chunk(2)
         loss = hinge_discriminator_loss(real, fake)
-        self.optimizers[1].update(loss, step)
+        self.optimizers[1].update(loss, step - self.settings.discriminator.start)
         return loss
 
-    @torch.no_grad()
-    def _reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 pictures -> reconstructions in [-1, 1] and code indices, by the averaged weights."""
-        made, codes = [], []
-        for part in images.split(256):
-            with self.context.autocast():
-                reconstruction, indices, _ = self.ema.average(to_unit(part).to(memory_format=torch.channels_last))
-            made.append(reconstruction)
-            codes.append(indices)
-        return torch.cat(made), torch.cat(codes)
-
     def measure(self) -> dict[str, float]:
-        """On the held-out pictures: PSNR (of the mean squared error, pixels in [0, 1]), code use, accuracy."""
-        images, labels = self.dataset.held_out_images, self.dataset.held_out_labels
-        made, codes = self._reconstruct(images)
-        error = ((made.clamp(-1, 1) - to_unit(images)) / 2).square().mean()
-        counts = torch.bincount(codes.flatten(), minlength=self.settings.codebook.codes)
-        return {
-            "psnr": (-10 * error.log10()).item(),
-            "codebook_use": (counts > 0).float().mean().item(),
-            "codebook_perplexity": perplexity(counts).item(),
-            "original_accuracy": accuracy(scores(self.evaluator, images, self.context), labels),
-            "reconstruction_accuracy": accuracy(scores(self.evaluator, made.clamp(-1, 1), self.context), labels),
-        }
+        return measure_vae(self.ema.average, self.evaluator, self.dataset, self.context)
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         images = self.dataset.held_out_images[:16]
-        pairs = torch.stack([to_unit(images), self._reconstruct(images)[0]], dim=1).flatten(0, 1)
+        made, _ = reconstruct(self.ema.average, images, self.context)
+        pairs = torch.stack([to_unit(images), made], dim=1).flatten(0, 1)
         return self.measure(), {"reconstructions": grid(pairs, columns=8)}
 
     @torch.no_grad()

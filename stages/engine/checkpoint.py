@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from stages.engine import distributed
 from stages.engine.errors import UserError, oneline
 
 MAGIC = b"ICLEVR-CKPT-1\n"
@@ -67,15 +68,18 @@ class Checkpoints:
     def load_latest(self) -> dict | None:
         """The newest readable checkpoint's state on the CPU, or None where there is none; warns of each it skips."""
         for stale in self.folder.glob(".*.tmp"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
         found = self._found()
         for path in reversed(found):
             try:
                 return self._read(path)
             except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
-                self.warn(f"warning: {path} is damaged ({oneline(error)}); using the checkpoint before it")
+                fault = f"damaged ({oneline(error)})"
             except Exception as error:  # weights_only refuses with pickle.UnpicklingError
-                self.warn(f"warning: {path} is refused ({oneline(error)}); using the checkpoint before it")
+                fault = f"refused ({oneline(error)})"
+            self.warn(f"warning: {path} is {fault}; using the checkpoint before it")
+            if distributed.is_main():  # out of the count of those kept, but still there
+                path.rename(path.with_suffix(".damaged"))
         if found:
             raise UserError(f"no checkpoint in {self.folder} can be read; move the folder aside or run with --fresh")
         return None

@@ -65,6 +65,8 @@ def _context(config: Config, arguments: argparse.Namespace) -> Context:
     device = _device(config.device)
     fast = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, the gradient penalty's convolutions included
+    torch.backends.cudnn.deterministic = True
     distributed.start(device)
     return Context(config, device, torch.bfloat16 if fast else torch.float32, arguments)
 

@@ -139,9 +139,23 @@ def _check(config: Config, where: Path) -> None:
     low, high = config.eval.interval
     if not 0 <= low < high <= 1:
         raise UserError(f"{where}: eval.interval [{low}, {high}] must be two rising numbers in 0..1")
+    if config.eval.steps > config.ldm.timesteps:
+        raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds ldm.timesteps ({config.ldm.timesteps})")
+    if config.ldm.label_dropout == 0 and config.eval.guidance != 1:
+        raise UserError(f"{where}: eval.guidance other than 1 needs ldm.label_dropout above 0, such as 0.1")
+    for key, start in (("codebook", config.vae.codebook.start), ("discriminator", config.vae.discriminator.start)):
+        if start >= config.vae.steps and (key == "codebook" or config.vae.discriminator.weight > 0):
+            raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
     network = config.ldm.network
     if (network.heads is None) == (network.head_width is None):
         raise UserError(f"{where}: give one of ldm.network.heads and ldm.network.head_width, and null for the other")
+    widths = [network.channels * m for m in network.multipliers]
+    if network.channels % 2 or len(widths) > 4:
+        raise UserError(f"{where}: ldm.network.channels must be even, and multipliers at most four (8x8 to 1x1)")
+    if any(w % (network.heads or max(1, w // network.head_width)) for w in widths):
+        raise UserError(
+            f"{where}: the heads must divide every width of ldm.network ({widths}); change head_width or heads"
+        )
 
 
 def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:

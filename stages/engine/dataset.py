@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data.images import ImageSet, fingerprint, read_folder, read_test_sets
-from data.labels import DataError, Vocabulary
+from data.labels import DataError, Vocabulary, read_vocabulary
 from stages.engine import distributed
 from stages.engine.checkpoint import load_export, save_export
 from stages.engine.config import Config
@@ -54,9 +54,11 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         raise UserError(
             f"{folder} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)"
         )
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such data folder; give the folder that holds train.json")
     try:
+        test_sets = read_test_sets(folder, read_vocabulary(folder / "objects.json"))  # its faults before the long part
         images, digest = _pack(config, folder)
-        test_sets = read_test_sets(folder, images.vocabulary)
     except DataError as error:
         raise UserError(str(error)) from None
     train, held_out = images.part(False), images.part(True)

@@ -5,8 +5,8 @@ class UserError(Exception):
     """A mistake of the user's, or a state only the user can mend. Printed as `error: ...`, exit status 2."""
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal, and has saved its state."""
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal. No `except Exception` may take it for a fault."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")

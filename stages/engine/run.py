@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
@@ -42,10 +42,16 @@ class Task(Protocol):
         """Tensors and facts for the next stage."""
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:
     """The versions a result may depend on."""
     packages = ("torch", "torchvision", "vector-quantize-pytorch", "lpips", "mitsuba", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # mitsuba and lpips are not needed everywhere
+            found[name] = None
+    return {"python": platform.python_version()} | found
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -90,7 +96,8 @@ class Run:
         if not path.exists():
             return False
         about = read_about(path, f"run `make {self.stage}` again")
-        self.refuse_other(about["identity"])
+        elsewhere = {key: self.identity[key] for key in ("precision", "processes")}  # how it was made, not what
+        self.refuse_other(about["identity"] | elsewhere)
         say(f"{self.title}: finished already ({about['steps']} steps, {about['seconds'] / 60:.1f} min): {path}")
         return True
 
@@ -100,7 +107,7 @@ class Run:
             shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
             raise UserError(
                 f"{self.folder} holds another run ({shown}); go back to its settings, give this one a `name=`, or "
-                f"start anew with `--fresh` (Make: FRESH=1), which moves the old run aside"
+                f"start anew with `--fresh` (`make {self.stage} FRESH=1`), which moves the old run aside"
             )
 
     def train(self, task: Task) -> None:
@@ -141,6 +148,9 @@ class Run:
                 if stopped:
                     log.close()
                     raise Interrupted(stopped)
+            if late := distributed.any_process(stop.number, device):  # during the last save
+                log.close()
+                raise Interrupted(late)
         seconds = seconds_before + time.perf_counter() - began
         log.close()
         self._export(task, seconds)
@@ -173,8 +183,9 @@ class Run:
         step = first_bad_step(task.optimizers)
         if step is not None:
             raise UserError(
-                f"{self.title}: a gradient was not finite at step {step}; nothing of it was saved. The last good "
-                f"checkpoint is in {self.folder}; lower {self.stage}.learning_rate or set precision=float32"
+                f"{self.title}: a gradient was not finite at step {step}; nothing of it was saved, the last good "
+                f"checkpoint is in {self.folder}; start anew with --fresh and a lower {self.stage}.learning_rate or "
+                f"precision=float32"
             )
 
     def _export(self, task: Task, seconds: float) -> None:
@@ -210,15 +221,20 @@ def describe_device(device: torch.device) -> str:
 
 
 class _StopFlag:
-    """Within it, SIGINT and SIGTERM are remembered so that the step can finish; a second one stops at once."""
+    """Within it, SIGINT and SIGTERM are remembered so that the step can finish; a later one stops at once.
+
+    One that follows within seconds is the same one: Make and torchrun pass on what the terminal sends to all.
+    """
 
     def __init__(self):
         self.number = 0
 
     def _note(self, number: int, frame: object) -> None:
         if self.number:
-            raise Interrupted(number)
-        self.number = number
+            if time.monotonic() - self._first > 3:
+                raise Interrupted(number)
+            return
+        self.number, self._first = number, time.monotonic()
         os.write(2, b"\nstopping after this step ...\n")  # a handler must not touch buffered streams
 
     def __enter__(self) -> "_StopFlag":

@@ -10,6 +10,10 @@ def _tuple(value):
 
 
 Ints = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
+Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(_tuple)]
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_tuple)
+]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -33,7 +37,7 @@ class Render(Section):
     validation_scenes: Positive = 200  # held out of training
     size: Positive = 64  # pixels a side
     samples: Positive = 4  # rays a pixel and lamp
-    camera_distance: Annotated[float, Field(gt=0)] = 11.0  # closer than i-CLEVR's makes objects larger
+    camera_distance: Annotated[float, Field(ge=8.5)] = 11.0  # closer than i-CLEVR's makes objects larger
     seed: int = 0
 
 
@@ -43,7 +47,7 @@ class Training(Section):
     steps: Positive
     batch: Positive
     learning_rate: Annotated[float, Field(gt=0)]
-    betas: Pair = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
     warmup: Natural = 0  # steps of linear warm-up
     decay: Literal["constant", "linear", "cosine"] = "constant"
@@ -94,7 +98,7 @@ class Codebook(Section):
 
 
 class Vae(Training):
-    channels: Ints = (64, 96, 128)  # of the three resolutions, finest first
+    channels: Widths = (64, 96, 128)  # of the three resolutions, finest first
     stem: Literal[1, 2] = 2  # 2: unshuffle 2x2 pixels into channels before the first convolution
     stem_channels: Positive | None = None  # none: as channels[0]
     blocks: Positive = 1  # residual blocks at each resolution
@@ -111,11 +115,12 @@ class Network(Section):
     """The cross-attention UNet."""
 
     channels: Positive = 96
-    multipliers: Ints = (1, 2)
+    multipliers: Widths = (1, 2)
     blocks: Positive = 2  # residual blocks a level
     head_width: Positive | None = 32
     heads: Positive | None = None  # instead of head_width
     depth: Positive = 1  # transformer layers a block
+    expansion: Natural = 2  # of the feed-forward in a transformer layer; 0: none
     context: Positive = 128  # width of the label tokens
     condition: Literal["tokens", "vector"] = "tokens"  # a token a label, or one token for the whole set
     pooled: bool = False  # the labels are added to the time embedding as well
@@ -133,13 +138,13 @@ class Ldm(Training):
 
 class Generator(Section):
     noise: Positive = 64
-    channels: Ints = (512, 256, 128, 64)  # from 4x4 on; the last is that of the full resolution
+    channels: Widths = (512, 256, 128, 64)  # from 4x4 on; the last is that of the full resolution
     label_width: Positive = 64
     condition: Literal["concatenation", "modulation"] = "concatenation"
 
 
 class Critic(Section):
-    channels: Ints = (64, 128, 256, 512)  # from the full resolution down to 4x4
+    channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4
     pool: Literal["flatten", "sum"] = "flatten"  # before the head
 
 

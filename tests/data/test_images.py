@@ -163,3 +163,18 @@ def test_bytes_and_units_invert():
     assert to_unit(images).min() == -1
     assert to_unit(images).max() == 1
     assert torch.equal(to_bytes(to_unit(images)), images)
+
+
+def test_pictures_and_labels_belong_together(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    images = read_folder(folder, 3)
+    for i, (name, objects) in enumerate(json.loads((folder / "train.json").read_text()).items()):
+        pixels = np.asarray(Image.open(folder / "iclevr" / name))
+        assert np.array_equal(images.images[i].permute(1, 2, 0).numpy(), pixels)
+        assert {CLEVR.names[k] for k in images.labels[i].nonzero().flatten().tolist()} == set(objects)
+
+
+def test_names_without_scenes_are_split_picture_by_picture():
+    from data.images import _hold_out
+
+    assert _hold_out([f"photo_{i:04d}.png" for i in range(40)], 20).sum() == 2

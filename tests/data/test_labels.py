@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from data.labels import CLEVR, DataError, read_conditions, read_picture_labels, read_vocabulary
+from data.labels import CLEVR, DataError, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
 
 
 def test_the_vocabulary_is_the_fact_sheets():
@@ -72,3 +72,8 @@ def test_vocabulary_faults(tmp_path, content, fault):
     (tmp_path / "objects.json").write_text(content)
     with pytest.raises(DataError, match=fault):
         read_vocabulary(tmp_path / "objects.json")
+
+
+def test_own_names_keep_their_capitals_and_spelling():
+    own = Vocabulary(["Dog", "grey wolf"])
+    assert own.parse("dog, Grey Wolf").tolist() == [[1.0, 1.0]]

@@ -53,6 +53,15 @@ def test_eval_changes_nothing_and_lookup_inverts_nearest():
     assert torch.equal(ours.nearest(ours.lookup(indices)), indices)
 
 
+def test_autocast_does_not_change_which_code_is_nearest():
+    ours, _ = pair()
+    latents = torch.randn(4, 6, 8, 8) * 3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = ours.nearest(latents)
+    assert torch.equal(inside, ours.nearest(latents))
+    assert torch.equal(inside, ours.eval()(latents)[1])
+
+
 def test_kmeans_starts_from_the_first_training_batch_and_dead_codes_are_replaced():
     torch.manual_seed(0)
     quantizer = Quantizer(6, 16, init="kmeans", dead_below=1.0)

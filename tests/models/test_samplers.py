@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.diffusion import Diffusion
-from models.samplers import ddim, guided, trailing_timesteps
+from models.samplers import ddim, guided, sampling_timesteps, trailing_timesteps
 
 
 def test_trailing_timesteps_begin_at_full_noise():
@@ -83,3 +83,28 @@ def test_guidance_acts_within_its_interval_only():
     denoise = guided(*_denoisers([]), 3.0, 1000, (0.2, 0.8))
     values = [denoise(torch.zeros(1, 1, 1, 1), torch.tensor([t])).item() for t in (99, 499, 899)]
     assert values == [1.0, 3.0, 1.0]
+
+
+@pytest.mark.parametrize("prediction", ["noise", "v"])
+def test_a_network_that_errs_a_little_still_samples(prediction):
+    """An oracle with errors of 1e-2 ends near x_0: no step divides by an alpha that has all but vanished."""
+    diffusion = Diffusion.create("cosine", 1000, prediction)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(8, 6, 8, 8, generator=generator)
+
+    def oracle(x, t):
+        alpha, sigma = diffusion.scales(t)
+        exact = diffusion.target(x0, (x - alpha * x0) / sigma, t)
+        return exact + 1e-2 * torch.randn(exact.shape, generator=generator)
+
+    *_, (_, last, _) = ddim(oracle, diffusion, torch.randn(x0.shape, generator=generator), 50)
+    assert (last - x0).abs().mean() < 0.1
+
+
+def test_noise_prediction_starts_where_alpha_has_not_vanished():
+    diffusion = Diffusion.create("cosine", 1000, "noise")
+    times = sampling_timesteps(diffusion, 50)
+    assert len(times) == 50
+    assert times == sorted(set(times), reverse=True)
+    assert diffusion.alpha_bar[times[0]] >= 1e-3
+    assert sampling_timesteps(Diffusion.create("cosine", 1000, "v"), 50)[0] == 999

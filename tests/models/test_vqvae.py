@@ -39,3 +39,12 @@ def test_gradient_reaches_the_encoder():
     vae = VQVAE(**SMALL)
     vae(torch.randn(2, 3, 64, 64))[0].square().mean().backward()
     assert vae.encoder.body[0].weight.grad.abs().sum() > 0
+
+
+def test_without_quantisation_the_codebook_is_left_alone():
+    vae = VQVAE(**SMALL).train()
+    before = vae.quantizer._codebook.embed.clone()
+    images, _, commitment = vae(torch.randn(2, 3, 64, 64), quantize=False)
+    assert images.shape == (2, 3, 64, 64)
+    assert commitment == 0
+    assert torch.equal(vae.quantizer._codebook.embed, before)

@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.conftest import HERE, SMOKE, make
+from tests.data.folder import write_folder
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,21 @@ def test_the_gan_alone_needs_no_autoencoder(chain_copy):
     result = make("gan", f"CONFIG={SMOKE}", f"SET=root={chain_copy} gan.steps=1")
     assert result.returncode == 0, result.stderr
     assert not (chain_copy / "smoke/vae").exists()
+
+
+def test_a_data_folder_through_make_draws_nothing(chain, tmp_path):
+    folder = chain / "smoke/render"
+    result = make("evaluator", f"CONFIG={SMOKE}", f"DATA={folder}", f"SET=root={tmp_path} evaluator.steps=1")
+    assert result.returncode == 0, result.stderr
+    assert "nothing to draw" in result.stderr
+    assert not (tmp_path / "smoke/render").exists()
+
+
+def test_another_data_folder_is_refused_by_the_evaluation(stage, chain, tmp_path):
+    other = write_folder(tmp_path / "d")
+    status, said = stage("evaluate", f"root={chain}", f"data.folder={other}", "data.validation_every=3")
+    assert status == 2
+    assert "made from other pictures" in said
 
 
 def test_the_gan_on_latents_is_decoded_and_evaluated(stage, chain_copy):

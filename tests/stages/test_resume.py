@@ -70,6 +70,7 @@ def test_a_damaged_newest_checkpoint_gives_way_and_the_run_ends_the_same(stage, 
     ended, said = stage("vae", f"root={chain_copy}")
     assert ended == 0, said
     assert f"warning: {newest} is damaged" in said
+    assert newest.with_suffix(".damaged").exists()
     assert digest(folder) == digest(chain / "smoke/vae")
     assert lines(folder) == lines(chain / "smoke/vae")
 

@@ -58,7 +58,7 @@ def write_report(folder: Path, result: dict, view: dict) -> None:
     """Writes the three files. `result` is report.json; `view` adds the pictures and curves for the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=jinja2.select_autoescape(["html"]),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
