@@ -45,6 +45,7 @@ $(READY): requirements.lock
 	@touch $(READY)
 
 demo: eval ## everything, from a bare machine to a report
+	@$(if $(FRESH),echo "FRESH=1 starts anew only what it names: make vae ldm gan FRESH=1" >&2)
 
 scenes: setup ## draw the scenes of a configuration without data.folder
 	$(call STAGE,render)
