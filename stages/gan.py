@@ -20,7 +20,7 @@ from stages.engine.run import Run
 from stages.engine.schema import Gan
 from stages.evaluator import load_evaluator, scores
 from stages.ldm import encode_set
-from stages.vae import load_vae
+from stages.vae import load_vae, load_vae_of
 
 
 def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
@@ -83,14 +83,7 @@ def load_gan(context: Context) -> tuple[GanSampler, dict]:
     """The experiment's GAN as a sampler, and what its export says."""
     tensors, about = load_export(context.export("gan"), "run `make gan`")
     settings = Gan.model_validate(about["config"], strict=False)
-    vae = None
-    if settings.space == "latents":
-        vae, vae_about = load_vae(context)
-        if vae_about["sha256"] != about["parents"]["vae"]:
-            raise UserError(
-                f"{context.export('gan')} was trained on another autoencoder (vae: {about['parents']['vae'][:12]} -> "
-                f"{vae_about['sha256'][:12]}); train it anew with `make gan FRESH=1`"
-            )
+    vae = load_vae_of(context, "gan", about) if settings.space == "latents" else None
     generator = build_generator(settings, about["classes"], about["latent_channels"])
     generator.load_state_dict(tensors)
     generator.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ from stages.engine.pictures import grid
 from stages.engine.run import Run
 from stages.engine.schema import Eval, Ldm
 from stages.evaluator import load_evaluator, scores
-from stages.vae import load_vae
+from stages.vae import load_vae, load_vae_of
 
 
 @torch.no_grad()
@@ -108,12 +108,7 @@ class LatentSampler:
 def load_sampler(context: Context) -> tuple[LatentSampler, dict]:
     """The experiment's LDM as a sampler, and what its export says. Refuses an autoencoder it was not trained on."""
     tensors, about = load_export(context.export("ldm"), "run `make ldm`")
-    vae, vae_about = load_vae(context)
-    if vae_about["sha256"] != about["parents"]["vae"]:
-        raise UserError(
-            f"{context.export('ldm')} was trained on another autoencoder (vae: {about['parents']['vae'][:12]} -> "
-            f"{vae_about['sha256'][:12]}); train it anew with `make ldm FRESH=1`"
-        )
+    vae = load_vae_of(context, "ldm", about)
     settings = Ldm.model_validate(about["config"], strict=False)
     unet = build_unet(settings, about["inputs"], about["classes"], about["most"])
     unet.load_state_dict(tensors)

@@ -47,6 +47,18 @@ def load_vae(context: Context) -> tuple[VQVAE, dict]:
     return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
 
 
+def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
+    """The autoencoder that a stage's export, described by `about`, was trained on. Refuses any other."""
+    vae, vae_about = load_vae(context)
+    trained_on = about["parents"]["vae"]
+    if vae_about["sha256"] != trained_on:
+        raise UserError(
+            f"{context.export(stage)} was trained on another autoencoder (vae: {trained_on[:12]} -> "
+            f"{vae_about['sha256'][:12]}); train it anew with `make {stage} FRESH=1`"
+        )
+    return vae
+
+
 def load_perceptual(settings) -> Perceptual:
     """LPIPS with its ImageNet trunk: a given file, torch's hub cache, or a download into it. Raises UserError."""
     url = trunk_url(settings.network)

@@ -125,17 +125,14 @@ def read_about(path: Path, remedy: str) -> dict:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
 
 
-def load_export(path: Path, remedy: str, *, verify: bool = True) -> tuple[dict[str, Tensor], dict]:
-    """An export's tensors on the CPU and its `about`; the checksum in the header must hold.
-
-    Packs larger than memory pass verify=False and stay memory-mapped.
-    """
+def load_export(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
+    """An export's tensors on the CPU and its `about`; the checksum in the header must hold."""
     about = read_about(path, remedy)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
-    if verify and _digest(tensors) != about["sha256"]:
+    if _digest(tensors) != about["sha256"]:
         raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
     return tensors, about

@@ -81,12 +81,3 @@ def any_process(value: int, device: torch.device) -> int:
     flag = torch.tensor(value, device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return int(flag)
-
-
-def gather_rows(rows: Tensor, total: int) -> Tensor:
-    """Concatenates each process's rows, equal in number, in rank order; the first `total` are kept."""
-    if world_size() == 1:
-        return rows[:total]
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)[:total]

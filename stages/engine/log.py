@@ -86,8 +86,8 @@ class MetricsLog:
         if self._bar is not None:
             self._bar.update()
 
-    def flush(self, step: int, extra: dict[str, float] | None = None) -> dict[str, float]:
-        """Writes the means since the last flush, with `extra`, as one line for `step`."""
+    def flush(self, step: int) -> None:
+        """Writes the means since the last flush as one line for `step`."""
         names = list(self._sums)
         means = torch.stack([self._sums[n] for n in names]) / self._count if names else torch.zeros(0)
         values = dict(zip(names, distributed.average(means).tolist(), strict=True))
@@ -95,9 +95,7 @@ class MetricsLog:
         rate = (step - self._since_step) / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
         self._sums, self._count = {}, 0
-        values |= extra or {}
         self.write(step, values, rate)
-        return values
 
     def write(self, step: int, values: dict[str, float], rate: float | None = None) -> None:
         """Appends one line of metrics; the rate is for people and is not part of the run's result."""
