@@ -10,6 +10,8 @@ SEED   ?= 0
 OUT    ?= sample.png
 MODEL  ?= ldm
 PYTHON ?= python3
+# What `make eval` trains and evaluates: the line `models: [...]` of the configuration.
+MODELS ?= $(or $(shell sed -n 's/^models: *\[\(.*\)\].*/\1/p' "$(CONFIG)" 2>/dev/null | tr ',' ' '),ldm gan)
 
 PY    := .venv/bin/python
 READY := .venv/.ready
@@ -20,13 +22,14 @@ STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(SETS)
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator vae ldm gan eval sample bench test lock
+.PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench test lock \
+  gradnorm progress samplers ablations compare held-out
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@echo "make TARGET [CONFIG=configs/NAME.yaml] [DATA=folder] [SET=\"section.key=value ...\"] [FRESH=1]"
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  \1	/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1	/' | expand -t 14
 	@echo
 	@echo "A finished stage returns at once, an interrupted one goes on. configs/: $$(cd configs && ls *.yaml | tr '\n' ' ')"
 
@@ -64,12 +67,33 @@ gan: evaluator ## conditional WGAN-GP (trains the VAE first where gan.space is l
 	  then $(MAKE) --no-print-directory vae FRESH=; fi
 	$(call STAGE,gan)
 
-eval: ldm gan ## evaluate both, write checkpoints/NAME/eval/report.html
+ddpm: evaluator ## diffusion on pictures (a configuration with a ddpm section)
+	$(call STAGE,ddpm)
+
+eval: $(MODELS) ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
 	$(call STAGE,evaluate)
 
 sample: $(MODEL) ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm] [OUT=sample.png]
 	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
 	  --model $(MODEL) --out "$(OUT)" $(SETS)
+
+progress: ldm ## whole denoisings of five samples, step by step
+	$(call STAGE,progress)
+
+samplers: ldm ## DDPM against DDIM with 100 to 5 steps: accuracy and time
+	$(call STAGE,samplers)
+
+gradnorm: vae ## gradient norms by critic layer: weight clipping against the gradient penalty
+	$(call STAGE,gradnorm)
+
+ablations: vae ## conditions, schedule, prediction, guidance: one choice at a time, small budgets
+	$(call STAGE,ablations)
+
+compare: eval ## the models side by side: time, memory, accuracy, diversity
+	$(call STAGE,compare)
+
+held-out: vae ## trained without a tenth of the label sets, and asked for them and for four objects
+	$(call STAGE,held_out)
 
 bench: setup ## arithmetic rate of the LDM training step beside the machine's
 	@$(PY) -m stages.bench --config "$(CONFIG)" $(SETS)

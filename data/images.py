@@ -49,11 +49,6 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1.0)
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """[-1, 1] -> uint8 0..255, rounded; values outside are clamped."""
-    return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 class _Pictures:
     """The picture files of a folder or of a zip, by their bare names."""
 
@@ -109,6 +104,11 @@ class _Pictures:
                 yield f"{name} {stat.st_size} {stat.st_mtime_ns}"
 
 
+def _png_depth(content: bytes) -> int:
+    """Bits a channel of a PNG, from its header; 8 of anything else. Pillow cuts a colour PNG's 16 to 8 unasked."""
+    return content[24] if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 24 else 8
+
+
 def decode(content: bytes, where: str) -> np.ndarray:
     """A picture file's bytes -> (3, 64, 64) uint8, squashed to a square with antialiasing.
 
@@ -121,7 +121,7 @@ def decode(content: bytes, where: str) -> np.ndarray:
                 raise DataError(f"{where}: {picture.width}x{picture.height} pixels; the largest side is {LARGEST_SIDE}")
             if getattr(picture, "n_frames", 1) > 1:
                 raise DataError(f"{where}: an animated picture; save one frame of it")
-            if picture.mode.startswith(("I", "F")):
+            if picture.mode.startswith(("I", "F")) or _png_depth(content) > 8:
                 raise DataError(f"{where}: a picture of 16 or 32 bits a channel; save it with 8")
             if "A" in picture.getbands() or "transparency" in picture.info:
                 picture = picture.convert("RGBA")

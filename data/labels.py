@@ -1,6 +1,7 @@
 """Object names <-> indices, label sets <-> multi-hot vectors, and the files that hold them."""
 
 import difflib
+import hashlib
 import json
 from pathlib import Path
 
@@ -104,6 +105,20 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 def _is_label_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def withheld(labels: Tensor, share: float) -> Tensor:
+    """(n, k) multi-hot -> (n,) bool: sets of two and more labels of which a fixed `share` is withheld, by their hash.
+
+    Whether a set is withheld depends on nothing but the set.
+    """
+
+    def place(row: list[int]) -> float:
+        digest = hashlib.sha256(" ".join(map(str, row)).encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    rows = [row.nonzero().flatten().tolist() for row in labels]
+    return torch.tensor([len(row) > 1 and place(row) < share for row in rows], dtype=torch.bool)
 
 
 def read_conditions(path: Path, vocabulary: Vocabulary) -> Tensor:

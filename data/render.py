@@ -11,13 +11,14 @@ import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, combinations
 from multiprocessing import get_context
 from pathlib import Path
 
-from data.labels import CLEVR, COLOURS, SHAPES
+from data.labels import CLEVR, COLOURS, SHAPES, DataError
 
 # CLEVR's colours, sRGB 0..255 (arXiv 1612.06890, its properties.json)
 RGB = {
@@ -212,6 +213,11 @@ def _quiet_worker() -> None:
     drjit.set_thread_count(1)
 
 
+def _cores() -> int:
+    """The cores this process may use: a container's share, not the machine's count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def draw_scenes(
     folder: Path, indices: range, progress: Callable = iter, workers: int | None = None, **settings: object
 ) -> dict[str, list[str]]:
@@ -222,10 +228,16 @@ def draw_scenes(
     folder.mkdir(parents=True, exist_ok=True)
     draw = partial(draw_scene, folder=folder, **settings)
     labels: dict[str, list[str]] = {}
-    pool = ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), _quiet_worker)
+    pool = ProcessPoolExecutor(workers or _cores(), get_context("spawn"), _quiet_worker)
     try:
         for drawn in progress(pool.map(draw, indices, chunksize=8)):
             labels |= drawn
+    except BrokenProcessPool:
+        raise DataError(
+            f"{folder}: a drawing process was ended from outside (memory?); the same command goes on"
+        ) from None
+    except (ImportError, RuntimeError, OSError) as error:
+        raise DataError(f"{folder}: drawing failed ({type(error).__name__}: {str(error)[:100]})") from error
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate() if len(labels) < OBJECTS * len(indices) else None

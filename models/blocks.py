@@ -83,12 +83,13 @@ class Attention(nn.Module):
     """Multi-head attention of queries (b, n, width) over a context (b, m, context); self-attention without one.
 
     `mask` (b, m) bool marks the context tokens that count. On a CPU the products are written out: the backward
-    of the fused kernel costs more there than all convolutions at 64 tokens.
+    of the fused kernel costs more there than all convolutions at 64 tokens. `fused=False` writes them out
+    everywhere: the fused kernels cannot be differentiated twice.
     """
 
-    def __init__(self, width: int, heads: int, context: int | None = None):
+    def __init__(self, width: int, heads: int, context: int | None = None, fused: bool = True):
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused = heads, fused
         self.to_query = nn.Linear(width, width, bias=False)
         self.to_key_value = nn.Linear(context or width, 2 * width, bias=False)
         self.to_out = zero_init(nn.Linear(width, width))
@@ -98,7 +99,7 @@ class Attention(nn.Module):
         key_value = self.to_key_value(x if context is None else context)
         key, value = rearrange(key_value, "b m (two h d) -> two b h m d", two=2, h=self.heads)
         mask = None if mask is None else rearrange(mask, "b m -> b 1 1 m")
-        if x.is_cuda:
+        if x.is_cuda and self.fused:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
             weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)

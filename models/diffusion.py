@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PREDICTIONS = ("noise", "v", "x0", "mean")
+
 
 def cosine_alpha_bar(timesteps: int, offset: float = 0.008) -> Tensor:
     """abar_1 .. abar_T as float64 (timesteps,) (arXiv 2102.09672, eq. 17; each beta clipped at 0.999)."""
@@ -23,7 +25,43 @@ def linear_alpha_bar(timesteps: int, first: float = 1e-4, last: float = 0.02) ->
     return torch.cumprod(1 - torch.linspace(first, last, timesteps, dtype=torch.float64), dim=0)
 
 
-SCHEDULES = {"cosine": cosine_alpha_bar, "linear": linear_alpha_bar}
+def beta_cosine_alpha_bar(timesteps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
+    """abar of betas that rise along half a cosine: b_1 + (b_2 - b_1)(1 - cos(pi t)) / 2, t from 0 to 1."""
+    t = torch.linspace(0, 1, timesteps, dtype=torch.float64)
+    return torch.cumprod(1 - (first + (last - first) * (1 - torch.cos(math.pi * t)) / 2), dim=0)
+
+
+def sigmoid_alpha_bar(timesteps: int, start: float = -3.0, end: float = 3.0) -> Tensor:
+    """abar along a sigmoid, float64 (timesteps,) (arXiv 2212.11972, algorithm 1, tau = 1; betas clipped at 0.999)."""
+    t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+    low, high = (torch.tensor(v, dtype=torch.float64).sigmoid() for v in (start, end))
+    f = (high - (start + t * (end - start)).sigmoid()) / (high - low)
+    return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=0.999), dim=0)
+
+
+def zero_terminal(alpha_bar: Tensor) -> Tensor:
+    """The schedule shifted and scaled so that its last step is pure noise (arXiv 2305.08891, algorithm 1)."""
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+
+
+def weighted_timesteps(places: Tensor, weights: Tensor) -> Tensor:
+    """`places` (b,) in [0, 1) -> timesteps (b,), each as often as its share of `weights` (T,)."""
+    shares = weights.double().cumsum(0) / weights.double().sum()
+    return torch.searchsorted(shares, places.double(), right=True).clamp(max=len(weights) - 1)
+
+
+SCHEDULES = {
+    "cosine": cosine_alpha_bar,
+    "linear": linear_alpha_bar,
+    "beta-cosine": beta_cosine_alpha_bar,
+    "sigmoid": sigmoid_alpha_bar,
+}
+
+
+def _column(values: Tensor) -> Tensor:
+    """(b,) float64 -> (b, 1, 1, 1) float32."""
+    return values[:, None, None, None].float()
 
 
 @dataclass(frozen=True)
@@ -34,26 +72,51 @@ class Diffusion:
     prediction: str = "v"
 
     @classmethod
-    def create(cls, schedule: str, timesteps: int, prediction: str, device: torch.device | str = "cpu") -> "Diffusion":
-        return cls(SCHEDULES[schedule](timesteps).to(device), prediction)
+    def create(
+        cls,
+        schedule: str,
+        timesteps: int,
+        prediction: str,
+        device: torch.device | str = "cpu",
+        zero_terminal_snr: bool = False,
+    ) -> "Diffusion":
+        alpha_bar = SCHEDULES[schedule](timesteps)
+        return cls((zero_terminal(alpha_bar) if zero_terminal_snr else alpha_bar).to(device), prediction)
 
     def __len__(self) -> int:
         return len(self.alpha_bar)
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t for integer t (b,), each (b, 1, 1, 1) float32."""
-        alpha_bar = self.alpha_bar[t][:, None, None, None]
-        return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+        alpha_bar = self.alpha_bar[t]
+        return _column(alpha_bar.sqrt()), _column((1 - alpha_bar).sqrt())
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t."""
         alpha, sigma = self.scales(t)
         return alpha * x0 + sigma * noise
 
+    def posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q(x_{t-1} | x_t, x_0): the mean's factors of x_0 and of x_t, and the variance (arXiv 2006.11239, eq. 7).
+
+        Each (b,) float64. At t = 0 the mean is x_0 and the variance 0.
+        """
+        here = self.alpha_bar[t]
+        before = torch.where(t > 0, self.alpha_bar[(t - 1).clamp(min=0)], torch.ones_like(here))
+        beta = 1 - here / before
+        of_x0, of_xt = before.sqrt() * beta / (1 - here), (1 - beta).sqrt() * (1 - before) / (1 - here)
+        return of_x0, of_xt, beta * (1 - before) / (1 - here)
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should say: eps, or v = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D)."""
+        """What the network should say: eps, x_0, v = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D), or the
+        posterior's mean."""
         if self.prediction == "noise":
             return noise
+        if self.prediction == "x0":
+            return x0
+        if self.prediction == "mean":
+            of_x0, of_xt, _ = map(_column, self.posterior(t))
+            return of_x0 * x0 + of_xt * self.noised(x0, noise, t)
         alpha, sigma = self.scales(t)
         return alpha * noise - sigma * x0
 
@@ -62,15 +125,43 @@ class Diffusion:
         alpha, sigma = self.scales(t)
         if self.prediction == "noise":
             return (xt - sigma * prediction) / alpha, prediction
-        return alpha * xt - sigma * prediction, sigma * xt + alpha * prediction
+        if self.prediction == "v":
+            return alpha * xt - sigma * prediction, sigma * xt + alpha * prediction
+        x0 = prediction
+        if self.prediction == "mean":
+            of_x0, of_xt, _ = map(_column, self.posterior(t))
+            x0 = (prediction - of_xt * xt) / of_x0
+        return x0, (xt - alpha * x0) / sigma
 
-    def loss_weight(self, t: Tensor, min_snr: float | None) -> Tensor:
-        """min-SNR-gamma weights (b,) for this prediction's squared error (arXiv 2303.09556, eq. 8); ones without gamma.
+    def loss_weight(self, t: Tensor, min_snr: float | None, bound: bool = False) -> Tensor:
+        """Weights (b,) of this prediction's squared error.
 
-        The weight on x_0's error is min(snr, gamma); eps' error is snr times x_0's, v's is (snr + 1) times.
+        `min_snr`: min-SNR-gamma (arXiv 2303.09556, eq. 8), min(snr, gamma) on the error of x_0. `bound`: the
+        variational bound's (arXiv 2006.11239, eq. 12), scaled to a mean of 1 over all t. Neither: ones.
+        An error of eps is snr times that of x_0, one of v (snr + 1) times, one of the mean its factor squared.
         """
+        if bound:
+            everything = torch.arange(len(self), device=t.device)
+            weights = self._bound_on_x0(everything) / self._error_ratio(everything)
+            return (weights / weights.mean())[t].float()
         if min_snr is None:
             return torch.ones(len(t), device=t.device)
         snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
-        clipped = snr.clamp(max=min_snr)
-        return (clipped / (snr if self.prediction == "noise" else snr + 1)).float()
+        return (snr.clamp(max=min_snr) / self._error_ratio(t)).float()
+
+    def _error_ratio(self, t: Tensor) -> Tensor:
+        """Squared error of the prediction for a squared error of 1 in x_0, (b,) float64."""
+        snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
+        match self.prediction:
+            case "noise":
+                return snr
+            case "v":
+                return snr + 1
+            case "mean":
+                return self.posterior(t)[0].square()
+        return torch.ones_like(snr)
+
+    def _bound_on_x0(self, t: Tensor) -> Tensor:
+        """The bound's weight on x_0's error: factor^2 / (2 variance), the first step's variance as the second's."""
+        of_x0, _, variance = self.posterior(t)
+        return of_x0.square() / (2 * torch.where(t > 0, variance, self.posterior(t.clamp(min=1))[2]))

@@ -1,7 +1,6 @@
-"""Patch discriminator (pix2pix, arXiv 1611.07004) with hinge loss, and the adaptive weight of VQGAN."""
+"""Patch discriminator (pix2pix, arXiv 1611.07004) and the adaptive weight of VQGAN."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import normalisation
@@ -23,15 +22,6 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images).float()
-
-
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """mean max(0, 1 - D(x)) + mean max(0, 1 + D(x')), halved (arXiv 1705.02894)."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-
-
-def hinge_generator_loss(fake: Tensor) -> Tensor:
-    return -fake.mean()
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float) -> Tensor:

@@ -73,6 +73,19 @@ class Quantizer(VectorQuantize):
         )
         self._codebook = IndexedCodebook(dim, codes, use_ddp=self._codebook.use_ddp, **options)
 
+    @torch.no_grad()
+    def start(self, latents: Tensor, batches: float) -> None:
+        """Starts the codes by k-means over latents (b, d, h, w) of `batches` batches: rare vectors need many.
+
+        The moving counts and sums begin as those of one batch. Only the first call counts, and none at all where
+        the codes began at random: a codebook that has begun learns by its moving averages.
+        """
+        book = self._codebook
+        if not book.initted:
+            book.init_embed_(rearrange(latents.float(), "b d h w -> 1 (b h w) d"))
+            book.cluster_size.div_(batches)
+            book.embed_avg.div_(batches)
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (b, h, w) -> their codes (b, d, h, w)."""
         return rearrange(self._codebook.embed[0][indices], "b h w d -> b d h w")

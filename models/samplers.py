@@ -1,6 +1,7 @@
-"""DDIM, and guidance as a wrapper of the denoiser.
+"""Ancestral sampling and DDIM; guidance with and without a classifier, as wrappers of the denoiser.
 
-A *denoiser* is a callable (x_t (b, c, h, w), t (b,) int64) -> the network's prediction (b, c, h, w).
+A *denoiser* is a callable (x_t (b, c, h, w), t (b,) int64) -> the network's prediction (b, c, h, w). A *score* is one
+-> the gradient of log p(y | x_t) by x_t, (b, c, h, w). Both samplers yield (t, x after the step, predicted x_0).
 """
 
 from collections.abc import Callable, Iterator
@@ -11,23 +12,39 @@ from torch import Tensor
 from models.diffusion import Diffusion
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+Score = Callable[[Tensor, Tensor], Tensor]
+SPACINGS = ("trailing", "uniform", "quadratic")
 
 
-def trailing_timesteps(timesteps: int, steps: int) -> list[int]:
-    """`steps` timesteps from T - 1 down, evenly spaced: sampling starts at full noise (arXiv 2305.08891, 3.3)."""
-    return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
+def spaced_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> list[int]:
+    """Up to `steps` timesteps from T - 1 down, none twice.
+
+    `trailing`: evenly from the noisy end (arXiv 2305.08891, 3.3). `uniform`: evenly from end to end. `quadratic`:
+    dense where little noise is left (arXiv 2010.02502, appendix D.2).
+    """
+    if spacing == "trailing":
+        times = [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
+    else:
+        power = {"uniform": 1, "quadratic": 2}[spacing]
+        places = [1.0] if steps == 1 else [1 - i / (steps - 1) for i in range(steps)]
+        times = [round((timesteps - 1) * place**power) for place in places]
+    return list(dict.fromkeys(max(0, t) for t in times))
 
 
-def sampling_timesteps(diffusion: Diffusion, steps: int) -> list[int]:
-    """The timesteps DDIM visits, falling, none twice.
+def usable_timesteps(diffusion: Diffusion) -> int:
+    """How many timesteps sampling may use, from the clean end.
 
-    With noise prediction sampling starts where abar is 0.001: nearer to T alpha all but vanishes, and
+    With noise or mean prediction it begins where abar is 0.001: nearer to T alpha all but vanishes, and
     x_0 = (x - sigma eps) / alpha would blow up any error of the network, several hundred times at T - 1.
     """
-    usable = len(diffusion)
-    if diffusion.prediction == "noise":
-        usable = max(1, int((diffusion.alpha_bar >= 1e-3).sum()))
-    return list(dict.fromkeys(max(0, t) for t in trailing_timesteps(usable, steps)))
+    if diffusion.prediction in ("noise", "mean"):
+        return max(1, int((diffusion.alpha_bar >= 1e-3).sum()))
+    return len(diffusion)
+
+
+def sampling_timesteps(diffusion: Diffusion, steps: int, spacing: str = "trailing") -> list[int]:
+    """The timesteps DDIM visits, falling, none twice."""
+    return spaced_timesteps(usable_timesteps(diffusion), steps, spacing)
 
 
 def ddim(
@@ -37,14 +54,15 @@ def ddim(
     steps: int,
     eta: float = 0.0,
     draw_noise: Callable[[], Tensor] | None = None,
+    spacing: str = "trailing",
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """DDIM (arXiv 2010.02502, eq. 12 and 16) from `noise` (b, c, h, w). Yields (t, x after the step, predicted x_0).
+    """DDIM (arXiv 2010.02502, eq. 12 and 16) from `noise` (b, c, h, w).
 
     The step before the last of the list is the list's own next timestep, and after its end abar is 1, so the last
     x equals the predicted x_0. eta > 0 asks `draw_noise` for fresh noise at every step.
     """
     x = noise
-    times = sampling_timesteps(diffusion, steps)
+    times = sampling_timesteps(diffusion, steps, spacing)
     for t, following in zip(times, [*times[1:], None], strict=True):
         index = torch.full((len(x),), t, device=x.device)
         x0, eps = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
@@ -55,6 +73,32 @@ def ddim(
         x = there.sqrt().float() * x0 + direction.float() * eps
         if eta > 0 and following is not None:
             x = x + sigma.float() * draw_noise()
+        yield t, x, x0
+
+
+def ancestral(
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    noise: Tensor,
+    draw_noise: Callable[[], Tensor],
+    score: Score | None = None,
+    clip: float | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """DDPM's sampler, every timestep, with the posterior's variance (arXiv 2006.11239, algorithm 2).
+
+    With a `score` each mean is shifted by variance x score: classifier guidance (arXiv 2105.05233, algorithm 1).
+    `clip` bounds the predicted x_0, for pictures.
+    """
+    x = noise
+    for t in range(usable_timesteps(diffusion) - 1, -1, -1):
+        index = torch.full((len(x),), t, device=x.device)
+        x0, _ = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
+        x0 = x0 if clip is None else x0.clamp(-clip, clip)
+        of_x0, of_xt, variance = (v[0] for v in diffusion.posterior(index[:1]))
+        mean = of_x0.float() * x0 + of_xt.float() * x
+        if score is not None and t > 0:
+            mean = mean + variance.float() * score(x, index)
+        x = mean + variance.sqrt().float() * draw_noise() if t > 0 else mean
         yield t, x, x0
 
 
@@ -80,5 +124,35 @@ def guided(
             return conditional(x, t)
         c, u = both(x, t).chunk(2)
         return u + scale * (c - u)
+
+    return denoise
+
+
+def score_of(log_probability: Callable[[Tensor, Tensor], Tensor], scale: float) -> Score:
+    """scale times the gradient of a classifier's log p(y | x_t), given as (x_t, t) -> (b,)."""
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_probability(x, t).sum(), x)
+        return scale * gradient
+
+    return score
+
+
+def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Denoiser:
+    """Classifier guidance for DDIM: eps - sigma_t score, in what the network predicts (arXiv 2105.05233, alg. 2).
+
+    Not where abar is below 0.001, for there a change of eps changes x_0 without measure.
+    """
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        prediction = denoiser(x, t)
+        if diffusion.alpha_bar[t[0]] < 1e-3:
+            return prediction
+        _, eps = diffusion.to_x0_and_noise(prediction, x, t)
+        alpha, sigma = diffusion.scales(t)
+        eps = eps - sigma * score(x, t)
+        return diffusion.target((x - sigma * eps) / alpha, eps, t)
 
     return denoise

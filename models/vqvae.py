@@ -102,9 +102,15 @@ class VQVAE(nn.Module):
         return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (b, c, 8, 8) -> images (b, 3, 64, 64), through the nearest codes."""
+        """Normalised latents (b, c, 8, 8) -> images (b, 3, 64, 64), through the nearest codes.
+
+        A gradient passes the codes as if they were the latents (straight through, arXiv 1711.00937, section 3.2).
+        """
         latents = latents.float() * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
-        return self.decoder(self.quantizer.lookup(self.quantizer.nearest(latents))).float()
+        codes = self.quantizer.lookup(self.quantizer.nearest(latents.detach()))
+        if latents.requires_grad:
+            codes = latents + (codes - latents).detach()
+        return self.decoder(codes).float()
 
 
 def perplexity(counts: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Conditional residual WGAN-GP: generator, projection critic, losses, gradient penalty.
+"""Conditional generator and critic, residual (arXiv 1704.00028) or DCGAN (arXiv 1511.06434).
 
-Wasserstein GAN with gradient penalty: arXiv 1704.00028. Projection critic: arXiv 1802.05637.
 The same two networks work on pictures (64x64) and on latents (8x8): the number of blocks is the number of
-halvings between the full resolution and 4x4.
+halvings between the full resolution and 4x4. Labels enter the generator by concatenation, by conditional batch norm
+(arXiv 1610.07629) or by modulation, and the critic by projection (arXiv 1802.05637) or by concatenation.
 """
 
 import math
@@ -10,43 +10,80 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from models.blocks import conv3x3, normalisation
+from models.blocks import Attention, conv3x3, normalisation
+
+GENERATOR_CONDITIONS = ("concatenation", "modulation", "batch-norm")
+CRITIC_CONDITIONS = ("projection", "concatenation", "none")
+
+
+class ConditionalNorm(nn.Module):
+    """Group norm, or batch norm for a style of labels alone, scaled and shifted by the style (b, style) if given."""
+
+    def __init__(self, channels: int, style: int | None, batch: bool):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False) if batch else normalisation("group", channels)
+        self.film = nn.Linear(style, 2 * channels) if style else None
+
+    def forward(self, x: Tensor, style: Tensor | None) -> Tensor:
+        x = self.norm(x)
+        if self.film is None:
+            return x
+        scale, shift = rearrange(self.film(style), "b (two c) -> two b c 1 1", two=2)
+        return x * (1 + scale) + shift
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block with nearest-neighbour upsampling (or none), its norms scaled and shifted by `style` if given."""
+    """Residual block with nearest-neighbour upsampling, or none."""
 
-    def __init__(self, inputs: int, outputs: int, upsample: bool, style: int | None):
+    def __init__(self, inputs: int, outputs: int, upsample: bool, style: int | None, batch: bool):
         super().__init__()
         self.upsample = upsample
-        self.norm1, self.norm2 = normalisation("group", inputs), normalisation("group", outputs)
+        self.norm1, self.norm2 = ConditionalNorm(inputs, style, batch), ConditionalNorm(outputs, style, batch)
         self.conv1, self.conv2 = conv3x3(inputs, outputs), conv3x3(outputs, outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        self.film = nn.Linear(style, 2 * (inputs + outputs)) if style else None
-        self.widths = (inputs, inputs, outputs, outputs)
 
     def _grow(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2, mode="nearest") if self.upsample else x
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        h, g = self.norm1(x), None
-        if self.film is not None:
-            scale1, shift1, scale2, shift2 = rearrange(self.film(style), "b c -> b c 1 1").split(self.widths, dim=1)
-            h, g = h * (1 + scale1) + shift1, (1 + scale2, shift2)
-        h = self.norm2(self.conv1(self._grow(F.relu(h))))
-        if g is not None:
-            h = h * g[0] + g[1]
-        return self._grow(self.skip(x)) + self.conv2(F.relu(h))
+    def forward(self, x: Tensor, style: Tensor | None) -> Tensor:
+        h = self.conv1(self._grow(F.relu(self.norm1(x, style))))
+        h = self.conv2(F.relu(self.norm2(h, style)))
+        return self._grow(self.skip(x)) + h
+
+
+class DcganGeneratorBlock(nn.Module):
+    """Norm, ReLU, transposed 4x4 convolution of stride 2 (or a plain 3x3 one)."""
+
+    def __init__(self, inputs: int, outputs: int, upsample: bool, style: int | None, batch: bool):
+        super().__init__()
+        self.norm = ConditionalNorm(inputs, style, batch)
+        self.conv = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1) if upsample else conv3x3(inputs, outputs)
+
+    def forward(self, x: Tensor, style: Tensor | None) -> Tensor:
+        return self.conv(F.relu(self.norm(x, style)))
+
+
+class SelfAttention(nn.Module):
+    """x + attention over a map's cells (SAGAN, arXiv 1805.08318). Written out: the penalty differentiates twice."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.attention = Attention(channels, max(1, channels // 64), fused=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = rearrange(x, "b c h w -> b (h w) c")
+        return x + rearrange(self.attention(cells), "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class Generator(nn.Module):
     """Noise (b, noise) and labels (b, classes) -> (b, outputs, size, size).
 
-    `concatenation`: noise and the embedded label set enter together at 4x4. `modulation`: they also scale and
-    shift every norm. `bounded` ends in tanh, for pictures.
+    Noise and the embedded label set enter together at 4x4. `modulation`: they also scale and shift every norm;
+    `batch-norm`: the labels alone do, and the norm is batch norm. `attention`: self-attention at 8x8. `bounded` ends
+    in tanh, for pictures.
     """
 
     def __init__(
@@ -59,26 +96,36 @@ class Generator(nn.Module):
         label_width: int,
         condition: str,
         bounded: bool,
+        body: str = "residual",
+        attention: bool = False,
     ):
         super().__init__()
         doublings = int(math.log2(size // 4))
         if len(channels) <= doublings:
             raise ValueError(f"a generator of {size}x{size} needs at least {doublings + 1} widths")
-        self.noise, self.bounded = noise, bounded
+        self.noise, self.bounded, self.condition = noise, bounded, condition
         self.label = nn.Linear(classes, label_width)
         nn.init.normal_(self.label.weight)  # as loud as the noise beside it
-        style = noise + label_width if condition == "modulation" else None
+        style = {"concatenation": None, "modulation": noise + label_width, "batch-norm": label_width}[condition]
         self.enter = nn.Linear(noise + label_width, channels[0] * 16)
+        block = {"residual": GeneratorBlock, "dcgan": DcganGeneratorBlock}[body]
         pairs = list(pairwise(channels))
         # further blocks than doublings work at the full resolution
-        self.blocks = nn.ModuleList(GeneratorBlock(a, b, i < doublings, style) for i, (a, b) in enumerate(pairs))
+        self.blocks = nn.ModuleList(
+            block(a, b, i < doublings, style, condition == "batch-norm") for i, (a, b) in enumerate(pairs)
+        )
+        self.attention = SelfAttention(channels[1]) if attention else None
         self.leave = nn.Sequential(normalisation("group", channels[-1]), nn.ReLU(), conv3x3(channels[-1], outputs))
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        style = torch.cat([noise, self.label(labels)], dim=1)
-        x = rearrange(self.enter(style), "b (c h w) -> b c h w", h=4, w=4)
-        for block in self.blocks:
+        label = self.label(labels)
+        both = torch.cat([noise, label], dim=1)
+        style = label if self.condition == "batch-norm" else both
+        x = rearrange(self.enter(both), "b (c h w) -> b c h w", h=4, w=4)
+        for i, block in enumerate(self.blocks):
             x = block(x, style)
+            if i == 0 and self.attention is not None:
+                x = self.attention(x)
         x = self.leave(x).float()
         return x.tanh() if self.bounded else x
 
@@ -101,58 +148,71 @@ class CriticBlock(nn.Module):
         return self.skip(self._shrink(x)) + self._shrink(h)
 
 
-class Critic(nn.Module):
-    """(b, inputs, size, size), labels (b, classes) -> scores (b,): psi(h) + <embed(labels), h>, h the 4x4 features.
+class DcganCriticBlock(nn.Module):
+    """SiLU, 4x4 convolution of stride 2 (or a plain 3x3 one); no norm, for the penalty is each sample's own."""
 
-    `pool`: h flattened, as in the report, or summed over space. With `auxiliary` a second head classifies the
+    def __init__(self, inputs: int, outputs: int, downsample: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 4, 2, 1) if downsample else conv3x3(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.silu(x))
+
+
+class Critic(nn.Module):
+    """(b, inputs, size, size), labels (b, classes) -> scores (b,), h the 4x4 features.
+
+    `projection`: psi(h) + <embed(labels), h>. `concatenation`: the labels are further input channels. `none`: psi(h)
+    alone. `pool`: h flattened, as in the report, or summed over space. With `auxiliary` a second head classifies the
     labels (arXiv 1610.09585, for several labels at once).
     """
 
-    def __init__(self, classes: int, inputs: int, size: int, channels: tuple[int, ...], pool: str, auxiliary: bool):
+    def __init__(
+        self,
+        classes: int,
+        inputs: int,
+        size: int,
+        channels: tuple[int, ...],
+        pool: str,
+        auxiliary: bool,
+        condition: str = "projection",
+        body: str = "residual",
+        attention: bool = False,
+    ):
         super().__init__()
         halvings = int(math.log2(size // 4))
         if len(channels) <= halvings:
             raise ValueError(f"a critic of {size}x{size} needs at least {halvings + 1} widths")
-        self.pool = pool
-        self.enter = conv3x3(inputs, channels[0])
+        self.pool, self.condition = pool, condition
+        self.enter = conv3x3(inputs + (classes if condition == "concatenation" else 0), channels[0])
+        block = {"residual": CriticBlock, "dcgan": DcganCriticBlock}[body]
         pairs = list(pairwise(channels))
         first = len(pairs) - halvings  # further blocks than halvings work at the full resolution
-        self.blocks = nn.ModuleList(CriticBlock(a, b, i >= first) for i, (a, b) in enumerate(pairs))
+        self.blocks = nn.ModuleList(block(a, b, i >= first) for i, (a, b) in enumerate(pairs))
+        self.attention = SelfAttention(channels[-2]) if attention else None  # before the last block: 8x8
         width = channels[-1] * (16 if pool == "flatten" else 1)
         self.score = nn.Linear(width, 1)
-        self.project = nn.Linear(classes, width, bias=False)
+        self.project = nn.Linear(classes, width, bias=False) if condition == "projection" else None
         self.classify = nn.Linear(width, classes) if auxiliary else None
 
     def features(self, x: Tensor) -> Tensor:
         x = self.enter(x)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            if i == len(self.blocks) - 1 and self.attention is not None:
+                x = self.attention(x)
             x = block(x)
         x = F.silu(x)
         return rearrange(x, "b c h w -> b (c h w)") if self.pool == "flatten" else reduce(x, "b c h w -> b c", "sum")
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores (b,) and, with the auxiliary head, label logits (b, classes)."""
+        if self.condition == "concatenation":
+            x = torch.cat([x, repeat(labels.to(x.dtype), "b k -> b k h w", h=x.shape[2], w=x.shape[3])], dim=1)
         h = self.features(x)
-        with torch.autocast(
-            h.device.type, enabled=False
-        ):  # scores grow without bound: bfloat16 would round them to whole steps
+        # scores grow without bound: bfloat16 would round them to whole steps
+        with torch.autocast(h.device.type, enabled=False):
             h, labels = h.float(), labels.float()
-            logits = None if self.classify is None else self.classify(h)
-            return self.score(h)[:, 0] + (self.project(labels) * h).sum(1), logits
-
-
-def wasserstein_critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """E[D(fake)] - E[D(real)]: minus the Wasserstein estimate."""
-    return fake.mean() - real.mean()
-
-
-def gradient_penalty(critic, real: Tensor, fake: Tensor, labels: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
-    """E[(|grad_x D(x, y)| - 1)^2] between pairs that share their labels (arXiv 1704.00028, eq. 3), and the mean norm.
-
-    real, fake: (b, c, h, w); mix: (b, 1, 1, 1) in [0, 1]. Call it outside autocast: float32.
-    """
-    x = (mix * real + (1 - mix) * fake).detach().requires_grad_()
-    scores = critic(x, labels)[0]
-    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
-    norms = gradient.flatten(1).norm(dim=1)
-    return (norms - 1).square().mean(), norms.mean()
+            score = self.score(h)[:, 0]
+            if self.project is not None:
+                score = score + (self.project(labels) * h).sum(1)
+            return score, None if self.classify is None else self.classify(h)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.diffusion import Diffusion
 from stages.engine.command import Context, command
+from stages.engine.denoising import denoising_errors, diffusion_of
 from stages.engine.ema import Ema
 from stages.engine.optim import Optimizer
 from stages.engine.run import describe_device
@@ -58,17 +58,14 @@ def ldm_step(context: Context) -> Callable[[], Tensor]:
     inputs = context.config.vae.latent_channels
     network = build_unet(s, inputs, 24, 3).to(context.device, memory_format=torch.channels_last)
     ema, optimizer = Ema(network, s.ema), Optimizer(network, s)
-    diffusion = Diffusion.create(s.schedule, s.timesteps, s.prediction, context.device)
+    diffusion = diffusion_of(s, context.device)
     x0, noise = (torch.randn(s.batch, inputs, 8, 8, device=context.device) for _ in range(2))
     t = torch.randint(s.timesteps, (s.batch,), device=context.device)
     labels = torch.zeros(s.batch, 24, device=context.device)
     labels[:, :3] = 1
 
     def step() -> Tensor:
-        xt = diffusion.noised(x0, noise, t).contiguous(memory_format=torch.channels_last)
-        with context.autocast():
-            prediction = network(xt, t, labels)
-        errors = (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
+        errors = denoising_errors(context, network, diffusion, x0, noise, t, labels)
         loss = (diffusion.loss_weight(t, s.min_snr) * errors).mean()
         optimizer.update(loss, 0)
         ema.update(0)

@@ -8,10 +8,12 @@ from datetime import date
 import torch
 from torch import Tensor
 
-from models.evaluator import Evaluator, top_k_hits
+from models.evaluator import Evaluator, accuracy, top_k_hits
+from stages.ddpm import load_ddpm
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.denoising import DiffusionSampler
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
@@ -19,10 +21,11 @@ from stages.engine.report import curve, read_metrics, write_report
 from stages.engine.run import describe_device, differences, move_aside, versions
 from stages.evaluator import load_evaluator, scores
 from stages.gan import load_gan
-from stages.ldm import LatentSampler, load_sampler
+from stages.ldm import load_sampler
 from stages.vae import load_vae, measure_vae
 
-TITLES = {"ldm": "Latent diffusion", "gan": "WGAN-GP"}
+TITLES = {"ldm": "Latent diffusion", "gan": "WGAN-GP", "ddpm": "Pixel diffusion"}
+LOADERS = {"ldm": load_sampler, "gan": load_gan, "ddpm": load_ddpm}
 STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
 STRIP_COLUMNS = 10
 
@@ -37,9 +40,14 @@ def by_objects(hits: Tensor, counts: Tensor) -> dict[str, float]:
     return {str(n): (hits[counts == n].sum() / counts[counts == n].sum()).item() for n in counts.unique().tolist()}
 
 
-def evaluate_set(sampler, judge: Evaluator, name: str, labels: Tensor, context: Context) -> tuple[dict, Tensor]:
-    """One model on one test set: its figures over all seeds, and the pictures of the first."""
-    how, per_seed, all_hits, first, seconds = context.config.eval, [], [], None, 0.0
+def evaluate_set(
+    sampler, judge: Evaluator, guide: Evaluator | None, name: str, labels: Tensor, context: Context
+) -> tuple[dict, Tensor]:
+    """One model on one test set: its figures over all seeds, and the pictures of the first.
+
+    With a guide its own accuracy stands beside the judge's: it saw the pictures being made.
+    """
+    how, per_seed, by_guide, all_hits, first, seconds = context.config.eval, [], [], [], None, 0.0
     for seed in how.seeds:
         began = time.perf_counter()
         images = sampler.sample(labels, [(seed, name, i) for i in range(len(labels))], how)
@@ -49,6 +57,8 @@ def evaluate_set(sampler, judge: Evaluator, name: str, labels: Tensor, context: 
         hits, counts = hits_and_labels(judge, images, labels, context)
         per_seed.append((hits.sum() / counts.sum()).item())
         all_hits.append(hits)
+        if guide is not None:
+            by_guide.append(accuracy(scores(guide, images, context).cpu(), labels))
     values = torch.tensor(per_seed, dtype=torch.float64)
     return {
         "accuracy": values.mean().item(),
@@ -56,10 +66,11 @@ def evaluate_set(sampler, judge: Evaluator, name: str, labels: Tensor, context: 
         "per_seed": per_seed,
         "by_objects": by_objects(torch.cat(all_hits), counts.repeat(len(how.seeds))),
         "images_per_second": len(labels) * len(how.seeds) / seconds,
+        **({"accuracy_by_the_guide": sum(by_guide) / len(by_guide)} if by_guide else {}),
     }, first
 
 
-def denoising_strip(sampler: LatentSampler, dataset: Dataset, context: Context) -> tuple[Tensor, str]:
+def denoising_strip(sampler: DiffusionSampler, dataset: Dataset, context: Context) -> tuple[Tensor, str]:
     """x_t above and predicted x_0 below, from noise to picture, as (3, h, w) in [0, 1], and what was asked for."""
     vocabulary = dataset.vocabulary
     if all(name in vocabulary.index for name in STRIP):
@@ -92,6 +103,8 @@ def _curves(context: Context) -> list[bytes]:
         ("vae", ["original_accuracy", "reconstruction_accuracy"], "accuracy on reconstructions", False),
         ("ldm", ["loss"], "latent diffusion", True),
         ("ldm", ["accuracy_test", "accuracy_new_test"], "latent diffusion, accuracy", False),
+        ("ddpm", ["loss"], "pixel diffusion", True),
+        ("ddpm", ["accuracy_test", "accuracy_new_test"], "pixel diffusion, accuracy", False),
         ("gan", ["wasserstein"], "WGAN-GP, Wasserstein estimate", False),
         ("gan", ["accuracy_test", "accuracy_new_test"], "WGAN-GP, accuracy", False),
     ]
@@ -148,8 +161,9 @@ def _evaluator_words(about: dict) -> str:
 def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> None:
     """Samples, judges, writes eval/."""
     judge, about = load_evaluator(context, len(dataset.vocabulary))
-    loaders = {"ldm": load_sampler, "gan": load_gan}
-    samplers = {name: loaders[name](context)[0] for name in loaders if name in exports}
+    guided = context.config.eval.classifier_guidance > 0
+    guide = load_evaluator(context, len(dataset.vocabulary), "guide")[0] if guided else None
+    samplers = {name: LOADERS[name](context)[0] for name in context.config.models if name in exports}
     folder = context.folder("eval")
     folder.mkdir(parents=True, exist_ok=True)
     results: dict = {name: {} for name in samplers}
@@ -157,15 +171,14 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     jobs = [(model, name) for model in samplers for name in dataset.test_sets]
     for model, name in progress(jobs, f"{context.config.name}/eval", len(jobs)):
         labels = dataset.test_sets[name]
-        results[model][name], images = evaluate_set(samplers[model], judge, name, labels, context)
+        results[model][name], images = evaluate_set(samplers[model], judge, guide, name, labels, context)
         samples[model][name] = _captioned(images, labels, judge, dataset, context)
         (folder / f"{model}-{name}.png").write_bytes(png(grid(images), 2))
     strip, strip_labels = None, ""
-    if "ldm" in samplers:
-        picture, strip_labels = denoising_strip(samplers["ldm"], dataset, context)
+    if denoiser := samplers.get("ldm") or samplers.get("ddpm"):
+        picture, strip_labels = denoising_strip(denoiser, dataset, context)
         strip = png(picture, 2)
         (folder / "denoising.png").write_bytes(strip)
-    vae, _ = load_vae(context)
     provenance = _provenance(context, dataset, exports)
     result = {
         "evaluator": {
@@ -175,7 +188,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
             "real_pictures": len(dataset.held_out_images),
         },
         "results": results,
-        "vae": {**measure_vae(vae, judge, dataset, context), "codes": vae.quantizer.codebook_size},
+        "vae": _measure_vae(judge, dataset, context) if "vae" in exports else None,
         "provenance": provenance,
     }
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
@@ -191,6 +204,11 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     write_report(folder, result, view)
 
 
+def _measure_vae(judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float]:
+    vae, _ = load_vae(context)
+    return {**measure_vae(vae, judge, dataset, context), "codes": vae.quantizer.codebook_size}
+
+
 def _say_results(context: Context) -> None:
     result = json.loads((context.folder("eval") / "report.json").read_text())
     for model, sets in result["results"].items():
@@ -202,21 +220,23 @@ def _say_results(context: Context) -> None:
 
 def main(context: Context) -> None:
     exports = {}
-    for stage in ("evaluator", "vae", "ldm", "gan"):
+    models = context.config.models
+    for stage in ("evaluator", "vae", *models):
         path = context.export(stage)
-        if stage in ("ldm", "gan") and not path.exists():
-            say(f"warning: no {TITLES[stage]} here ({path}): it is left out; `make {stage}` trains one")
-            continue
-        exports[stage] = read_about(path, f"run `make {stage}`")
-    if not {"ldm", "gan"} & exports.keys():
-        raise UserError(f"nothing to evaluate in {context.folder('')}: run `make ldm gan` first")
+        if stage in models and not path.exists():
+            say(f"warning: no {TITLES[stage]} here ({path}): it is left out; {context.make(stage)} trains one")
+        elif stage != "vae" or path.exists():  # its own loader says where a model misses it
+            exports[stage] = read_about(path, f"run {context.make(stage)}")
+    if not set(models) & exports.keys():
+        raise UserError(f"nothing to evaluate in {context.folder('')}: run {context.make(' '.join(models))} first")
     dataset = load_dataset(context.config, context.device)
     for stage, about in exports.items():
         if about["identity"]["parent data"] != dataset.sha256:
             raise UserError(
                 f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder"
             )
-    folder, report = context.folder("eval"), context.folder("eval") / "report.json"
+    folder = context.hold("eval")
+    report = folder / "report.json"
     if report.exists() and not context.arguments.fresh:
         try:
             old = json.loads(report.read_text())["provenance"]

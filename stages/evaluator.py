@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,11 +26,33 @@ from stages.engine.run import Run
 def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
     """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, classes) logits, in float32 as the lab's: near ties decide accuracy."""
     network.eval()
-    rows = []
-    for part in images.split(batch):
-        part = to_unit(part) if part.dtype == torch.uint8 else part
-        rows.append(network.logits(part.to(context.device, memory_format=torch.channels_last)))
-    return torch.cat(rows)
+    return torch.cat([network.logits(as_input(part, context)) for part in images.split(batch)])
+
+
+def as_input(images: Tensor, context: Context) -> Tensor:
+    """(n, 3, 64, 64) uint8 or [-1, 1] -> [-1, 1] on the device, as the evaluator takes them."""
+    images = to_unit(images) if images.dtype == torch.uint8 else images
+    return images.to(context.device, memory_format=torch.channels_last)
+
+
+def judge(network: Evaluator, context: Context) -> Callable[[Tensor, Tensor], float]:
+    """The evaluator as a function of pictures (n, 3, 64, 64) in [-1, 1] and labels (n, classes): the accuracy."""
+    return lambda images, labels: accuracy(scores(network, images, context).cpu(), labels)
+
+
+def guide_of(context: Context, classes: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """For classifier guidance: pictures (b, 3, 64, 64) and labels -> log p(labels | picture) (b,), where one is asked.
+
+    The sum over all objects of the log-likelihood of the guide's sigmoid outputs: a picture has several labels.
+    """
+    if context.config.eval.classifier_guidance == 0:
+        return None
+    guide, _ = load_evaluator(context, classes, "guide")
+
+    def log_probability(images: Tensor, labels: Tensor) -> Tensor:
+        return -F.binary_cross_entropy_with_logits(guide.logits(images), labels, reduction="none").sum(1)
+
+    return log_probability
 
 
 class EvaluatorTask:
@@ -108,15 +131,16 @@ def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
     return network.eval()
 
 
-def load_evaluator(context: Context, classes: int) -> tuple[Evaluator, dict]:
-    """The experiment's evaluator, frozen on the device, and what its export says of itself."""
-    tensors, about = load_export(context.export("evaluator"), "run `make evaluator`")
+def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> tuple[Evaluator, dict]:
+    """The experiment's evaluator, or its guide, frozen on the device, and what its export says of itself."""
+    remedy = f"run {context.make('evaluator')}" if role == "evaluator" else "train the evaluator of that experiment"
+    tensors, about = load_export(context.export(role), remedy)
     network = Evaluator(classes)
     try:
         network.load_state_dict(tensors)
     except RuntimeError:
         raise UserError(
-            f"{context.export('evaluator')} was made for other objects; run `make evaluator FRESH=1`"
+            f"{context.export(role)} was made for other objects; run {context.make('evaluator FRESH=1')}"
         ) from None
     return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
 

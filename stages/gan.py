@@ -5,22 +5,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import to_unit
-from models.evaluator import accuracy
+from models.adversarial import LOSSES, gradient_penalty
 from models.vqvae import VQVAE
-from models.wgan import Critic, Generator, gradient_penalty, wasserstein_critic_loss
-from stages.engine.checkpoint import load_export
+from models.wgan import Critic, Generator
+from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
-from stages.engine.draws import Draws, sample_generator
+from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
 from stages.engine.optim import Optimizer
-from stages.engine.pictures import grid
 from stages.engine.run import Run
+from stages.engine.sampling import Draw, in_batches, preview
 from stages.engine.schema import Gan
-from stages.evaluator import load_evaluator, scores
+from stages.evaluator import judge, load_evaluator
 from stages.ldm import encode_set
 from stages.vae import load_vae, load_vae_of
+
+CRITIC_CONDITIONS = {
+    "projection": {"condition": "projection", "auxiliary": False},
+    "auxiliary": {"condition": "none", "auxiliary": True},
+    "projection+auxiliary": {"condition": "projection", "auxiliary": True},
+    "concatenation": {"condition": "concatenation", "auxiliary": False},
+}
 
 
 def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
@@ -33,8 +40,9 @@ def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
 def build_generator(settings: Gan, classes: int, latent_channels: int) -> Generator:
     """The generator of a `gan` section. Raises UserError where its widths do not reach the resolution."""
     channels, size = _shape(settings, latent_channels)
+    shape = {"bounded": settings.space == "pixels", "body": settings.body, "attention": settings.attention}
     try:
-        return Generator(classes, channels, size, bounded=settings.space == "pixels", **settings.generator.model_dump())
+        return Generator(classes, channels, size, **shape, **settings.generator.model_dump())
     except ValueError as error:
         raise UserError(f"gan.generator.channels: {error}") from None
 
@@ -42,14 +50,15 @@ def build_generator(settings: Gan, classes: int, latent_channels: int) -> Genera
 def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic:
     """The critic of a `gan` section. Raises UserError where its widths do not reach 4x4."""
     channels, size = _shape(settings, latent_channels)
+    keys = settings.critic.model_dump() | CRITIC_CONDITIONS[settings.critic.condition]
     try:
-        return Critic(classes, channels, size, auxiliary=settings.auxiliary > 0, **settings.critic.model_dump())
+        return Critic(classes, channels, size, body=settings.body, attention=settings.attention, **keys)
     except ValueError as error:
         raise UserError(f"gan.critic.channels: {error}") from None
 
 
 class GanSampler:
-    """Labels and a key for each sample -> pictures. Same promises as `LatentSampler`."""
+    """One pass of the generator, decoded where it works on latents."""
 
     def __init__(self, context: Context, generator: Generator, settings: Gan, vae: VQVAE | None):
         self.context, self.generator, self.settings, self.vae = context, generator, settings, vae
@@ -57,18 +66,13 @@ class GanSampler:
     @torch.no_grad()
     def sample(self, labels: Tensor, keys: list[tuple], how) -> Tensor:
         """(n, classes) labels, n keys -> (n, 3, 64, 64) in [-1, 1]; of `how` only the batch matters."""
-        pictures = []
-        for first in range(0, len(labels), how.batch):
-            part, part_keys = labels[first : first + how.batch], keys[first : first + how.batch]
-            missing = how.batch - len(part)
-            padded = torch.cat([part, part[:1].expand(missing, -1)]).to(self.context.device)
-            width = self.settings.generator.noise
-            rows = [torch.randn(width, generator=sample_generator(*key)) for key in part_keys]
-            noise = torch.stack(rows + [torch.zeros(width)] * missing).to(self.context.device)
+
+        def make(labels: Tensor, draw: Draw, wanted: int) -> Tensor:
             with self.context.autocast():
-                made = self.generator(noise, padded)
-                pictures.append(self.to_pictures(made)[: len(part)])
-        return torch.cat(pictures)
+                return self.to_pictures(self.generator(draw(), labels))
+
+        width = (self.settings.generator.noise,)
+        return in_batches(labels, keys, how.batch, width, self.context.device, make)
 
     def to_pictures(self, made: Tensor) -> Tensor:
         """The generator's output -> (b, 3, 64, 64) in [-1, 1]."""
@@ -81,11 +85,12 @@ class GanSampler:
 
 def load_gan(context: Context) -> tuple[GanSampler, dict]:
     """The experiment's GAN as a sampler, and what its export says."""
-    tensors, about = load_export(context.export("gan"), "run `make gan`")
-    settings = Gan.model_validate(about["config"], strict=False)
+    tensors, about = load_export(context.export("gan"), f"run {context.make('gan')}")
+    with of_this_version(context.export("gan"), context.make("gan FRESH=1")):
+        settings = Gan.model_validate(about["config"], strict=False)
+        generator = build_generator(settings, about["classes"], about["latent_channels"])
+        generator.load_state_dict(tensors)
     vae = load_vae_of(context, "gan", about) if settings.space == "latents" else None
-    generator = build_generator(settings, about["classes"], about["latent_channels"])
-    generator.load_state_dict(tensors)
     generator.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
     return GanSampler(context, generator, settings, vae), about
 
@@ -96,6 +101,7 @@ class GanTask:
     def __init__(self, context: Context, dataset: Dataset, vae: VQVAE | None):
         self.context, self.dataset, self.settings, self.vae = context, dataset, context.config.gan, vae
         s = self.settings
+        self.loss = LOSSES[s.loss]
         if vae is not None:
             self.real = encode_set(vae, dataset.images, context)
         else:
@@ -108,6 +114,7 @@ class GanTask:
         self.ema = Ema(self.generator, s.ema)
         critic_settings = s.model_copy(update={"learning_rate": s.critic_learning_rate or s.learning_rate})
         self.optimizers = [Optimizer(self.generator, s), Optimizer(self.critic, critic_settings)]
+        self.optimizers[1].watch_layers = s.layer_norms
         self.parts = {
             "generator": self.generator,
             "critic": self.critic,
@@ -131,16 +138,34 @@ class GanTask:
             with torch.no_grad():
                 fake = self.generator(draws.normal(s.generator.noise), labels)
             both, logits = self.critic(torch.cat([real, fake]), labels.repeat(2, 1))
-        wasserstein = wasserstein_critic_loss(*both.chunk(2))
-        share = max(1, round(len(real) * s.penalty_share))
-        mix = draws.uniform(1, 1, 1)[:share]
-        penalty, slope = gradient_penalty(self.critic, real[:share], fake[:share], labels[:share], mix)
-        loss = wasserstein + s.penalty * penalty
-        metrics = {"wasserstein": -wasserstein, "penalty": penalty, "slope": slope}
+        real_scores, fake_scores = both.chunk(2)
+        loss = self.loss.critic(real_scores, fake_scores)
+        gap = real_scores.mean() - fake_scores.mean()
+        metrics = {"wasserstein" if self.loss.penalised or self.loss.clipped else "score_gap": gap}
+        if self.loss.penalised:
+            share = max(1, round(len(real) * s.penalty_share))
+            mix = draws.uniform(1, 1, 1)[:share]
+            penalty, slope = gradient_penalty(self.critic, real[:share], fake[:share], labels[:share], mix)
+            loss = loss + s.penalty * penalty
+            metrics |= {"penalty": penalty, "slope": slope}
         if logits is not None:
             metrics["auxiliary_real"] = F.binary_cross_entropy_with_logits(logits[: len(real)], labels)
             loss = loss + s.auxiliary * metrics["auxiliary_real"]
-        return metrics | {"critic_gradient_norm": self.optimizers[1].update(loss, step)}
+        metrics["critic_gradient_norm"] = self.optimizers[1].update(loss, step)
+        metrics |= {f"layer {name}": norm for name, norm in self.optimizers[1].layer_norms.items()}
+        if self.loss.clipped:
+            with torch.no_grad():
+                torch._foreach_clamp_min_(self.optimizers[1].parameters, -s.weight_clip)
+                torch._foreach_clamp_max_(self.optimizers[1].parameters, s.weight_clip)
+        return metrics
+
+    def _auxiliary_weight(self, step: int) -> float:
+        """Of the generator's classification loss: as the schedule says, from or to nothing over the run."""
+        progress = step / self.settings.steps
+        return (
+            self.settings.auxiliary
+            * {"constant": 1.0, "rising": progress, "falling": 1 - progress}[self.settings.auxiliary_schedule]
+        )
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s = self.settings
@@ -149,24 +174,17 @@ class GanTask:
         labels = self.dataset.labels[draws.indices(len(self.real), s.critic_steps, s.critic_steps + 1)]
         with self.context.autocast():
             scored, logits = self.critic(self.generator(draws.normal(s.generator.noise), labels), labels)
-        loss = -scored.mean()
+        loss = self.loss.generator(scored)
         if logits is not None:
             metrics["auxiliary_fake"] = F.binary_cross_entropy_with_logits(logits, labels)
-            loss = loss + s.auxiliary * metrics["auxiliary_fake"]
+            loss = loss + self._auxiliary_weight(step) * metrics["auxiliary_fake"]
         metrics["generator_gradient_norm"] = self.optimizers[0].update(loss, step)
         self.ema.update(step)
         return metrics
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Accuracy on both test sets with one seed that the evaluation does not use."""
         sampler = GanSampler(self.context, self.ema.average, self.settings, self.vae)
-        metrics, pictures = {}, {}
-        for name, labels in self.dataset.test_sets.items():
-            keys = [("preview", name, i) for i in range(len(labels))]
-            images = sampler.sample(labels, keys, self.context.config.eval)
-            metrics[f"accuracy_{name}"] = accuracy(scores(self.evaluator, images, self.context).cpu(), labels)
-            pictures[name] = grid(images)
-        return metrics, pictures
+        return preview(sampler, self.dataset, judge(self.evaluator, self.context), self.context.config.eval)
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict(), {

@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+from data.labels import DataError
 from data.render import OBJECTS, draw_scenes, objects_json, test_sets
 from stages.engine.checkpoint import write_atomically
 from stages.engine.command import Context, add_fresh, command
@@ -29,6 +30,7 @@ def main(context: Context) -> None:
     if context.config.data.folder:
         say(f"{title}: nothing to draw, the pictures are in {context.config.data.folder}")
         return
+    context.hold("render")
     if context.arguments.fresh and folder.exists():
         say(f"{title}: the old scenes are now {move_aside(folder)}")
     wanted, begun = flatten(settings), _settings_of(folder)
@@ -43,15 +45,18 @@ def main(context: Context) -> None:
     for name, sets in test_sets(settings.seed).items():
         write_atomically(folder / f"{name}.json", json.dumps(sets).encode())
     began = time.perf_counter()
-    drawn = draw_scenes(
-        folder / "iclevr",
-        range(total),
-        lambda scenes: progress(scenes, f"{title}: {total} scenes", total),
-        seed=settings.seed,
-        size=settings.size,
-        samples=settings.samples,
-        camera_distance=settings.camera_distance,
-    )
+    try:
+        drawn = draw_scenes(
+            folder / "iclevr",
+            range(total),
+            lambda scenes: progress(scenes, f"{title}: {total} scenes", total),
+            seed=settings.seed,
+            size=settings.size,
+            samples=settings.samples,
+            camera_distance=settings.camera_distance,
+        )
+    except DataError as error:
+        raise UserError(str(error)) from None
     pairs = list(drawn.items())
     cut = settings.scenes * OBJECTS
     write_atomically(folder / "validation.json", json.dumps(dict(pairs[cut:])).encode())

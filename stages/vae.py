@@ -8,16 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import to_unit
+from models.adversarial import LOSSES
 from models.evaluator import Evaluator, accuracy
-from models.patch_discriminator import (
-    PatchDiscriminator,
-    adaptive_weight,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-)
+from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.perceptual import Perceptual, load_trunk, trunk_url
 from models.vqvae import VQVAE, perplexity
-from stages.engine.checkpoint import load_export
+from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.draws import Draws
@@ -28,6 +24,7 @@ from stages.engine.pictures import grid
 from stages.engine.run import Run
 from stages.evaluator import load_evaluator, scores
 
+HINGE = LOSSES["hinge"]
 NETWORK_KEYS = {"channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels"}
 
 
@@ -41,9 +38,10 @@ def load_vae(context: Context) -> tuple[VQVAE, dict]:
     """The experiment's autoencoder, frozen on the device, and what its export says of itself."""
     from stages.engine.schema import Vae
 
-    tensors, about = load_export(context.export("vae"), "run `make vae`")
-    network = build_vae(Vae.model_validate(about["config"], strict=False))
-    network.load_state_dict(tensors)
+    tensors, about = load_export(context.export("vae"), f"run {context.make('vae')}")
+    with of_this_version(context.export("vae"), context.make("vae FRESH=1")):
+        network = build_vae(Vae.model_validate(about["config"], strict=False))
+        network.load_state_dict(tensors)
     return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
 
 
@@ -54,7 +52,7 @@ def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
     if vae_about["sha256"] != trained_on:
         raise UserError(
             f"{context.export(stage)} was trained on another autoencoder (vae: {trained_on[:12]} -> "
-            f"{vae_about['sha256'][:12]}); train it anew with `make {stage} FRESH=1`"
+            f"{vae_about['sha256'][:12]}); train it anew with {context.make(f'{stage} FRESH=1')}"
         )
     return vae
 
@@ -157,6 +155,8 @@ class VaeTask:
         images = to_unit(self.dataset.images[draws.indices(len(self.dataset.images))])
         images = images.contiguous(memory_format=torch.channels_last)
         self.network.train()
+        if step == s.codebook.start and s.codebook.init == "kmeans":
+            self._start_codebook()
         with self.context.autocast():
             made, indices, commitment = self.network(images, quantize=step >= s.codebook.start)
         reconstruction = self._reconstruction_loss(images, made)
@@ -169,7 +169,7 @@ class VaeTask:
         adversarial_on = self.discriminator is not None and step >= d.start
         if adversarial_on:
             with self.context.autocast():
-                adversarial = hinge_generator_loss(self.discriminator(made))
+                adversarial = HINGE.generator(self.discriminator(made))
             weight = torch.tensor(d.weight, device=made.device)
             if d.adaptive:
                 last = self.network.decoder.last.weight
@@ -183,10 +183,18 @@ class VaeTask:
         metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=s.codebook.codes) > 0).sum()
         return metrics
 
+    def _start_codebook(self, batches: int = 16) -> None:
+        """K-means over the latents of pictures spread evenly over the set, the same in every process."""
+        images = self.dataset.images
+        chosen = torch.linspace(0, len(images) - 1, min(len(images), batches * self.settings.batch)).long()
+        with torch.no_grad(), self.context.autocast():
+            parts = [self.network.encoder(to_unit(part)) for part in images[chosen.to(images.device)].split(256)]
+        self.network.quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)
+
     def _discriminator_step(self, images: Tensor, made: Tensor, step: int) -> Tensor:
         with self.context.autocast():
             real, fake = self.discriminator(torch.cat([images, made])).chunk(2)
-        loss = hinge_discriminator_loss(real, fake)
+        loss = HINGE.critic(real, fake)
         self.optimizers[1].update(loss, step - self.settings.discriminator.start)
         return loss
 

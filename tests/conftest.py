@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,9 @@ def stage(capsys, monkeypatch):
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
     """Make with this interpreter and without its set-up."""
-    command = ["make", "-o", ".venv/.ready", f"PY={sys.executable}", *arguments]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=500)
+    with tempfile.NamedTemporaryFile() as ready:  # newer than the lock file: set up. A variable reaches sub-makes
+        command = ["make", f"READY={ready.name}", f"PY={sys.executable}", *arguments]
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=500)
 
 
 @pytest.fixture(scope="session")

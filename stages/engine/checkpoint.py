@@ -8,10 +8,12 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
@@ -123,6 +125,17 @@ def read_about(path: Path, remedy: str) -> dict:
         return {**json.loads(header["about"]), "sha256": header["sha256"]}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
+
+
+@contextmanager
+def of_this_version(path: Path, remedy: str) -> Iterator[None]:
+    """Within it, settings and tensors of an export that this version's networks do not take raise UserError."""
+    try:
+        yield
+    except (ValidationError, RuntimeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} was made by another version of this project ({oneline(error)[:80]}); make it anew with {remedy}"
+        ) from None
 
 
 def load_export(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:

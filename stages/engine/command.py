@@ -4,16 +4,19 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from stages.engine import distributed
-from stages.engine.config import Config, load
+from stages.engine.config import Config, derive, load
 from stages.engine.errors import Interrupted, UserError, oneline
+from stages.engine.lock import locked
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Context:
     device: torch.device
     dtype: torch.dtype  # of autocast regions
     arguments: argparse.Namespace
+    began: float  # time.perf_counter() at the command's start
+    held: ExitStack  # what is let go of when the command ends
 
     def autocast(self) -> AbstractContextManager:
         """Runs convolutions and matrix products in bfloat16 where the processor has it."""
@@ -33,7 +38,33 @@ class Context:
         return Path(self.config.root) / self.config.name / stage
 
     def export(self, stage: str) -> Path:
-        return self.folder(stage) / "export.safetensors"
+        """Where the stage's export lies: in this experiment, or in the one that `uses` names.
+
+        The `guide` of classifier guidance is another experiment's evaluator: the judge must be a stranger to it.
+        """
+        experiment = self.config.uses.get(stage, self.config.name)
+        folder = "evaluator" if stage == "guide" else stage
+        return Path(self.config.root) / experiment / folder / "export.safetensors"
+
+    def derived(self, name: str, *overrides: str) -> "Context":
+        """This experiment with changes, under another name: its pictures, its evaluator and autoencoder serve.
+
+        For experiments that train several variants; `overrides` as on the command line.
+        """
+        c = self.config
+        uses = {"evaluator": c.name, "vae": c.name} | c.uses
+        folder = c.data.folder or str(self.folder("render"))
+        settings = [f"name={name}", f"data.folder={folder}", *(f"uses.{k}={v}" for k, v in uses.items()), *overrides]
+        return replace(self, config=derive(c, settings))
+
+    def hold(self, stage: str) -> Path:
+        """The stage's folder, this command's alone until it ends. Raises UserError where another command has it."""
+        self.held.enter_context(locked(self.folder(stage)))
+        return self.folder(stage)
+
+    def make(self, words: str) -> str:
+        """The Make command of this experiment, for a remedy: `make ldm CONFIG=configs/smoke.yaml`."""
+        return f"`make {words} CONFIG={self.arguments.config}`"
 
 
 def _device(name: str) -> torch.device:
@@ -61,14 +92,27 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _context(config: Config, arguments: argparse.Namespace) -> Context:
+class Parser(argparse.ArgumentParser):
+    """Says a wrong argument as every other mistake is said: one line `error: ...`, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; `python -m {_module()} --help` lists what there is\n")
+
+
+def _module() -> str:
+    """The module that runs, as `python -m` is given it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).stem
+
+
+def _context(config: Config, arguments: argparse.Namespace, began: float, held: ExitStack) -> Context:
     device = _device(config.device)
     fast = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, the gradient penalty's convolutions included
     torch.backends.cudnn.deterministic = True
     distributed.start(device)
-    return Context(config, device, torch.bfloat16 if fast else torch.float32, arguments)
+    return Context(config, device, torch.bfloat16 if fast else torch.float32, arguments, began, held)
 
 
 def _on_signal(number: int, frame: object) -> None:
@@ -77,7 +121,8 @@ def _on_signal(number: int, frame: object) -> None:
 
 def command(description: str, body: Callable[[Context], None], add_arguments: Callable = lambda parser: None) -> None:
     """Runs `body` as the command's main. Exit status: 0 done, 2 the user's mistake, 130 or 143 interrupted."""
-    parser = argparse.ArgumentParser(
+    began = time.perf_counter()
+    parser = Parser(
         description=description,
         epilog="Overrides come last: section.key=value, such as ldm.steps=2000 or root=/tmp/out. "
         "Exit status: 0 done, 2 a mistake in what was asked (one line says which), 130 or 143 interrupted.",
@@ -93,16 +138,24 @@ def command(description: str, body: Callable[[Context], None], add_arguments: Ca
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     try:
-        body(_context(load(arguments.config, arguments.overrides), arguments))
+        with ExitStack() as held:
+            body(_context(load(arguments.config, arguments.overrides), arguments, began, held))
         distributed.stop()
     except UserError as error:
         _end(f"error: {error}", 2)
     except Interrupted as stop:
         _end(f"interrupted: {stop}; the same command goes on from here", stop.exit_status)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         _end(f"error: out of memory ({oneline(error)[:100]}); lower the stage's batch, such as ldm.batch=32", 2)
     except OSError as error:
         _end(f"error: {oneline(error)}", 2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """A GPU raises OutOfMemoryError, a CPU a plain RuntimeError of its allocator."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _end(message: str, status: int) -> None:

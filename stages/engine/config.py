@@ -60,6 +60,25 @@ def _read(path: Path) -> dict:
     return content
 
 
+def _read_extended(path: Path, depth: int = 0) -> dict:
+    """A file over the one that its key `extends` names, beside it: sections are merged, values replace values."""
+    content = _read(path)
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    if not isinstance(base, str) or depth > 4:
+        raise UserError(f"{path}: extends names one file beside it, such as iclevr.yaml, and no circle")
+    below = _read_extended(path.parent / base, depth + 1)
+    below.pop("name", None)
+    return _merged(below, content)
+
+
+def _merged(below: dict, above: dict) -> dict:
+    both = below.keys() & above.keys()
+    deeper = {k: _merged(below[k], above[k]) for k in both if isinstance(below[k], dict) and isinstance(above[k], dict)}
+    return below | above | deeper
+
+
 def _override(content: dict, text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -112,26 +131,43 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
     Raises UserError, one line, for whatever is wrong with either.
     """
     path = Path(path)
-    content = _read(path)
+    content = _read_extended(path)
     content.setdefault("name", path.stem)
+    return _validated(content, overrides, path)
+
+
+def derive(config: Config, overrides: list[str]) -> Config:
+    """A configuration with further overrides. Raises UserError as `load` does."""
+    return _validated(config.model_dump(mode="json"), overrides, Path(f"{config.name}, derived"))
+
+
+def _validated(content: dict, overrides: list[str], path: Path) -> Config:
     for text in overrides:
         _override(content, text)
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise UserError(_explain(error, str(path))) from None
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+    if not _plain(config.name):
         raise UserError(f"{path}: name {config.name!r} must be a plain folder name")
     _check(config, path)
     return config
 
 
+def _plain(name: str) -> bool:
+    """True for a name that is one folder, and no path."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
+
+
 def _check(config: Config, where: Path) -> None:
     """Rules between keys."""
-    for stage in ("evaluator", "vae", "ldm", "gan"):
+    for stage in ("evaluator", "vae", "ldm", "gan", "ddpm"):
         section = getattr(config, stage)
-        if section.warmup >= section.steps:
+        if section and section.warmup >= section.steps:
             raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
+    for stage, experiment in config.uses.items():
+        if stage not in ("evaluator", "guide", "vae", "ldm", "gan", "ddpm") or not _plain(experiment):
+            raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
     if len(config.vae.channels) != 3:
         raise UserError(f"{where}: vae.channels needs three numbers, one a resolution (64 -> 32 -> 16 -> 8 pixels)")
     if not config.eval.seeds:
@@ -141,8 +177,19 @@ def _check(config: Config, where: Path) -> None:
         raise UserError(f"{where}: eval.interval [{low}, {high}] must be two rising numbers in 0..1")
     if config.eval.steps > config.ldm.timesteps:
         raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds ldm.timesteps ({config.ldm.timesteps})")
+    if config.eval.classifier_guidance and "guide" not in config.uses:
+        raise UserError(
+            f"{where}: eval.classifier_guidance needs a guide that is not the judge: uses.guide=EXPERIMENT, whose "
+            f"evaluator was trained from another seed"
+        )
     if config.ldm.label_dropout == 0 and config.eval.guidance != 1:
         raise UserError(f"{where}: eval.guidance other than 1 needs ldm.label_dropout above 0, such as 0.1")
+    for stage in ("ldm", "ddpm"):
+        section = getattr(config, stage)
+        if section and section.zero_terminal_snr and section.prediction in ("noise", "mean"):
+            raise UserError(
+                f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
+            )
     for key, start in (("codebook", config.vae.codebook.start), ("discriminator", config.vae.discriminator.start)):
         if start >= config.vae.steps and (key == "codebook" or config.vae.discriminator.weight > 0):
             raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
@@ -191,7 +238,10 @@ def main() -> None:
         parser.exit(2, f"error: {error}\n")
     except (KeyError, TypeError):
         parser.exit(2, f"error: no key {arguments.print}\n")
-    print(yaml.safe_dump(value, sort_keys=False).rstrip("\n.") if isinstance(value, dict) else value)
+    if isinstance(value, dict):
+        print(yaml.safe_dump(value, sort_keys=False).rstrip("\n."))
+    else:
+        print(*value if isinstance(value, list) else [value])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data.images import ImageSet, fingerprint, read_folder, read_test_sets
-from data.labels import DataError, Vocabulary, read_vocabulary
+from data.labels import DataError, Vocabulary, read_vocabulary, withheld
 from stages.engine import distributed
 from stages.engine.checkpoint import load_export, save_export
 from stages.engine.config import Config
@@ -62,6 +62,9 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     except DataError as error:
         raise UserError(str(error)) from None
     train, held_out = images.part(False), images.part(True)
+    if config.data.withhold:
+        seen = ~withheld(train[1], config.data.withhold)
+        train, digest = (train[0][seen], train[1][seen]), f"{digest} withhold {config.data.withhold}"
     return Dataset(
         *(t.to(device) for t in train),
         *(t.to(device) for t in held_out),

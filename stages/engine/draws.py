@@ -61,6 +61,12 @@ class Draws:
         """(batch / world, *shape) from U[0, 1)."""
         return torch.rand(self.batch, *shape, generator=self._generator, device=self.device)[self._rows]
 
+    def stratified(self) -> Tensor:
+        """(batch / world,) from U[0, 1), one in each batch-th part of it (arXiv 2107.00630, appendix I.1)."""
+        places = torch.arange(self.batch, device=self.device)
+        shifts = torch.rand(self.batch, generator=self._generator, device=self.device)
+        return ((places + shifts) / self.batch)[self._rows]
+
     def number(self, high: int, name: str) -> int:
         """One integer of {0, ..., high - 1} for the whole step, known to the host without asking the device."""
         return seed_of(self.seed, self.stream, self.step, name) % high

@@ -49,7 +49,7 @@ class MetricsLog:
     def __init__(self, folder: Path, every: int, steps: int, batch: int, title: str):
         self.folder, self.every, self.batch, self.title = folder, every, batch, title
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}  # a metric may begin within an interval
         self._since, self._since_step = time.perf_counter(), None
         self._steps = steps
         self._bar = None
@@ -82,19 +82,19 @@ class MetricsLog:
         for name, value in metrics.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
         if self._bar is not None:
             self._bar.update()
 
     def flush(self, step: int) -> None:
         """Writes the means since the last flush as one line for `step`."""
         names = list(self._sums)
-        means = torch.stack([self._sums[n] for n in names]) / self._count if names else torch.zeros(0)
+        means = torch.stack([self._sums[n] / self._counts[n] for n in names]) if names else torch.zeros(0)
         values = dict(zip(names, distributed.average(means).tolist(), strict=True))
         now = time.perf_counter()
         rate = (step - self._since_step) / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, {}
         self.write(step, values, rate)
 
     def write(self, step: int, values: dict[str, float], rate: float | None = None) -> None:
@@ -133,11 +133,11 @@ class MetricsLog:
             self._board.close()
 
     def state_dict(self) -> dict:
-        return {"sums": {k: v.cpu() for k, v in self._sums.items()}, "count": self._count}
+        return {"sums": {k: v.cpu() for k, v in self._sums.items()}, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         self._sums = {k: v.to(device) for k, v in state["sums"].items()}
-        self._count = state["count"]
+        self._counts = dict(state["counts"])
 
 
 def _step_of(line: str) -> float:

@@ -34,6 +34,9 @@ class Optimizer:
 
     def __init__(self, network: nn.Module, settings):
         self.settings = settings
+        self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+        self.watch_layers, self.layer_norms = False, {}  # norm of each weight's gradient at the last update
+        self.factor = 1.0  # on the learning rate, for a task that lowers it by what it sees
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         decays = [p for p in self.parameters if p.ndim > 1]
         plain = [p for p in self.parameters if p.ndim <= 1]
@@ -47,10 +50,12 @@ class Optimizer:
         """One step down `loss`. Returns the norm of the gradient before clipping, on the device."""
         s = self.settings
         for group in self.adam.param_groups:
-            group["lr"] = learning_rate(step, s.steps, s.learning_rate, s.warmup, s.decay)
+            group["lr"] = self.factor * learning_rate(step, s.steps, s.learning_rate, s.warmup, s.decay)
         loss.backward(inputs=self.parameters)  # these alone: the other networks of the loss get no gradient
         distributed.average_gradients(self.parameters)
         present = [p for p in self.parameters if p.grad is not None]
+        if self.watch_layers:
+            self.layer_norms = {n: p.grad.norm() for n, p in self.named if p.ndim > 1 and p.grad is not None}
         norm = nn.utils.get_total_norm([p.grad for p in present])
         if s.clip is not None:
             nn.utils.clip_grads_with_norm_(present, s.clip, norm)

@@ -6,14 +6,18 @@ checkpoints/<experiment>/<stage>/
 
 import os
 import platform
+import resource
 import signal
+import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import yaml
+from pydantic import BaseModel
 from torch import Tensor
 
 from stages.engine import distributed
@@ -74,7 +78,7 @@ class Run:
     def __init__(self, context: Context, stage: str, parents: dict[str, str]):
         self.context, self.stage, self.parents = context, stage, parents
         self.settings = getattr(context.config, stage)
-        self.folder = context.folder(stage)
+        self.folder = context.hold(stage)
         self.identity = {
             **flatten(self.settings, f"{stage}."),
             "seed": context.config.seed,
@@ -82,7 +86,8 @@ class Run:
             "processes": distributed.world_size(),
             **{f"parent {name}": digest for name, digest in parents.items()},
         }
-        if getattr(context.arguments, "fresh", False) and self.folder.exists() and distributed.is_main():
+        fresh = getattr(context.arguments, "fresh", False) and stage not in context.config.uses
+        if fresh and self.folder.exists() and distributed.is_main():
             say(f"{self.title}: the old run is now {move_aside(self.folder)}")
         distributed.barrier()
 
@@ -93,22 +98,34 @@ class Run:
     def finished(self) -> bool:
         """True, and said, where this very run has left its export. Raises UserError where another run has."""
         path = self.context.export(self.stage)
+        if user_of := self.context.config.uses.get(self.stage):
+            read_about(path, f"train it first in the experiment {user_of}, or take {self.stage} out of `uses`")
+            say(f"{self.title}: that of the experiment {user_of} serves: {path}")
+            return True
         if not path.exists():
             return False
-        about = read_about(path, f"run `make {self.stage}` again")
+        about = read_about(path, f"run {self.context.make(self.stage)} again")
         elsewhere = {key: self.identity[key] for key in ("precision", "processes")}  # how it was made, not what
         self.refuse_other(about["identity"] | elsewhere)
         say(f"{self.title}: finished already ({about['steps']} steps, {about['seconds'] / 60:.1f} min): {path}")
         return True
 
     def refuse_other(self, identity: dict) -> None:
-        changes = differences(identity, self.identity)
+        since = {k: v for k, v in self._defaults().items() if k in self.identity and k not in identity}
+        changes = differences(identity | since, self.identity)
         if changes:
             shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
             raise UserError(
                 f"{self.folder} holds another run ({shown}); go back to its settings, give this one a `name=`, or "
-                f"start anew with `--fresh` (`make {self.stage} FRESH=1`), which moves the old run aside"
+                f"start anew with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"
             )
+
+    def _defaults(self) -> dict[str, object]:
+        """What the keys of this stage's section mean where nothing is said: also in a run older than the key."""
+        fields = type(self.settings).model_fields.items()
+        optional = {name: field.default for name, field in fields if not field.is_required()}
+        plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in optional.items()}
+        return flatten(plain, f"{self.stage}.")
 
     def train(self, task: Task) -> None:
         """Trains to the last step, from the last checkpoint if there is one, and exports."""
@@ -117,15 +134,16 @@ class Run:
         log = MetricsLog(self.folder, settings.log_every, settings.steps, settings.batch, self.title)
         seconds_before, start = self._restore(checkpoints, task, log)
         self._write_config()
-        began = time.perf_counter()
         stop = _StopFlag()
+
+        def seconds() -> float:  # of all commands together, reading and encoding the set included
+            return seconds_before + time.perf_counter() - self.context.began
 
         def save(step: int) -> None:
             self._refuse_non_finite(task)
             if distributed.is_main():
                 state = {name: part.state_dict() for name, part in task.parts.items()}
-                seconds = seconds_before + time.perf_counter() - began
-                run = {"identity": self.identity, "log": log.state_dict(), "seconds": seconds}
+                run = {"identity": self.identity, "log": log.state_dict(), "seconds": seconds()}
                 checkpoints.save(step, {"parts": state, **run})
             distributed.barrier()
 
@@ -151,7 +169,6 @@ class Run:
             if late := distributed.any_process(stop.number, device):  # during the last save
                 log.close()
                 raise Interrupted(late)
-        seconds = seconds_before + time.perf_counter() - began
         log.close()
         self._export(task, seconds)
 
@@ -188,8 +205,9 @@ class Run:
                 f"precision=float32"
             )
 
-    def _export(self, task: Task, seconds: float) -> None:
+    def _export(self, task: Task, elapsed: Callable[[], float]) -> None:
         tensors, facts = task.export()
+        seconds = elapsed()
         if distributed.is_main():
             about = {
                 "stage": self.stage,
@@ -198,6 +216,7 @@ class Run:
                 "config": self.context.config.model_dump(mode="json")[self.stage],
                 "steps": self.settings.steps,
                 "seconds": seconds,
+                "peak_memory_bytes": peak_memory(self.context.device),
                 "versions": versions(),
                 "device": describe_device(self.context.device),
                 **facts,
@@ -206,6 +225,14 @@ class Run:
             save_export(path, tensors, about)
             say(f"{self.title}: done in {seconds / 60:.1f} min: {path}")
         distributed.barrier()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory this process has held so far: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def describe_device(device: torch.device) -> str:

@@ -14,6 +14,7 @@ Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1),
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_tuple)
 ]
+Models = Annotated[tuple[Literal["ldm", "gan", "ddpm"], ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -30,6 +31,7 @@ class Section(BaseModel):
 class Data(Section):
     folder: str | None = None  # a folder in the lab's layout; none: the scenes that `make scenes` renders
     validation_every: Positive = 20  # without a validation.json, each n-th scene is held out of training
+    withhold: Share = 0.0  # share of the sets of two and more labels whose pictures no training sees
 
 
 class Render(Section):
@@ -93,7 +95,7 @@ class Codebook(Section):
     commitment: NonNegative = 0.25
     dead_below: NonNegative = 1.0  # codes with a smaller average count a batch are replaced
     rotation_trick: bool = False
-    init: Literal["kmeans", "uniform"] = "kmeans"  # from the first batch quantised, or at random
+    init: Literal["kmeans", "uniform"] = "kmeans"  # from the latents of 16 batches, or at random
     start: Natural = 0  # until this step the autoencoder learns without quantisation, so that k-means finds structure
 
 
@@ -127,44 +129,74 @@ class Network(Section):
     dropout: Share = 0.0
 
 
-class Ldm(Training):
-    network: Network = Network()
-    prediction: Literal["noise", "v"] = "v"
-    schedule: Literal["cosine", "linear"] = "cosine"
+class Denoising(Training):
+    """What latent and pixel diffusion share."""
+
+    prediction: Literal["noise", "v", "x0", "mean"] = "v"
+    schedule: Literal["cosine", "linear", "beta-cosine", "sigmoid"] = "cosine"
+    zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise
     timesteps: Positive = 1000
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # none: unweighted
+    bound: bool = False  # the variational bound's weights, whatever min_snr says
+    timestep_draws: Literal["uniform", "weighted"] = "uniform"  # or as often as a timestep's loss weighs
     label_dropout: Share = 0.1
+
+
+class Ldm(Denoising):
+    network: Network = Network()
+
+
+class Ddpm(Denoising):
+    """Pixel diffusion by the multiply-add U-Net."""
+
+    width: Positive = 256
+    paths: Literal["up", "up+down"] = "up+down"  # where the conditions enter
+    plateau_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # on the learning rate where no accuracy rises ...
+    plateau_patience: Positive = 5  # ... for that many previews
+
+    NEUTRAL: ClassVar = Training.NEUTRAL - {"preview_every"}  # previews drive the plateau
 
 
 class Generator(Section):
     noise: Positive = 64
     channels: Widths = (512, 256, 128, 64)  # from 4x4 on; the last is that of the full resolution
     label_width: Positive = 64
-    condition: Literal["concatenation", "modulation"] = "concatenation"
+    condition: Literal["concatenation", "modulation", "batch-norm"] = "concatenation"
 
 
 class Critic(Section):
     channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4
     pool: Literal["flatten", "sum"] = "flatten"  # before the head
+    condition: Literal["projection", "auxiliary", "projection+auxiliary", "concatenation"] = "projection"
 
 
 class Gan(Training):
+    loss: Literal["wgan-gp", "wgan", "hinge", "non-saturating", "lsgan"] = "wgan-gp"
+    body: Literal["residual", "dcgan"] = "residual"
+    attention: bool = False  # self-attention at 8x8 in both networks
     space: Literal["pixels", "latents"] = "pixels"
     stem: Literal[1, 2] = 1  # in pixel space, 2: both networks work on 2x2 unshuffled pixels
     generator: Generator = Generator()
     critic: Critic = Critic()
     critic_learning_rate: Annotated[float, Field(gt=0)] | None = None  # none: as the generator's
     critic_steps: Positive = 5  # a generator step
-    penalty: NonNegative = 10.0  # lambda
+    penalty: NonNegative = 10.0  # lambda of wgan-gp
+    weight_clip: Annotated[float, Field(gt=0)] = 0.01  # of wgan: the critic's weights lie within +- this
     penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the batch that the penalty is measured on
-    auxiliary: NonNegative = 0.0  # weight of a label classification head on the critic; 0: none
+    auxiliary: NonNegative = 1.0  # weight of the label classification, where critic.condition has it
+    layer_norms: bool = False  # log the gradient norm of every layer of the critic
+    auxiliary_schedule: Literal["constant", "rising", "falling"] = "constant"  # of the generator's, linear in the step
 
 
 class Eval(Section):
     seeds: Ints = (0, 1, 2, 3, 4)
-    steps: Positive = 50  # DDIM steps
-    eta: Share = 0.0
-    guidance: NonNegative = 1.0  # 1: none
+    sampler: Literal["ddim", "ancestral"] = "ddim"  # ancestral: DDPM's, every timestep
+    steps: Positive = 50  # of DDIM
+    spacing: Literal["trailing", "uniform", "quadratic"] = "trailing"  # of DDIM's timesteps
+    eta: Share = 0.0  # of DDIM: 0 is deterministic, 1 as random as DDPM
+    clip: Annotated[float, Field(gt=0)] | None = None  # of the ancestral sampler's x_0
+    guidance: NonNegative = 1.0  # classifier-free; 1: none
+    classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: none
     interval: Pair = (0.0, 1.0)  # of t / T in which guidance acts
     batch: Positive = 32  # pictures sampled at once; part of the result, as it decides how sums are rounded
 
@@ -175,10 +207,13 @@ class Config(Section):
     root: str = "checkpoints"
     device: str = "auto"  # auto: cuda where there is one
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the processor has it
+    models: Models = ("ldm", "gan")  # those that `make eval` trains and evaluates
+    uses: dict[str, str] = {}  # stage -> the experiment whose export serves: nothing is trained twice
     data: Data = Data()
     render: Render = Render()
     evaluator: Evaluator = Evaluator()
     vae: Vae
     ldm: Ldm
     gan: Gan
+    ddpm: Ddpm | None = None
     eval: Eval = Eval()

@@ -77,3 +77,21 @@ def test_vocabulary_faults(tmp_path, content, fault):
 def test_own_names_keep_their_capitals_and_spelling():
     own = Vocabulary(["Dog", "grey wolf"])
     assert own.parse("dog, Grey Wolf").tolist() == [[1.0, 1.0]]
+
+
+def test_withheld_sets_are_a_fixed_share_of_those_with_two_and_more():
+    from itertools import combinations
+
+    import torch
+
+    from data.labels import withheld
+
+    rows = torch.zeros(276 + 24, 24)
+    for row, pair in zip(rows, combinations(range(24), 2), strict=False):
+        row[list(pair)] = 1
+    rows[276:] = torch.eye(24)
+    hidden = withheld(rows, 0.1)
+    assert 14 <= hidden.sum() <= 42
+    assert not hidden[276:].any()
+    assert torch.equal(withheld(rows.flip(0), 0.1), hidden.flip(0))
+    assert (withheld(rows, 0.3) | ~hidden).all(), "a larger share withholds the same and more"

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from data.labels import CLEVR
-from data.render import OBJECTS, RADIUS, RGB, draw_scenes, layout, picture_name
+from data.render import OBJECTS, RADIUS, RGB, Item, Layout, draw_scene, draw_scenes, layout, picture_name
 from data.render import test_sets as make_test_sets
 
 SETTINGS = {"seed": 3, "size": 64, "samples": 4, "camera_distance": 9.5}
@@ -60,3 +60,42 @@ def test_test_sets_are_thirty_two_each_and_the_new_ones_are_confusable():
             colour, shape = name.split()
             assert any(set(other.split()) & {colour, shape} for other in names if other != name)
     assert make_test_sets(0) == sets
+
+
+def silhouette(folder, monkeypatch, kind):
+    """Mask (rows, columns) of one red object in the middle, cut to its bounding box, and the box's place."""
+    import data.render
+
+    alone = layout(0, 0, 9.5)
+    alone = Layout((Item(f"red {kind}", 0.0, 0.0, 20.0, 0.7),), alone.camera, alone.lamps)
+    monkeypatch.setattr(data.render, "layout", lambda *arguments: alone)
+    monkeypatch.setattr(data.render, "OBJECTS", 1)
+    draw_scene(0, folder, 0, 64, 16, 9.5)
+    pixels = np.asarray(Image.open(folder / picture_name(0, 1)), float)
+    mask = pixels[..., 0] - pixels[..., 1] > 25  # red, and neither the floor nor a highlight's white
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (rows.mean(), columns.mean())
+
+
+def test_each_shape_has_its_silhouette(tmp_path, monkeypatch):
+    found = {}
+    for kind in ("sphere", "cube", "cylinder"):
+        (tmp_path / kind).mkdir()
+        found[kind], place = silhouette(tmp_path / kind, monkeypatch, kind)
+        assert max(abs(p - 31.5) for p in place) < 6, f"the {kind} is not where it was put: {place}"
+    height, width = found["sphere"].shape
+    assert abs(height - width) <= 2
+    assert abs(found["sphere"].mean() - math.pi / 4) < 0.08, "a sphere shows as a disc"
+    assert found["cylinder"].shape[0] > found["cylinder"].shape[1] + 2, "a cylinder is taller than wide"
+    corners = {kind: mask[:2, :2].mean() + mask[:2, -2:].mean() for kind, mask in found.items()}
+    assert corners["cylinder"] > corners["sphere"] or found["cylinder"].mean() > 0.85
+    assert found["cube"].shape[1] > found["cylinder"].shape[1]
+
+
+def test_objects_are_wholly_in_the_picture(tmp_path):
+    draw_scenes(tmp_path / "a", range(12), **SETTINGS)
+    for scene in range(12):
+        first, whole = (np.asarray(Image.open(tmp_path / "a" / picture_name(scene, k)), float) for k in (1, 3))
+        coloured = np.abs(whole - first).max(axis=2) > 60  # more than a shadow changes the floor
+        rim = np.concatenate([coloured[0], coloured[-1], coloured[:, 0], coloured[:, -1]])
+        assert not rim.any(), f"scene {scene} is cut off"

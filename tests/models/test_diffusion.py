@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from models.diffusion import Diffusion, cosine_alpha_bar, linear_alpha_bar
+from models.diffusion import (
+    PREDICTIONS,
+    SCHEDULES,
+    Diffusion,
+    beta_cosine_alpha_bar,
+    cosine_alpha_bar,
+    linear_alpha_bar,
+    weighted_timesteps,
+)
 
 
 def test_cosine_schedule_at_both_ends_and_in_the_middle():
@@ -22,8 +30,8 @@ def test_linear_schedule_at_both_ends():
     assert alpha_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-3)  # the DDPM paper's end
 
 
-@pytest.mark.parametrize("prediction", ["noise", "v"])
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "beta-cosine", "sigmoid"])
 def test_target_converts_back_to_x0_and_noise(prediction, schedule):
     diffusion = Diffusion.create(schedule, 1000, prediction)
     generator = torch.Generator().manual_seed(0)
@@ -46,7 +54,7 @@ def test_v_is_the_derivative_by_the_angle():
     torch.testing.assert_close(diffusion.target(x0, noise, t), slope / (2 * step), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("prediction", ["noise", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_min_snr_weight_is_the_same_loss_on_x0(prediction):
     """Whatever is predicted, the weighted error equals min(snr, gamma) times the error of the implied x_0."""
     diffusion, gamma = Diffusion.create("cosine", 1000, prediction), 5.0
@@ -62,3 +70,57 @@ def test_min_snr_weight_is_the_same_loss_on_x0(prediction):
 
 def test_no_gamma_means_unweighted():
     assert (Diffusion.create("cosine", 10, "v").loss_weight(torch.arange(10), None) == 1).all()
+
+
+def test_weighted_timesteps_keep_the_weighted_loss():
+    """The mean of f over draws by weight, times the mean weight, is the mean of weight times f over uniform draws."""
+    weights = Diffusion.create("cosine", 1000, "v").loss_weight(torch.arange(1000), 5.0)
+    f = torch.linspace(3, 1, 1000).square()
+    t = weighted_timesteps((torch.arange(100_000) + 0.5) / 100_000, weights)
+    torch.testing.assert_close(f[t].mean() * weights.mean(), (weights * f).mean(), rtol=1e-3, atol=0)
+    assert weighted_timesteps(torch.tensor([0.0, 1 - 1e-7]), torch.tensor([0.0, 1.0, 1.0, 0.0])).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_falls_from_nearly_one_and_its_zero_terminal_form_ends_at_nothing(schedule):
+    plain = Diffusion.create(schedule, 500, "v").alpha_bar
+    assert plain.dtype == torch.float64
+    assert plain[0] > 0.99 and plain[-1] > 0 and (plain.diff() < 0).all()
+    shifted = Diffusion.create(schedule, 500, "v", zero_terminal_snr=True).alpha_bar
+    assert shifted[-1] == 0
+    assert shifted[0].item() == pytest.approx(plain[0].item())
+    assert (shifted.diff() < 0).all()
+
+
+def test_beta_cosine_betas():
+    alpha_bar = beta_cosine_alpha_bar(501)
+    betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    assert 1 - alpha_bar[0].item() == pytest.approx(1e-4)
+    assert betas[249].item() == pytest.approx((1e-4 + 0.02) / 2)  # half-way, the cosine is zero
+    assert betas[-1].item() == pytest.approx(0.02)
+
+
+def test_the_posterior_is_that_of_two_gaussian_steps():
+    """From q(x_{t-1} | x_0) and q(x_t | x_{t-1}) by the product of Gaussians."""
+    diffusion, t = Diffusion.create("linear", 100, "v"), torch.tensor([40])
+    before, here = diffusion.alpha_bar[39], diffusion.alpha_bar[40]
+    alpha, beta = here / before, 1 - here / before
+    precision = alpha / beta + 1 / (1 - before)
+    of_x0, of_xt, variance = diffusion.posterior(t)
+    assert variance.item() == pytest.approx(1 / precision.item())
+    assert of_xt.item() == pytest.approx((alpha.sqrt() / beta / precision).item())
+    assert of_x0.item() == pytest.approx((before.sqrt() / (1 - before) / precision).item())
+    assert [v.item() for v in diffusion.posterior(torch.tensor([0]))] == pytest.approx([1, 0, 0])
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_bounds_weight_is_the_same_loss_whatever_is_predicted(prediction):
+    diffusion, t = Diffusion.create("linear", 100, prediction), torch.tensor([0, 5, 50, 99])
+    x0, noise = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2)
+    xt, target = diffusion.noised(x0, noise, t), diffusion.target(x0, noise, t)
+    wrong = target + 0.1
+    implied, _ = diffusion.to_x0_and_noise(wrong, xt, t)
+    weighted = diffusion.loss_weight(t, None, bound=True) * (wrong - target).square().mean(dim=(1, 2, 3))
+    on_x0 = Diffusion(diffusion.alpha_bar, "x0").loss_weight(t, None, bound=True)
+    expected = on_x0 * (implied - x0).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(weighted / weighted.sum(), expected / expected.sum(), rtol=2e-2, atol=1e-4)

@@ -1,22 +1,11 @@
 import pytest
 import torch
 
-from models.patch_discriminator import (
-    PatchDiscriminator,
-    adaptive_weight,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-)
+from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 
 
 def test_scores_patches():
     assert PatchDiscriminator(8, 3)(torch.randn(2, 3, 64, 64)).shape == (2, 1, 6, 6)
-
-
-def test_hinge_losses_by_hand():
-    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0])
-    assert hinge_discriminator_loss(real, fake).item() == 0.5
-    assert hinge_generator_loss(fake).item() == 1.0
 
 
 def test_adaptive_weight_is_a_clamped_ratio():

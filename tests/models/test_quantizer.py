@@ -79,3 +79,20 @@ def test_kmeans_starts_from_the_first_training_batch_and_dead_codes_are_replaced
 @pytest.mark.parametrize(("counts", "expected"), [([5, 5, 5, 5], 4.0), ([9, 0, 0, 0], 1.0)])
 def test_perplexity_counts_codes_in_equal_use(counts, expected):
     assert perplexity(torch.tensor(counts)).item() == pytest.approx(expected)
+
+
+def test_starts_by_k_means_over_many_batches_with_the_counts_of_one():
+    torch.manual_seed(0)
+    quantizer = Quantizer(6, 32, dead_below=0.0)
+    centres = torch.randn(32, 6) * 3
+    latents = (centres[torch.randint(32, (64 * 64,))] + 0.01 * torch.randn(64 * 64, 6)).view(64, 8, 8, 6)
+    latents = latents.permute(0, 3, 1, 2)
+    quantizer.start(latents, batches=4)
+    book = quantizer._codebook
+    error = (quantizer.lookup(quantizer.nearest(latents)) - latents).square().mean()
+    assert error < 0.5 * latents.square().mean(), "codes are not near the latents"
+    assert book.cluster_size.sum() == pytest.approx(64 * 64 / 4)
+    torch.testing.assert_close(book.embed, book.embed_avg / book.cluster_size[..., None], rtol=1e-3, atol=1e-3)
+    begun = book.embed.clone()
+    quantizer.start(latents + 1, batches=4)
+    assert torch.equal(book.embed, begun), "a second start must change nothing"

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from models.diffusion import Diffusion
-from models.samplers import ddim, guided, sampling_timesteps, trailing_timesteps
+from models.samplers import ancestral, ddim, guided, sampling_timesteps, score_guided, score_of, spaced_timesteps
 
 
-def test_trailing_timesteps_begin_at_full_noise():
-    assert trailing_timesteps(1000, 4) == [999, 749, 499, 249]
-    assert trailing_timesteps(5, 5) == [4, 3, 2, 1, 0]
-    assert trailing_timesteps(1000, 1) == [999]
+def test_spaced_timesteps_begin_at_full_noise():
+    assert spaced_timesteps(1000, 4) == [999, 749, 499, 249]
+    assert spaced_timesteps(5, 5) == [4, 3, 2, 1, 0]
+    assert spaced_timesteps(1000, 1) == [999]
 
 
 @pytest.mark.parametrize("prediction", ["noise", "v"])
@@ -108,3 +108,80 @@ def test_noise_prediction_starts_where_alpha_has_not_vanished():
     assert times == sorted(set(times), reverse=True)
     assert diffusion.alpha_bar[times[0]] >= 1e-3
     assert sampling_timesteps(Diffusion.create("cosine", 1000, "v"), 50)[0] == 999
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "uniform", "quadratic"])
+def test_spacings_fall_from_the_noisy_end_without_repeats(spacing):
+    times = spaced_timesteps(1000, 50, spacing)
+    assert times[0] == 999
+    assert times == sorted(set(times), reverse=True)
+    assert spaced_timesteps(10, 10, spacing)[:1] == [9]
+    if spacing == "quadratic":
+        assert times[-1] == 0
+        assert times[-2] - times[-1] < times[0] - times[1], "dense where little noise is left"
+
+
+def test_ancestral_is_ddim_with_eta_one_over_every_timestep():
+    diffusion = Diffusion.create("linear", 50, "v")
+
+    def denoiser(x, t):
+        return 0.3 * x + 0.01 * t[:, None, None, None]
+
+    start = torch.randn(2, 3, 4, 4)
+
+    def draws():
+        generator = torch.Generator().manual_seed(7)
+        return lambda: torch.randn(start.shape, generator=generator)
+
+    *_, (_, theirs, _) = ddim(denoiser, diffusion, start, 50, eta=1.0, draw_noise=draws())
+    *_, (_, ours, _) = ancestral(denoiser, diffusion, start, draws())
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "v", "x0", "mean"])
+def test_ancestral_with_an_oracle_recovers_x0(prediction):
+    diffusion = Diffusion.create("linear", 100, prediction)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(2, 3, 4, 4, generator=generator)
+
+    def oracle(x, t):
+        alpha, sigma = diffusion.scales(t)
+        return diffusion.target(x0, (x - alpha * x0) / sigma, t)
+
+    def draw():
+        return torch.randn(x0.shape, generator=generator)
+
+    *_, (_, last, _) = ancestral(oracle, diffusion, draw(), draw)
+    torch.testing.assert_close(last, x0, atol=2e-2, rtol=2e-2)
+
+
+def _guided_mean(sampler, prediction, scale):
+    """Samples of x_0 ~ N(0, 1) guided by a classifier log p(y | x_t) = -(x_t - 2)^2 / 2 of constant width."""
+    diffusion = Diffusion.create("linear", 200, prediction)
+    generator = torch.Generator().manual_seed(0)
+
+    def ideal(x, t):  # x_0 ~ N(0, 1): E[eps | x_t] = sigma x_t
+        alpha, sigma = diffusion.scales(t)
+        return diffusion.target(alpha * x, sigma * x, t)
+
+    def draw():
+        return torch.randn(4000, 1, 1, 1, generator=generator)
+
+    score = score_of(lambda x, t: -(x - 2).square().flatten(1).sum(1) / 2, scale)
+    if sampler == "ancestral":
+        *_, (_, last, _) = ancestral(ideal, diffusion, draw(), draw, score)
+    else:
+        *_, (_, last, _) = ddim(score_guided(ideal, diffusion, score), diffusion, draw(), 200, 1.0, draw)
+    return last.mean().item()
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+@pytest.mark.parametrize("prediction", ["noise", "v", "x0"])
+def test_a_classifier_pulls_samples_its_way_and_more_with_its_scale(sampler, prediction):
+    assert abs(_guided_mean(sampler, prediction, 0.0)) < 0.06
+    weak, strong = _guided_mean(sampler, prediction, 0.5), _guided_mean(sampler, prediction, 1.0)
+    assert 0.3 < weak < strong < 1.6
+
+
+def test_both_algorithms_of_classifier_guidance_agree_for_small_steps():
+    assert _guided_mean("ancestral", "v", 1.0) == pytest.approx(_guided_mean("ddim", "v", 1.0), abs=0.1)

@@ -1,45 +1,8 @@
 import pytest
 import torch
-from torch import nn
 
-from models.wgan import Critic, Generator, gradient_penalty, wasserstein_critic_loss
-
-
-class LinearCritic(nn.Module):
-    def __init__(self, weight):
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, x, labels):
-        return (x * self.weight).flatten(1).sum(1), None
-
-
-@pytest.mark.parametrize("norm", [0.5, 1.0, 3.0])
-def test_penalty_of_a_linear_critic_has_a_closed_form(norm):
-    """D(x) = <w, x>: the gradient is w everywhere, the penalty (|w| - 1)^2, its gradient 2 (|w| - 1) w / |w|."""
-    weight = torch.randn(3, 4, 4)
-    weight = weight / weight.norm() * norm
-    critic = LinearCritic(weight)
-    real, fake, mix = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4), torch.rand(5, 1, 1, 1)
-    penalty, slope = gradient_penalty(critic, real, fake, torch.zeros(5, 2), mix)
-    assert penalty.item() == pytest.approx((norm - 1) ** 2, abs=1e-5)
-    assert slope.item() == pytest.approx(norm, rel=1e-5)
-    penalty.backward()
-    torch.testing.assert_close(critic.weight.grad, 2 * (norm - 1) * weight / norm, atol=1e-4, rtol=1e-4)
-
-
-def test_penalty_of_a_flat_critic_has_a_finite_gradient():
-    critic = LinearCritic(torch.zeros(3, 4, 4))
-    penalty, _ = gradient_penalty(
-        critic, torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.zeros(2, 2), torch.rand(2, 1, 1, 1)
-    )
-    penalty.backward()
-    assert penalty.item() == pytest.approx(1.0)
-    assert critic.weight.grad.isfinite().all()
-
-
-def test_wasserstein_loss_is_minus_the_gap():
-    assert wasserstein_critic_loss(torch.tensor([3.0, 5.0]), torch.tensor([1.0, 1.0])).item() == -3.0
+from models.adversarial import gradient_penalty
+from models.wgan import CRITIC_CONDITIONS, GENERATOR_CONDITIONS, Critic, Generator
 
 
 @pytest.mark.parametrize("pool", ["flatten", "sum"])
@@ -54,7 +17,7 @@ def test_the_score_depends_on_the_label(pool):
 @pytest.mark.parametrize(
     ("size", "outputs", "channels"), [(64, 3, (16, 16, 8, 8, 8)), (32, 12, (16, 8, 8, 8)), (8, 6, (16, 16, 16))]
 )
-@pytest.mark.parametrize("condition", ["concatenation", "modulation"])
+@pytest.mark.parametrize("condition", GENERATOR_CONDITIONS)
 def test_generator_shapes_and_its_use_of_labels(size, outputs, channels, condition):
     torch.manual_seed(0)
     generator = Generator(24, outputs, size, 64, channels, 8, condition, bounded=True)
@@ -75,3 +38,27 @@ def test_too_few_widths_are_refused():
         Generator(24, 3, 64, 64, (8, 8), 8, "concatenation", bounded=True)
     with pytest.raises(ValueError, match="needs at least 5"):
         Critic(24, 3, 64, (8, 8), "sum", auxiliary=False)
+
+
+@pytest.mark.parametrize("condition", CRITIC_CONDITIONS)
+@pytest.mark.parametrize("body", ["residual", "dcgan"])
+@pytest.mark.parametrize("attention", [False, True])
+def test_every_critic_has_a_penalty_with_a_gradient(condition, body, attention):
+    torch.manual_seed(0)
+    critic = Critic(24, 6, 8, (16, 16, 16), "sum", False, condition, body, attention)
+    real, fake, labels = torch.randn(4, 6, 8, 8), torch.randn(4, 6, 8, 8), torch.eye(24)[:4]
+    penalty, _ = gradient_penalty(critic, real, fake, labels, torch.rand(4, 1, 1, 1))
+    penalty.backward()
+    assert critic.enter.weight.grad.abs().sum() > 0
+    differs = not torch.equal(critic(real, labels)[0], critic(real, torch.eye(24)[4:8])[0])
+    assert differs == (condition != "none")
+
+
+@pytest.mark.parametrize("condition", GENERATOR_CONDITIONS)
+@pytest.mark.parametrize("attention", [False, True])
+def test_the_dcgan_body_makes_pictures(condition, attention):
+    generator = Generator(24, 3, 64, 16, (16, 16, 8, 8, 8), 8, condition, True, "dcgan", attention)
+    noise = torch.randn(3, 16)
+    images = generator(noise, torch.eye(24)[:3])
+    assert images.shape == (3, 3, 64, 64)
+    assert not torch.allclose(images, generator(noise, torch.eye(24)[3:6]))

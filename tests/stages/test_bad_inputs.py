@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 
+from stages.engine.checkpoint import load_export, save_export
+from stages.engine.lock import locked
 from tests.data.folder import write_folder
 
 
@@ -46,6 +48,38 @@ def test_configuration_faults(stage, tmp_path, name, arguments, parts):
 def test_stages_before_their_parents(stage, tmp_path, name, parts):
     arguments = ["--labels", "red cube"] if name == "sample" else []
     assert_one_line(*stage(name, f"root={tmp_path}", *arguments), *parts)
+
+
+@pytest.mark.parametrize("arguments", [["--frsh"], ["--config"]])
+def test_wrong_arguments_are_one_line(stage, arguments):
+    assert_one_line(*stage("vae", *arguments), arguments[0], "--help")
+
+
+def test_two_runs_in_one_folder_are_refused(stage, chain):
+    """The lock is the system's: this process holds it as another run would."""
+    with locked(chain / "smoke" / "ldm"):
+        assert_one_line(*stage("ldm", f"root={chain}"), f"process {os.getpid()}", "name=")
+    assert stage("ldm", f"root={chain}")[0] == 0
+
+
+def test_an_export_of_another_version_is_named(stage, chain_copy):
+    path = chain_copy / "smoke" / "ldm" / "export.safetensors"
+    tensors, about = load_export(path, "")
+    del about["sha256"]
+    about["config"]["network"]["a_key_of_tomorrow"] = 1
+    save_export(path, tensors, about)
+    said = stage("sample", f"root={chain_copy}", "--labels", "red cube")
+    assert_one_line(*said, str(path), "another version", "make ldm FRESH=1 CONFIG=configs/smoke.yaml")
+
+
+def test_a_run_older_than_a_key_is_taken_as_with_its_default(stage, chain_copy):
+    path = chain_copy / "smoke" / "ldm" / "export.safetensors"
+    tensors, about = load_export(path, "")
+    del about["sha256"], about["identity"]["ldm.network.dropout"]
+    save_export(path, tensors, about)
+    status, said = stage("ldm", f"root={chain_copy}")
+    assert (status, "finished already" in said) == (0, True), said
+    assert_one_line(*stage("ldm", f"root={chain_copy}", "ldm.network.dropout=0.5"), "ldm.network.dropout: 0.0 -> 0.5")
 
 
 def test_no_configuration(stage):

@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
+from data.images import to_unit
 from tests.conftest import HERE, SMOKE, make
 from tests.data.folder import write_folder
 
@@ -70,11 +73,14 @@ def test_exports_name_their_parents(chain, report):
 
 
 def test_a_finished_chain_returns_at_once_and_changes_nothing(chain):
-    files = {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file()}
+    def seen():
+        return {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file() and p.suffix != ".lock"}
+
+    files = seen()
     result = make("eval", f"CONFIG={SMOKE}", f"SET=root={chain}")
     assert result.returncode == 0
     assert result.stderr.count("finished already") >= 6
-    assert {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file()} == files
+    assert seen() == files
 
 
 def test_the_gan_alone_needs_no_autoencoder(chain_copy):
@@ -148,3 +154,65 @@ def test_the_lock_names_no_index():
     text = (HERE / "requirements.lock").read_text()
     assert "--index-url" not in text and "http" not in text
     assert "--hash=sha256:" in text
+
+
+def test_nothing_a_user_names_becomes_markup(report, tmp_path):
+    from stages.engine.report import write_report
+
+    result = json.loads(json.dumps(report))
+    result["evaluator"]["words"] = "<script>alert(1)</script>"
+    view = {"titles": {"ldm": "LDM", "gan": "GAN"}, "counts": ["1"], "samples": {}, "strip": None, "strip_labels": ""}
+    write_report(tmp_path, result, view | {"curves": [], "facts": [("<i>", "&")]})
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page and "<i>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_export_carries_the_latents_own_mean_and_deviation(chain):
+    """Encoded with them, the whole set has mean 0 and deviation 1 in every channel."""
+    from stages.engine.checkpoint import load_export, read_about
+    from stages.engine.config import load
+    from stages.vae import build_vae
+
+    data = read_about(chain / "smoke/vae/export.safetensors", "")["parents"]["data"]
+    packs = [p for p in (chain / "packs").glob("*.safetensors") if read_about(p, "")["sha256"] == data]
+    tensors, _ = load_export(packs[0], "")
+    vae = build_vae(load(HERE / SMOKE).vae).eval()
+    vae.load_state_dict(load_export(chain / "smoke/vae/export.safetensors", "")[0])
+    with torch.no_grad():
+        latents = vae.encode(to_unit(tensors["images"][~tensors["held_out"]]))
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(6), atol=0.02, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(6), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("change", ["ldm.prediction=noise", "ldm.timestep_draws=uniform"])
+def test_other_choices_of_the_ldm_train_and_sample(stage, chain_copy, tmp_path, change):
+    arguments = (f"root={chain_copy}", change, "eval.eta=0.5", "eval.seeds=[0]")
+    assert stage("ldm", "--fresh", *arguments)[0] == 0
+    status, said = stage("evaluate", *arguments)
+    assert status == 0, said
+    out = tmp_path / "a.png"
+    assert stage("sample", *arguments, "--labels", "red cube", "--count", "2", "--out", str(out))[0] == 0
+    assert np.asarray(Image.open(out)).std() > 0
+
+
+def test_the_reports_networks_are_built_as_the_report_says():
+    from stages.engine.config import load
+    from stages.gan import build_critic, build_generator
+    from stages.ldm import build_unet
+    from stages.vae import build_vae
+
+    config = load(HERE / "configs/report.yaml")
+    with torch.device("meta"):
+        unet = build_unet(config.ldm, 6, 24, 3)
+        latents = torch.empty(2, 6, 8, 8)
+        assert unet(latents, torch.zeros(2), torch.zeros(2, 24)).shape == latents.shape
+    generator, critic = build_generator(config.gan, 24, 0), build_critic(config.gan, 24, 0)
+    pictures = generator(torch.randn(2, 64), torch.zeros(2, 24))
+    assert pictures.shape == (2, 3, 64, 64)
+    assert critic(pictures, torch.zeros(2, 24))[0].shape == (2,)
+    assert critic.score.in_features == 512 * 4 * 4
+    vae = build_vae(config.vae)
+    assert vae.quantizer._codebook.embed.shape == (1, 8192, 6)
+    with torch.no_grad():
+        assert vae.encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 6, 8, 8)

@@ -56,6 +56,15 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(stage, chain, chain_copy
     assert not list(folder.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_leaves_no_traceback(chain_copy, number):
+    process = start_stage("ldm", f"root={chain_copy}")
+    time.sleep(0.3)
+    process.send_signal(number)
+    status, said = finish(process)
+    assert (status, "Traceback" in said) == (128 + number, False), said
+
+
 def test_twice_the_same_command_gives_the_same_bits(stage, chain, chain_copy):
     (chain_copy / "smoke/ldm").rename(chain_copy / "gone")
     assert stage("ldm", f"root={chain_copy}")[0] == 0

@@ -19,6 +19,7 @@ TEMPLATES = Path(__file__).parent
 REPORTED = {
     "ldm": ("latent diffusion, DDIM 50", 0.819, 0.821),
     "gan": ("WGAN-GP, projection critic", 0.527, 0.678),
+    "ddpm": ("pixel DDPM, multiply-add conditions", 0.653, 0.726),
 }
 
 

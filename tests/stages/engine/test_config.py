@@ -38,7 +38,7 @@ def test_text_values_are_taken_as_written():
         ("ldm.steps=1.5", "ldm.steps should be a valid integer"),
         ("ldm.steps=0", "ldm.steps should be greater than 0"),
         ("ldm.steps=true", "ldm.steps should be a valid integer"),
-        ("ldm.prediction=velocity", "ldm.prediction should be 'noise' or 'v'"),
+        ("ldm.prediction=velocity", "ldm.prediction should be 'noise', 'v', 'x0' or 'mean'"),
         ("ldm.learning_rate=.nan", "ldm.learning_rate"),
         ("ldm.warmup=99", r"ldm.warmup \(99\) must be below"),
         ("vae.channels=[8, 8]", "needs three numbers"),

@@ -41,3 +41,9 @@ def test_seeds_differ_by_key_and_stay_as_they_are():
     assert torch.equal(
         torch.randn(3, generator=sample_generator(1, 2)), torch.randn(3, generator=sample_generator(1, 2))
     )
+
+
+def test_stratified_draws_fall_one_in_each_part():
+    places = Draws(0, "x", 3, 64, CPU).stratified()
+    assert torch.equal((places * 64).long(), torch.arange(64))
+    assert not torch.equal(places, Draws(0, "x", 4, 64, CPU).stratified())

@@ -1,0 +1,100 @@
+"""The third report's U-Net on pictures: conditions by x' = c x + t, a label and a time embedding for each block."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PATHS = ("up", "up+down")
+
+
+class Embedding(nn.Module):
+    """Two linear layers with a GELU between: (b, inputs) -> (b, outputs, 1, 1)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)[:, :, None, None]
+
+
+class ConvBlock(nn.Module):
+    """Twice conv - batch norm - GELU. `residual` adds the input (the first half where widths differ), over sqrt 2."""
+
+    def __init__(self, inputs: int, outputs: int, residual: bool = False):
+        super().__init__()
+        self.residual, self.same = residual, inputs == outputs
+
+        def half(entering: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(entering, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.GELU())
+
+        self.first, self.second = half(inputs), half(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        second = self.second(first)
+        return ((x if self.same else first) + second) / 2**0.5 if self.residual else second
+
+
+class Up(nn.Module):
+    """Transposed 2x2 convolution of stride 2 and two blocks, over the map and its skip: doubles the resolution."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.grow = nn.ConvTranspose2d(inputs, outputs, 2, 2)
+        self.blocks = nn.Sequential(ConvBlock(outputs, outputs, True), ConvBlock(outputs, outputs, True))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.blocks(self.grow(torch.cat([x, skip], dim=1)))
+
+
+class MultiplyAddUNet(nn.Module):
+    """x_t (b, 3, 64, 64), t (b,), labels (b, classes) -> prediction (b, 3, 64, 64).
+
+    `paths`: conditions on the `up` blocks, as usual, or on the down blocks too. `size` / 4 must be a multiple of 8.
+    A dropped label set is all zeros.
+    """
+
+    def __init__(self, classes: int, timesteps: int, width: int = 256, paths: str = "up+down"):
+        super().__init__()
+        self.classes, self.timesteps, self.conditions_down = classes, timesteps, paths == "up+down"
+        self.enter = ConvBlock(3, width, residual=True)
+        self.down1, self.down2 = ConvBlock(width, width, True), ConvBlock(width, 2 * width, True)
+        self.grow = nn.Sequential(nn.ConvTranspose2d(2 * width, 2 * width, 8, 8), nn.GroupNorm(8, 2 * width), nn.ReLU())
+        self.up1, self.up2 = Up(4 * width, width), Up(2 * width, width)
+        self.leave = nn.Sequential(
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.GroupNorm(8, width),
+            nn.ReLU(),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )
+        widths = {"up1": 2 * width, "up2": width} | ({"down1": width, "down2": width} if self.conditions_down else {})
+        self.label = nn.ModuleDict({name: Embedding(classes, w) for name, w in widths.items()})
+        self.time = nn.ModuleDict({name: Embedding(1, w) for name, w in widths.items()})
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """`keep` (b,) bool, all True by default: rows without it are unconditional."""
+        labels = labels if keep is None else labels * keep[:, None]
+        time = t.float()[:, None] / self.timesteps
+
+        def conditioned(name: str, x: Tensor) -> Tensor:
+            return self.label[name](labels) * x + self.time[name](time) if name in self.label else x
+
+        entered = self.enter(x)
+        half = F.max_pool2d(self.down1(conditioned("down1", entered)), 2)
+        quarter = F.max_pool2d(self.down2(conditioned("down2", half)), 2)
+        hidden = F.gelu(F.avg_pool2d(quarter, 8))
+        h = self.up1(conditioned("up1", self.grow(hidden)), quarter)
+        h = self.up2(conditioned("up2", h), half)
+        return self.leave(torch.cat([h, entered], dim=1)).float()
+
+
+def _initialise(module: nn.Module) -> None:
+    """DCGAN's (arXiv 1511.06434, section 4): convolutions from N(0, 0.02), norms from N(1, 0.02), biases 0."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

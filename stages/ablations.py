@@ -1,0 +1,107 @@
+"""`make ablations`: one choice at a time, from a small fixed budget, over seeds."""
+
+import argparse
+
+import torch
+
+from stages.ddpm import main as train_ddpm
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import load_dataset
+from stages.engine.errors import UserError
+from stages.engine.log import say
+from stages.engine.report.page import Page
+from stages.evaluate import LOADERS, evaluate_set
+from stages.evaluator import load_evaluator
+from stages.ldm import main as train_ldm
+
+TRAIN = {"ldm": train_ldm, "ddpm": train_ddpm}
+# group -> the model, what is trained anew for each value, and what only sampling changes
+GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
+    "conditions": ("ddpm", {"up": ["ddpm.paths=up"], "up + down": ["ddpm.paths=up+down"]}, {}),
+    "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in ("linear", "cosine", "beta-cosine", "sigmoid")}, {}),
+    "prediction": (
+        "ldm",
+        {p: [f"ldm.prediction={p}", "ldm.min_snr=null"] for p in ("mean", "noise", "v", "x0")}
+        | {"noise, bound": ["ldm.prediction=noise", "ldm.bound=true"]},
+        {},
+    ),
+    "guidance": ("ldm", {"": []}, {f"{g:g}": [f"eval.guidance={g}"] for g in (1.0, 2.0, 3.0, 4.0, 6.0)}),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=400, help="of each training (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=2, help="trainings a value, seeds 0, 1, ... (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups (default: all)")
+    add_fresh(parser)
+
+
+def budget(model: str, steps: int) -> list[str]:
+    """Overrides that make a run of that many steps: its pace, and no preview but the last."""
+    pace = {
+        "steps": steps,
+        "preview_every": steps,
+        "checkpoint_every": max(1, steps // 2),
+        "warmup": min(50, steps // 8),
+    }
+    return [f"{model}.{key}={value}" for key, value in pace.items()]
+
+
+def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:
+    """Per sampling value and test set, the accuracies of all evaluation seeds of one trained model."""
+    dataset = load_dataset(context.config, context.device)
+    judge, _ = load_evaluator(context, len(dataset.vocabulary))
+    sampler, _ = LOADERS[model](context)
+    found = {}
+    for value, overrides in values.items():
+        how = context.derived(context.config.name, *overrides)
+        found[value] = {
+            name: evaluate_set(sampler, judge, None, name, labels, how)[0]["per_seed"]
+            for name, labels in dataset.test_sets.items()
+        }
+    return found
+
+
+def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]:
+    """Value -> test set -> accuracies over all training and evaluation seeds."""
+    model, trained, sampled = GROUPS[group]
+    together: dict[str, dict[str, list[float]]] = {}
+    for value, overrides in trained.items():
+        for seed in range(context.arguments.runs):
+            label = "".join(c if c.isalnum() else "-" for c in f"{group}-{value}".rstrip("-"))
+            name = f"{context.config.name}-ablation-{label}-{seed}"
+            settings = [*overrides, f"seed={seed}", *budget(model, context.arguments.steps)]
+            variant = context.derived(name, *settings)
+            TRAIN[model](variant)
+            for sampled_value, sets in accuracies(variant, model, sampled or {value: []}).items():
+                for part, values in sets.items():
+                    together.setdefault(sampled_value, {}).setdefault(part, []).extend(values)
+    return together
+
+
+def main(context: Context) -> None:
+    a = context.arguments
+    if a.steps < 1 or a.runs < 1:
+        raise UserError(f"--steps {a.steps} --runs {a.runs}: both must be at least 1")
+    page = Page(
+        f"{context.config.name}: one choice at a time",
+        f"{a.steps} steps a training, {a.runs} trainings a value (seeds from 0), evaluation seeds "
+        f"{list(context.config.eval.seeds)}; mean ± deviation over all of them. Everything else as in the "
+        f"configuration, so figures compare within a group only.",
+    )
+    results = {}
+    for group in a.only:
+        if GROUPS[group][0] == "ddpm" and context.config.ddpm is None:
+            say(f"warning: {group} is left out: the configuration has no ddpm section")
+            continue
+        results[group] = run_group(context, group)
+        rows = []
+        for value, sets in results[group].items():
+            cells = [torch.tensor(values, dtype=torch.float64) for values in sets.values()]
+            rows.append([value, *(f"{c.mean():.3f} ± {c.std(correction=0):.3f}" for c in cells)])
+        page.add_table(group, [group, *next(iter(results[group].values()))], rows)
+    print(page.write(context.hold("ablations"), results))
+
+
+if __name__ == "__main__":
+    command("Ablations from a small fixed budget.", main, add_arguments)

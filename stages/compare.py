@@ -1,0 +1,113 @@
+"""`make compare`: the models of an experiment side by side: time, memory, accuracy, diversity, likeness."""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from models.distances import frechet_distance, mean_pairwise_distance
+from models.evaluator import Evaluator
+from stages.engine.checkpoint import read_about
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.errors import UserError
+from stages.engine.log import progress
+from stages.engine.pictures import grid, png
+from stages.engine.report.page import Page
+from stages.evaluate import LOADERS, TITLES, evaluate_set
+from stages.evaluator import as_input, load_evaluator
+
+PICTURES = 300  # for the Fréchet distance
+ALIKE = 16  # pictures of one label set, for diversity
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="for the distance (default: %(default)s)")
+    add_fresh(parser)
+
+
+@torch.no_grad()
+def features(judge: Evaluator, images: Tensor, context: Context) -> Tensor:
+    """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, 512) of the evaluator's last layer but one, on the CPU."""
+    return torch.cat([judge.features(as_input(part, context)).cpu() for part in images.split(256)])
+
+
+def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tensor]:
+    """Mean pairwise distance among pictures of one label set, over four sets; and the pictures of the first."""
+    how, found, first = context.config.eval, [], None
+    for i, row in enumerate(dataset.test_sets["test"][:: max(1, len(dataset.test_sets["test"]) // 4)][:4]):
+        keys = [(how.seeds[0], "alike", i, k) for k in range(ALIKE)]
+        pictures = sampler.sample(row[None].expand(ALIKE, -1), keys, how).cpu()
+        found.append(mean_pairwise_distance(pictures))
+        first = pictures if first is None else first
+    return sum(found) / len(found), first
+
+
+def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, context: Context) -> tuple[dict, Tensor]:
+    """One model's figures, and pictures of one label set."""
+    sampler, about = LOADERS[model](context)
+    sets = {n: evaluate_set(sampler, judge, None, n, y, context)[0] for n, y in dataset.test_sets.items()}
+    wanted = dataset.held_out_labels[: context.arguments.pictures].cpu()
+    keys = [(context.config.eval.seeds[0], "held out", i) for i in range(len(wanted))]
+    made = sampler.sample(wanted, keys, context.config.eval)
+    varied, pictures = diversity(sampler, dataset, context)
+    return {
+        "accuracy": sets,
+        "training_seconds": about["seconds"],
+        "training_memory_bytes": about.get("peak_memory_bytes"),
+        "pictures_per_second": min(f["images_per_second"] for f in sets.values()),
+        "frechet_distance_on_evaluator_features": frechet_distance(features(judge, made, context), real),
+        "mean_pairwise_distance": varied,
+    }, pictures
+
+
+def main(context: Context) -> None:
+    dataset = load_dataset(context.config, context.device)
+    judge, about = load_evaluator(context, len(dataset.vocabulary))
+    models = [m for m in context.config.models if context.export(m).exists()]
+    if not models:
+        raise UserError(f"nothing to compare: run {context.make('eval')} first")
+    if context.arguments.pictures < 2:
+        raise UserError(f"--pictures {context.arguments.pictures}: a distance needs two or more")
+    count = min(context.arguments.pictures, len(dataset.held_out_images))
+    real = features(judge, dataset.held_out_images[:count], context)
+    results, grids = {}, {}
+    for model in progress(models, f"{context.config.name}/compare"):
+        results[model], grids[model] = measure(model, judge, real, dataset, context)
+    page = Page(
+        f"{context.config.name}: models side by side",
+        f"Accuracy: mean ± deviation of the seeds {list(context.config.eval.seeds)}, by the {about['kind']} evaluator. "
+        f"Fréchet distance: on the evaluator's features, {count} pictures of held-out label sets against the real "
+        f"ones; it is not the FID, whose network saw photographs. Diversity: root mean squared difference of pixels "
+        f"between {ALIKE} pictures of one label set. Training: the model's own stage; an LDM and a GAN on latents "
+        f"need the autoencoder too{_vae_words(context)}.",
+    )
+    names = list(dataset.test_sets)
+    head = ["", *names, "training", "memory", "a picture", "Fréchet distance", "diversity"]
+    page.add_table("Side by side", head, [_row(TITLES[m], r, names) for m, r in results.items()])
+    for model, pictures in grids.items():
+        labels = dataset.vocabulary.describe(dataset.test_sets["test"][:1])[0]
+        page.add_figure(f"{model}-alike", png(grid(pictures), 2), f"{TITLES[model]}: {labels}, {ALIKE} times.")
+    print(page.write(context.hold("compare"), results))
+
+
+def _vae_words(context: Context) -> str:
+    path = context.export("vae")
+    return f" ({read_about(path, '')['seconds'] / 60:.1f} min)" if path.exists() else ""
+
+
+def _row(title: str, result: dict, names: list[str]) -> list:
+    memory = result["training_memory_bytes"]
+    return [
+        title,
+        *(f"{result['accuracy'][n]['accuracy']:.3f} ± {result['accuracy'][n]['std']:.3f}" for n in names),
+        f"{result['training_seconds'] / 60:.1f} min",
+        f"{memory / 2**30:.1f} GiB" if memory else None,
+        f"{1000 / result['pictures_per_second']:.0f} ms",
+        f"{result['frechet_distance_on_evaluator_features']:.1f}",
+        result["mean_pairwise_distance"],
+    ]
+
+
+if __name__ == "__main__":
+    command("Sets the models of an experiment side by side.", main, add_arguments)

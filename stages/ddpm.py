@@ -1,0 +1,109 @@
+"""`make ddpm`: diffusion on pictures, without an autoencoder, by the multiply-add U-Net."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from data.images import to_unit
+from models.multiply_add_unet import MultiplyAddUNet
+from stages.engine.checkpoint import load_export, of_this_version
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.denoising import DiffusionSampler, DiffusionTask
+from stages.engine.errors import UserError
+from stages.engine.run import Run
+from stages.engine.schema import Ddpm
+from stages.evaluator import guide_of, judge, load_evaluator
+
+
+def section_of(context: Context) -> Ddpm:
+    """The configuration's `ddpm` section. Raises UserError where it has none."""
+    if context.config.ddpm is None:
+        raise UserError(f"{context.arguments.config} has no section ddpm; configs/ddpm-multiply-add.yaml has one")
+    return context.config.ddpm
+
+
+def build_ddpm(settings: Ddpm, classes: int) -> MultiplyAddUNet:
+    """The network of a `ddpm` section."""
+    return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths)
+
+
+def pixel_sampler(context: Context, network: MultiplyAddUNet, settings: Ddpm) -> DiffusionSampler:
+    """A sampler of pictures from a network on pictures."""
+    guide = guide_of(context, network.classes)
+    return DiffusionSampler(context, "ddpm", network, settings, (3, 64, 64), lambda x: x, guide)
+
+
+def load_ddpm(context: Context) -> tuple[DiffusionSampler, dict]:
+    """The experiment's pixel DDPM as a sampler, and what its export says."""
+    tensors, about = load_export(context.export("ddpm"), f"run {context.make('ddpm')}")
+    with of_this_version(context.export("ddpm"), context.make("ddpm FRESH=1")):
+        settings = Ddpm.model_validate(about["config"], strict=False)
+        network = build_ddpm(settings, about["classes"])
+        network.load_state_dict(tensors)
+    network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
+    return pixel_sampler(context, network, settings), about
+
+
+class Plateau:
+    """The report's factor on the learning rate: x `factor` each time no accuracy has risen for `patience` previews.
+
+    Its state is part of the checkpoint, as the factor is part of the run.
+    """
+
+    def __init__(self, task: DiffusionTask, factor: float, patience: int):
+        self.task, self.factor, self.patience = task, factor, patience
+        self.best: dict[str, float] = {}
+        self.waited = 0
+
+    def see(self, metrics: dict[str, float]) -> None:
+        """Takes a preview's accuracies."""
+        risen = [name for name, value in metrics.items() if value > self.best.get(name, -1.0)]
+        self.best |= {name: metrics[name] for name in risen}
+        self.waited = 0 if risen else self.waited + 1
+        if self.waited >= self.patience:
+            self.task.optimizers[0].factor *= self.factor
+            self.waited = 0
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "waited": self.waited, "factor": self.task.optimizers[0].factor}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.waited = dict(state["best"]), state["waited"]
+        self.task.optimizers[0].factor = state["factor"]
+
+
+class DdpmTask(DiffusionTask):
+    """Diffusion on pictures, with the plateau factor."""
+
+    def __init__(self, context: Context, dataset: Dataset):
+        settings = section_of(context)
+        torch.manual_seed(context.config.seed)
+        network = build_ddpm(settings, len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
+        evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
+        sampler_of: Callable = lambda average: pixel_sampler(context, average, settings)  # noqa: E731
+        facts = {"classes": len(dataset.vocabulary), "objects": dataset.vocabulary.names}
+        super().__init__(context, settings, dataset, network, self._clean, sampler_of, judge(evaluator, context), facts)
+        self.plateau = Plateau(self, settings.plateau_factor, settings.plateau_patience)
+        self.parts["plateau"] = self.plateau
+
+    def _clean(self, index: Tensor) -> Tensor:
+        return to_unit(self.dataset.images[index])
+
+    def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        metrics, pictures = super().preview(step)
+        self.plateau.see(metrics)
+        return metrics, pictures
+
+
+def main(context: Context) -> None:
+    section_of(context)
+    dataset = load_dataset(context.config, context.device)
+    run = Run(context, "ddpm", {"data": dataset.sha256})
+    if not run.finished():
+        run.train(DdpmTask(context, dataset))
+
+
+if __name__ == "__main__":
+    command("Trains a DDPM on pictures.", main, add_fresh)

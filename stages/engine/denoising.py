@@ -1,0 +1,196 @@
+"""What latent and pixel diffusion share: the training task and the sampler, over any network (x_t, t, labels, keep)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion import Diffusion, weighted_timesteps
+from models.samplers import Score, ancestral, ddim, guided, score_guided, score_of
+from stages.engine.command import Context
+from stages.engine.dataset import Dataset
+from stages.engine.draws import Draws
+from stages.engine.ema import Ema
+from stages.engine.errors import UserError
+from stages.engine.optim import Optimizer
+from stages.engine.sampling import Draw, in_batches, preview
+from stages.engine.schema import Denoising, Eval
+
+Watch = Callable[[int, Tensor, Tensor], None]
+LogProbability = Callable[[Tensor, Tensor], Tensor]
+
+
+def diffusion_of(settings: Denoising, device: torch.device) -> Diffusion:
+    """The schedule and prediction type of an `ldm` or `ddpm` section."""
+    s = settings
+    return Diffusion.create(s.schedule, s.timesteps, s.prediction, device, s.zero_terminal_snr)
+
+
+class DiffusionSampler:
+    """DDIM or ancestral sampling with either guidance; `decode` makes pictures (b, 3, 64, 64) of x (b, *shape).
+
+    `log_probability`, for classifier guidance: pictures and their labels -> log p(labels | picture), (b,).
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        stage: str,
+        network: nn.Module,
+        settings: Denoising,
+        shape: tuple[int, ...],
+        decode: Callable[[Tensor], Tensor],
+        log_probability: LogProbability | None = None,
+    ):
+        self.context, self.stage, self.network, self.shape, self.decode = context, stage, network, shape, decode
+        self.log_probability = log_probability
+        self.diffusion = diffusion_of(settings, context.device)
+
+    def _denoiser(self, labels: Tensor, how: Eval):
+        """Conditional, unconditional and doubled predictions of one batch's labels, guided as `how` says."""
+
+        def predict(x: Tensor, t: Tensor, keep: list[bool]) -> Tensor:
+            keep_rows = torch.tensor(keep, device=x.device).repeat_interleave(len(labels))
+            copies = len(keep)
+            x, t, y = x.repeat(copies, 1, 1, 1), t.repeat(copies), labels.repeat(copies, 1)
+            with self.context.autocast():
+                return self.network(x.contiguous(memory_format=torch.channels_last), t, y, keep_rows)
+
+        return guided(
+            lambda x, t: predict(x, t, [True]),
+            lambda x, t: predict(x, t, [False]),
+            lambda x, t: predict(x, t, [True, False]),
+            how.guidance,
+            len(self.diffusion),
+            how.interval,
+        )
+
+    def _score(self, labels: Tensor, how: Eval) -> Score | None:
+        """The classifier's gradient, taken on the x_0 predicted from x_t, through network and decoder."""
+        if how.classifier_guidance == 0:
+            return None
+        if self.log_probability is None:
+            raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; leave it at 0")
+        conditional = self._denoiser(labels, how.model_copy(update={"guidance": 1.0}))
+
+        def log_probability(x: Tensor, t: Tensor) -> Tensor:
+            x0, _ = self.diffusion.to_x0_and_noise(conditional(x, t), x, t)
+            return self.log_probability(self.decode(x0), labels)
+
+        return score_of(log_probability, how.classifier_guidance)
+
+    def _steps(self, labels: Tensor, how: Eval, draw: Draw):
+        denoiser, score = self._denoiser(labels, how), self._score(labels, how)
+        if how.sampler == "ancestral":
+            return ancestral(denoiser, self.diffusion, draw(), draw, score, how.clip)
+        if score is not None:
+            denoiser = score_guided(denoiser, self.diffusion, score)
+        return ddim(denoiser, self.diffusion, draw(), how.steps, how.eta, draw, how.spacing)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
+        """(n, classes) labels, n keys -> (n, 3, 64, 64) in [-1, 1].
+
+        `watch` is given each step's t and the pictures of x and of the predicted x_0.
+        """
+        if how.steps > len(self.diffusion):
+            raise UserError(f"eval.steps ({how.steps}) must not exceed {self.stage}.timesteps ({len(self.diffusion)})")
+        if hasattr(self.network, "labels"):  # token slots for as many labels as are asked for
+            self.network.labels.most = max(self.network.labels.most, int(labels.sum(1).max()))
+
+        def make(labels: Tensor, draw: Draw, wanted: int) -> Tensor:
+            x = None
+            for t, x, x0 in self._steps(labels, how, draw):
+                if watch is not None:
+                    watch(t, self.decode(x)[:wanted], self.decode(x0)[:wanted])
+            return self.decode(x).float().clamp(-1, 1)
+
+        return in_batches(labels, keys, how.batch, self.shape, self.context.device, make)
+
+
+def denoising_errors(
+    context: Context,
+    network: nn.Module,
+    diffusion: Diffusion,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error (b,) of the network's prediction from x0 (b, c, h, w), noised to timesteps t (b,)."""
+    xt = diffusion.noised(x0, noise, t).contiguous(memory_format=torch.channels_last)
+    with context.autocast():
+        prediction = network(xt, t, labels, keep)
+    return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
+
+
+class DiffusionTask:
+    """Weighted squared error on what is predicted of noised x_0; labels dropped for guidance.
+
+    `clean(index)` gives x_0 of those pictures; `sampler_of(network)` a sampler of it, for previews.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        settings: Denoising,
+        dataset: Dataset,
+        network: nn.Module,
+        clean: Callable[[Tensor], Tensor],
+        sampler_of: Callable[[nn.Module], DiffusionSampler],
+        accuracy: Callable[[Tensor, Tensor], float],
+        facts: dict,
+    ):
+        self.context, self.settings, self.dataset = context, settings, dataset
+        self.network, self.clean, self.sampler_of, self.accuracy, self.facts = (
+            network,
+            clean,
+            sampler_of,
+            accuracy,
+            facts,
+        )
+        self.ema = Ema(network, settings.ema)
+        self.optimizers = [Optimizer(network, settings)]
+        self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+        self.diffusion = diffusion_of(settings, context.device)
+        every = torch.arange(settings.timesteps, device=context.device)
+        self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound)
+
+    def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
+        s, index = self.settings, draws.indices(len(self.dataset.images))
+        x0, labels = self.clean(index), self.dataset.labels[index]
+        (t, weights), noise = self._timesteps(draws), draws.normal(*x0.shape[1:])
+        keep = draws.uniform() >= s.label_dropout
+        self.network.train()
+        errors = denoising_errors(self.context, self.network, self.diffusion, x0, noise, t, labels, keep)
+        loss = (weights * errors).mean()
+        norm = self.optimizers[0].update(loss, step)
+        self.ema.update(step)
+        return {"loss": loss, "gradient_norm": norm, **self._by_quartile(errors.detach(), t)}
+
+    def _timesteps(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Timesteps (b,) and the weights (b,) of their losses.
+
+        `weighted` draws each as often as its loss weighs, evenly over the batch, and weighs all alike: the same
+        loss in expectation, from fewer pictures. Of uniform draws a half has next to no weight.
+        """
+        if self.settings.timestep_draws == "uniform":
+            t = draws.integers(self.settings.timesteps)
+            return t, self.weights[t]
+        t = weighted_timesteps(draws.stratified(), self.weights)
+        return t, self.weights.mean().expand(len(t))
+
+    def _by_quartile(self, errors: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Mean unweighted error of each quarter of the timesteps: where in the denoising it is learned."""
+        quarter = t * 4 // self.settings.timesteps
+        found = [(quarter == q) for q in range(4)]
+        return {f"error_q{q + 1}": (errors * m).sum() / m.sum().clamp(min=1) for q, m in enumerate(found)}
+
+    def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        quick = {"sampler": "ddim", "steps": min(20, self.context.config.eval.steps)}
+        how = self.context.config.eval.model_copy(update=quick)
+        return preview(self.sampler_of(self.ema.average), self.dataset, self.accuracy, how)
+
+    def export(self) -> tuple[dict[str, Tensor], dict]:
+        return self.ema.average.state_dict(), self.facts

@@ -1,0 +1,51 @@
+"""A page of tables and figures, as an experiment leaves it: report.json, report.md, report.html and its PNGs."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+from stages.engine.checkpoint import write_atomically
+from stages.engine.report import TEMPLATES, data_uri
+
+
+@dataclass
+class Page:
+    """`add_table` and `add_figure` in the order in which they are to be read, then `write`."""
+
+    title: str
+    words: str
+    parts: list[dict] = field(default_factory=list)
+
+    def add_table(self, caption: str, head: list[str], rows: list[list]) -> None:
+        """Cells are text or numbers; a float is shown with three decimals, None as a dash."""
+        self.parts.append({"kind": "table", "caption": caption, "head": head, "rows": rows})
+
+    def add_figure(self, name: str, picture: bytes, caption: str) -> None:
+        """A PNG, saved beside the page as <name>.png."""
+        self.parts.append({"kind": "figure", "name": name, "picture": picture, "caption": caption})
+
+    def write(self, folder: Path, result: dict) -> Path:
+        """Writes the files; report.json, which is `result`, last: it says that the page is whole."""
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(TEMPLATES),
+            autoescape=jinja2.select_autoescape(["html.jinja"]),
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters |= {"uri": data_uri, "cell": _cell}
+        for part in self.parts:
+            if part["kind"] == "figure":
+                write_atomically(folder / f"{part['name']}.png", part["picture"])
+        for suffix in ("md", "html"):
+            text = environment.get_template(f"page.{suffix}.jinja").render(page=self)
+            write_atomically(folder / f"report.{suffix}", text.encode())
+        write_atomically(folder / "report.json", json.dumps(result, indent=2).encode())
+        return folder / "report.html"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,82 @@
+"""`make gradnorm`: gradient norms of the critic's layers under weight clipping and under the gradient penalty."""
+
+import argparse
+import io
+
+import matplotlib.pyplot as plt
+
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.report import read_metrics
+from stages.engine.report.page import Page
+from stages.gan import main as train_gan
+
+VARIANTS = {"wgan-gp": "gradient penalty", "wgan": "weight clipping"}
+MOMENTS = 6  # of the training, in the figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=400, help="generator steps of each run (default: %(default)s)")
+    add_fresh(parser)
+
+
+def layers_over_time(lines: list[dict]) -> tuple[list[str], list[tuple[int, list[float]]]]:
+    """The critic's layers, from the input up, and (step, norms) at each log line."""
+    lines = [line for line in lines if any(key.startswith("layer ") for key in line)]
+    names = [key for key in lines[0] if key.startswith("layer ") and "project" not in key and "skip" not in key]
+    order = {"enter": 0, "blocks": 1, "attention": 2, "score": 3}
+    names.sort(key=lambda name: (order.get(name.split()[1].split(".")[0], 4), name))
+    return [n.removeprefix("layer ").removesuffix(".weight") for n in names], [
+        (line["step"], [line[name] for name in names]) for line in lines
+    ]
+
+
+def figure(found: dict[str, tuple[list[str], list[tuple[int, list[float]]]]]) -> bytes:
+    """A panel a variant: norm by layer on a log scale, a line a moment of the training, dark at the end."""
+    drawing, axes = plt.subplots(1, len(found), figsize=(5 * len(found), 3.6), dpi=120, sharey=True)
+    for axis, (loss, (names, moments)) in zip(axes, found.items(), strict=True):
+        shown = moments[:: max(1, len(moments) // MOMENTS)]
+        for i, (step, norms) in enumerate(shown):
+            colour = plt.get_cmap("viridis")(1 - (i + 1) / len(shown))
+            axis.plot(range(len(names)), norms, marker="o", markersize=3, color=colour, label=f"step {step}")
+        axis.set(title=VARIANTS[loss], yscale="log", xlabel="layer, low to high")
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=6, frameon=False)
+    axes[0].set_ylabel("norm of the gradient")
+    drawing.tight_layout()
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png")
+    plt.close(drawing)
+    return buffer.getvalue()
+
+
+def main(context: Context) -> None:
+    name, found = context.config.name, {}
+    for loss in VARIANTS:
+        steps = context.arguments.steps
+        settings = (f"gan.loss={loss}", "gan.layer_norms=true", f"gan.steps={steps}", "gan.critic.condition=projection")
+        every = max(1, steps // 24)
+        pace = (f"gan.log_every={every}", f"gan.preview_every={steps}", f"gan.checkpoint_every={max(1, steps // 4)}")
+        variant = context.derived(f"{name}-gradnorm-{loss}", *settings, *pace)
+        train_gan(variant)
+        found[loss] = layers_over_time(read_metrics(variant.folder("gan") / "metrics.jsonl"))
+    page = Page(
+        "Gradient norms by critic layer",
+        f"The critic of {name}'s GAN, {context.arguments.steps} generator steps, seed {context.config.seed}; its "
+        f"weights clipped to ±{context.config.gan.weight_clip}, or the gradient penalty with lambda "
+        f"{context.config.gan.penalty:g}. Means over the log interval before each step.",
+    )
+    page.add_figure("gradnorm", figure(found), "Even is good; growing or vanishing is what clipping does.")
+    result: dict = {"steps": context.arguments.steps, "variants": {}}
+    rows = []
+    for loss, (names, moments) in found.items():
+        last = moments[-1][1]
+        spread = max(last) / max(min(last), 1e-30)
+        result["variants"][loss] = {"layers": names, "moments": moments, "largest over smallest": spread}
+        rows.append([VARIANTS[loss], f"{min(last):.2e}", f"{max(last):.2e}", f"{spread:.1f}"])
+    page.add_table("At the end", ["", "smallest layer", "largest layer", "ratio"], rows)
+    print(page.write(context.hold("gradnorm"), result))
+
+
+if __name__ == "__main__":
+    command("Compares the critic's gradient norms by layer.", main, add_arguments)

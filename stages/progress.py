@@ -1,0 +1,49 @@
+"""`make progress`: five samples and their whole denoising, and the strip of red sphere, yellow cube, cyan cylinder."""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.pictures import grid, png
+from stages.engine.report.page import Page
+from stages.evaluate import LOADERS, TITLES, denoising_strip
+
+SAMPLES = 5
+COLUMNS = 12
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=("ldm", "ddpm"), default="ldm")
+    add_fresh(parser)
+
+
+def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
+    """Five label sets of test.json, a row each, from noise to picture; what was asked for, and the timesteps shown."""
+    rows = dataset.test_sets["test"]
+    labels = rows[torch.linspace(0, len(rows) - 1, SAMPLES).round().long()]
+    how = context.config.eval.model_copy(update={"batch": SAMPLES})
+    seen: list[tuple[int, Tensor]] = []
+    keys = [(how.seeds[0], "progress", i) for i in range(SAMPLES)]
+    sampler.sample(labels, keys, how, lambda t, x, x0: seen.append((t, x.cpu())))
+    chosen = torch.linspace(0, len(seen) - 1, min(COLUMNS, len(seen))).round().long().tolist()
+    pictures = torch.stack([seen[i][1] for i in chosen], dim=1).flatten(0, 1)
+    return grid(pictures, columns=len(chosen)), dataset.vocabulary.describe(labels), [seen[i][0] for i in chosen]
+
+
+def main(context: Context) -> None:
+    model = context.arguments.model
+    dataset = load_dataset(context.config, context.device)
+    sampler, _ = LOADERS[model](context)
+    pictures, asked, times = denoisings(sampler, dataset, context)
+    strip, strip_labels = denoising_strip(sampler, dataset, context)
+    page = Page(f"Denoising, {TITLES[model]} of {context.config.name}", "From noise (left) to picture (right): x_t.")
+    page.add_figure("progress", png(pictures, 2), "; ".join(asked) + f". After the steps at t = {times}.")
+    page.add_figure("strip", png(strip, 2), f"{strip_labels}: above x_t, below the x_0 predicted from it.")
+    print(page.write(context.hold("progress"), {"model": model, "labels": asked, "timesteps": times}))
+
+
+if __name__ == "__main__":
+    command("Shows whole denoisings.", main, add_arguments)

@@ -1,0 +1,66 @@
+"""`make samplers`: DDPM with every timestep against DDIM with ever fewer: accuracy, time, ratio."""
+
+import argparse
+
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import load_dataset
+from stages.engine.errors import UserError
+from stages.engine.log import progress
+from stages.engine.report.page import Page
+from stages.evaluate import LOADERS, TITLES, evaluate_set
+from stages.evaluator import load_evaluator
+
+DDIM_STEPS = (100, 50, 25, 10, 5)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=("ldm", "ddpm"), default="ldm")
+    add_fresh(parser)
+
+
+def choices(context: Context, timesteps: int) -> dict[str, list[str]]:
+    """Each sampler's overrides, by the name it has in the table."""
+    found = {f"DDPM, {timesteps} steps": ["eval.sampler=ancestral"]}
+    for steps in DDIM_STEPS:
+        if steps <= timesteps:
+            found[f"DDIM, {steps} steps"] = ["eval.sampler=ddim", "eval.eta=0.0", f"eval.steps={steps}"]
+    return found
+
+
+def main(context: Context) -> None:
+    model = context.arguments.model
+    dataset = load_dataset(context.config, context.device)
+    judge, about = load_evaluator(context, len(dataset.vocabulary))
+    sampler, _ = LOADERS[model](context)
+    variants = choices(context, len(sampler.diffusion))
+    if len(variants) < 2:
+        raise UserError(f"{model}.timesteps ({len(sampler.diffusion)}) leaves DDIM nothing to save; it needs 5 or more")
+    results: dict[str, dict] = {}
+    for name, overrides in progress(list(variants.items()), f"{context.config.name}/samplers"):
+        variant = context.derived(context.config.name, *overrides)
+        results[name] = {
+            part: evaluate_set(sampler, judge, None, part, labels, variant)[0]
+            for part, labels in dataset.test_sets.items()
+        }
+    per_picture = {n: 1 / min(f["images_per_second"] for f in sets.values()) for n, sets in results.items()}
+    slowest = next(iter(per_picture.values()))
+    page = Page(
+        f"Samplers of {context.config.name}'s {TITLES[model]}",
+        f"Mean of the seeds {list(context.config.eval.seeds)}, guidance {context.config.eval.guidance:g}, batches of "
+        f"{context.config.eval.batch}; judge: {about['kind']} evaluator. Time is sampling with decoding.",
+    )
+    rows = [
+        [
+            name,
+            *(f"{f['accuracy']:.3f} ± {f['std']:.3f}" for f in sets.values()),
+            f"{1000 * per_picture[name]:.0f} ms",
+            f"{slowest / per_picture[name]:.1f}x",
+        ]
+        for name, sets in results.items()
+    ]
+    page.add_table("Accuracy and time", ["", *dataset.test_sets, "a picture", "against DDPM"], rows)
+    print(page.write(context.hold("samplers"), {"model": model, "results": results}))
+
+
+if __name__ == "__main__":
+    command("Compares DDPM's sampler with DDIM's by accuracy and time.", main, add_arguments)

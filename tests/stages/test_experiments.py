@@ -1,0 +1,88 @@
+"""Each experiment leaves its page, figures and table, through its command, on the smoke configuration."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.stages.test_bad_inputs import assert_one_line
+
+
+def page(root, folder, figures):
+    folder = root / "smoke" / folder
+    html = (folder / "report.html").read_text()
+    assert "http://" not in html and "https://" not in html
+    assert html.count("data:image/png") == len(figures)
+    for name in figures:
+        assert Image.open(folder / f"{name}.png").width > 100
+    assert (folder / "report.md").read_text().startswith("# ")
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def root(chain, tmp_path_factory):
+    """A root beside the chain's: what experiments train is theirs, what they use is the chain's."""
+    root = tmp_path_factory.mktemp("experiments")
+    (root / "smoke").mkdir()
+    for name in ("render", "evaluator", "vae", "ldm", "gan"):
+        (root / "smoke" / name).symlink_to(chain / "smoke" / name)
+    (root / "packs").symlink_to(chain / "packs")
+    return root
+
+
+def test_gradnorm(stage, root):
+    status, said = stage("gradnorm", "--steps", "4", f"root={root}")
+    assert status == 0, said
+    variants = page(root, "gradnorm", ["gradnorm"])["variants"]
+    for name in ("wgan-gp", "wgan"):
+        layers, moments = variants[name]["layers"], variants[name]["moments"]
+        assert layers[0].startswith("enter") and layers[-1].startswith("score")
+        assert len(layers) >= 4 and all(len(norms) == len(layers) for _, norms in moments)
+        assert all(norm > 0 for _, norms in moments for norm in norms)
+
+
+def test_progress(stage, root):
+    status, said = stage("progress", f"root={root}")
+    assert status == 0, said
+    result = page(root, "progress", ["progress", "strip"])
+    assert len(result["labels"]) == 5
+    assert result["timesteps"] == sorted(result["timesteps"], reverse=True)
+
+
+def test_samplers(stage, root):
+    status, said = stage("samplers", f"root={root}", "eval.seeds=[0]")
+    assert status == 0, said
+    results = page(root, "samplers", [])["results"]
+    assert list(results) == ["DDPM, 100 steps", *(f"DDIM, {n} steps" for n in (100, 50, 25, 10, 5))]
+    times = [results[name]["test"]["images_per_second"] for name in ("DDPM, 100 steps", "DDIM, 5 steps")]
+    assert times[1] > 3 * times[0]
+
+
+def test_ablations(stage, root):
+    status, said = stage("ablations", "--steps", "2", "--runs", "1", f"root={root}")
+    assert status == 0, said
+    result = page(root, "ablations", [])
+    assert set(result) == {"conditions", "schedule", "prediction", "guidance"}
+    assert set(result["conditions"]) == {"up", "up + down"}
+    assert all(len(v) == 2 for group in result.values() for sets in group.values() for v in sets.values())
+    assert_one_line(*stage("ablations", "--steps", "0", f"root={root}"), "--steps 0")
+
+
+def test_compare(stage, root):
+    status, said = stage("compare", f"root={root}")
+    assert status == 0, said
+    result = page(root, "compare", ["ldm-alike", "gan-alike"])
+    for model in ("ldm", "gan"):
+        assert result[model]["frechet_distance_on_evaluator_features"] > 0
+        assert result[model]["mean_pairwise_distance"] > 0
+        assert result[model]["training_memory_bytes"] > 2**27
+
+
+def test_held_out(stage, root):
+    status, said = stage("held_out", f"root={root}")
+    assert status == 0, said
+    figures = [f"{m}-{n}" for m in ("ldm", "gan") for n in ("seen", "withheld", "four-objects")]
+    result = page(root, "held-out", figures)
+    assert set(result["ldm"]) == {"seen", "withheld", "four objects"}
+    status, said = stage("held_out", f"root={root}")
+    assert status == 0 and said.count("finished already") == 2

@@ -1,0 +1,175 @@
+"""Every system and choice of the reports runs through its command, and a wrong value is told the right ones."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from stages.engine.checkpoint import read_about
+from tests.conftest import HERE, SMOKE
+from tests.stages.test_bad_inputs import assert_one_line
+
+GAN = [
+    *(f"gan.loss={name}" for name in ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan")),
+    *(f"gan.critic.condition={name}" for name in ("projection", "auxiliary", "projection+auxiliary", "concatenation")),
+    *(f"gan.generator.condition={name}" for name in ("concatenation", "modulation", "batch-norm")),
+    "gan.body=dcgan",
+    "gan.attention=true",
+    "gan.auxiliary_schedule=rising",
+]
+DENOISING = [
+    *(f"prediction={name}" for name in ("mean", "noise", "v", "x0")),
+    "bound=true",
+    *(f"schedule={name}" for name in ("linear", "cosine", "beta-cosine", "sigmoid")),
+    "zero_terminal_snr=true",
+]
+SAMPLING = [
+    ("eval.sampler=ancestral",),
+    ("eval.sampler=ancestral", "eval.clip=1.0"),
+    ("eval.spacing=uniform",),
+    ("eval.spacing=quadratic", "eval.eta=1.0"),
+    ("eval.guidance=3.0", "eval.interval=[0.2,0.8]"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(chain, tmp_path_factory):
+    """The chain's exports and scenes beside which every system here trains its own."""
+    root = tmp_path_factory.mktemp("systems")
+    for name in ("smoke", "packs"):
+        (root / name).symlink_to(chain / name)
+    return root
+
+
+def base(root, name):
+    """Another experiment on the chain's scenes that uses its evaluator and autoencoder."""
+    return (
+        f"root={root}",
+        f"name={name}",
+        f"data.folder={root}/smoke/render",
+        "uses={evaluator: smoke, vae: smoke}",
+        "eval.seeds=[0]",
+    )
+
+
+@pytest.mark.parametrize("change", GAN)
+def test_gan(stage, root, change):
+    arguments = (*base(root, "gan-" + change.replace("=", "-").replace("+", "-")), change)
+    status, said = stage("gan", *arguments)
+    assert status == 0, said
+    assert stage("sample", *arguments, "--labels", "red cube", "--model", "gan", "--out", str(root / "x.png"))[0] == 0
+
+
+@pytest.mark.parametrize("section", ["ldm", "ddpm"])
+@pytest.mark.parametrize("change", DENOISING)
+def test_denoising(stage, root, section, change):
+    arguments = (*base(root, f"{section}-{change.replace('=', '-')}"), f"{section}.{change}", f"{section}.steps=2")
+    assert stage(section, *arguments, f"{section}.preview_every=2")[0] == 0
+    out = root / "y.png"
+    status, said = stage("sample", *arguments, "--labels", "red cube", "--model", section, "--out", str(out))
+    assert status == 0, said
+    assert Image.open(out).width > 100
+
+
+@pytest.mark.parametrize("changes", SAMPLING, ids=lambda changes: "-".join(changes))
+@pytest.mark.parametrize("model", ["ldm", "ddpm"])
+def test_sampling(stage, root, model, changes):
+    arguments = (*base(root, f"sampling-{model}"), f"models=[{model}]", "ldm.timesteps=12")
+    assert stage(model, *arguments)[0] == 0
+    status, said = stage("evaluate", *arguments, *changes)
+    assert status == 0, said
+
+
+def test_the_ablation_of_the_multiply_add_net_is_one_key(stage, root):
+    for paths in ("up", "up+down"):
+        arguments = (*base(root, f"ddpm-{paths.replace('+', '-')}"), f"ddpm.paths={paths}", "models=[ddpm]")
+        assert stage("ddpm", *arguments)[0] == 0
+        status, said = stage("evaluate", *arguments)
+        assert status == 0, said
+    report = json.loads((root / "ddpm-up/eval/report.json").read_text())
+    assert report["vae"] is not None
+    assert set(report["results"]) == {"ddpm"}
+
+
+@pytest.mark.parametrize("model", ["ldm", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_classifier_guidance_by_a_stranger_to_the_judge(stage, root, model, sampler):
+    """The guide is the evaluator of another experiment; both its accuracy and the judge's are reported."""
+    guide = (f"root={root}", "name=guide", f"data.folder={root}/smoke/render", "seed=2")
+    assert stage("evaluator", *guide)[0] == 0
+    arguments = (*base(root, f"guided-{model}"), f"models=[{model}]", "ldm.timesteps=12")
+    arguments = (*arguments[:3], "uses={evaluator: smoke, vae: smoke, guide: guide}", *arguments[4:])
+    assert stage(model, *arguments)[0] == 0
+    status, said = stage("evaluate", *arguments, f"eval.sampler={sampler}", "eval.classifier_guidance=2.0")
+    assert status == 0, said
+    report = json.loads((root / f"guided-{model}/eval/report.json").read_text())
+    assert 0 <= report["results"][model]["test"]["accuracy_by_the_guide"] <= 1
+
+
+def test_the_plateau_factor_is_part_of_the_run(stage, root):
+    """No accuracy can rise at every preview of a run without learning: the factor falls, and a resumed run keeps it."""
+    arguments = (*base(root, "plateau"), "ddpm.steps=8", "ddpm.learning_rate=1e-12")
+    assert stage("ddpm", *arguments)[0] == 0
+    import torch
+
+    newest = max((root / "plateau/ddpm").glob("step-*.ckpt"))
+    state = torch.load(_payload(newest), weights_only=True)["parts"]["plateau"]
+    assert state["factor"] < 1
+
+
+def _payload(path):
+    import io
+
+    from stages.engine.checkpoint import MAGIC
+
+    return io.BytesIO(path.read_bytes()[len(MAGIC) + 32 :])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "parts"),
+    [
+        ("gan", "gan.loss=wgan-pg", ["gan.loss", "wgan-gp", "lsgan"]),
+        ("gan", "gan.critic.condition=both", ["gan.critic.condition", "projection+auxiliary"]),
+        ("gan", "gan.body=vit", ["gan.body", "residual", "dcgan"]),
+        ("ldm", "ldm.prediction=score", ["ldm.prediction", "mean", "x0"]),
+        ("ldm", "ldm.schedule=exp", ["ldm.schedule", "beta-cosine", "sigmoid"]),
+        ("ddpm", "ddpm.paths=down", ["ddpm.paths", "up+down"]),
+        ("evaluate", "eval.sampler=euler", ["eval.sampler", "ancestral"]),
+        ("evaluate", "eval.spacing=log", ["eval.spacing", "quadratic"]),
+        ("evaluate", "eval.classifier_guidance=1.0", ["uses.guide"]),
+        ("evaluate", "models=[vit]", ["models", "ddpm"]),
+        ("ldm", "uses={judge: smoke}", ["uses.judge"]),
+    ],
+)
+def test_a_wrong_value_is_told_the_right_ones(stage, chain, name, change, parts):
+    assert_one_line(*stage(name, f"root={chain}", change), *parts)
+
+
+def test_a_configuration_without_a_ddpm_section_says_which_has_one(stage, tmp_path):
+    assert_one_line(*stage("ddpm", f"root={tmp_path}", config="configs/demo.yaml"), "ddpm-multiply-add.yaml")
+
+
+def test_a_used_stage_is_not_trained_again(stage, root):
+    status, said = stage("vae", *base(root, "user"))
+    assert (status, "experiment smoke serves" in said) == (0, True), said
+    assert_one_line(*stage("vae", *base(root, "user")[:3], "uses={vae: nobody}"), "nobody", "is missing")
+
+
+def test_a_configuration_extends_another(tmp_path):
+    from stages.engine.config import load
+
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\nldm: {steps: 7}\n")
+    (tmp_path / "b.yaml").write_text((HERE / SMOKE).read_text())
+    config = load(tmp_path / "a.yaml")
+    assert (config.name, config.ldm.steps, config.ldm.batch) == ("a", 7, 8)
+
+
+def test_a_circle_of_configurations_is_one_line(stage, tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: a.yaml\n")
+    assert_one_line(*stage("ldm", config=str(tmp_path / "a.yaml")), "extends", "no circle")
+
+
+def test_the_export_names_what_served(stage, root, chain):
+    assert stage("gan", *base(root, "served"))[0] == 0
+    about = read_about(root / "served/gan/export.safetensors", "")
+    assert about["parents"]["data"] == read_about(chain / "smoke/evaluator/export.safetensors", "")["parents"]["data"]
