@@ -23,7 +23,7 @@ STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(SETS)
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
 .PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench test lock \
-  gradnorm progress samplers ablations compare held-out
+  gradnorm progress samplers ablations compare held-out reproduce
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -94,6 +94,9 @@ compare: eval ## the models side by side: time, memory, accuracy, diversity
 
 held-out: vae ## trained without a tenth of the label sets, and asked for them and for four objects
 	$(call STAGE,held_out)
+
+reproduce: vae ## every system of the reports, one page (days on a CPU: stages.reproduce --help)
+	$(call STAGE,reproduce)
 
 bench: setup ## arithmetic rate of the LDM training step beside the machine's
 	@$(PY) -m stages.bench --config "$(CONFIG)" $(SETS)

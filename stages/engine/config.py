@@ -182,8 +182,10 @@ def _check(config: Config, where: Path) -> None:
             f"{where}: eval.classifier_guidance needs a guide that is not the judge: uses.guide=EXPERIMENT, whose "
             f"evaluator was trained from another seed"
         )
-    if config.ldm.label_dropout == 0 and config.eval.guidance != 1:
-        raise UserError(f"{where}: eval.guidance other than 1 needs ldm.label_dropout above 0, such as 0.1")
+    for stage in {"ldm", "ddpm"} & set(config.models):
+        section = getattr(config, stage)
+        if section and section.label_dropout == 0 and config.eval.guidance != 1:
+            raise UserError(f"{where}: eval.guidance other than 1 needs {stage}.label_dropout above 0, such as 0.1")
     for stage in ("ldm", "ddpm"):
         section = getattr(config, stage)
         if section and section.zero_terminal_snr and section.prediction in ("noise", "mean"):

@@ -86,3 +86,18 @@ def test_held_out(stage, root):
     assert set(result["ldm"]) == {"seen", "withheld", "four objects"}
     status, said = stage("held_out", f"root={root}")
     assert status == 0 and said.count("finished already") == 2
+
+
+def test_reproduce_runs_every_system_and_only_what_is_missing(stage, root):
+    """Two steps a training: a page with a row for each, the reports' figures beside ours."""
+    small = (f"root={root}", "ddpm.width=8", "ddpm.timesteps=12", "ddpm.batch=4", "eval.seeds=[0]")
+    status, said = stage("reproduce", "--steps", "2", *small)
+    assert status == 0, said
+    rows = json.loads((root / "reproduce/report.json").read_text())
+    assert {"ldm", "ldm-guided", "gan", "gan-auxiliary", "ddpm-multiply-add", "ddpm-up", "ddpm-cosine"} <= rows.keys()
+    assert rows["gan"]["reported"] == [0.527, 0.678]
+    assert all(0 <= row["figures"][part]["accuracy"] <= 1 for row in rows.values() for part in ("test", "new_test"))
+    assert "accuracy_by_the_guide" in rows["ldm-guided"]["figures"]["test"]
+    assert "stages.reproduce" in (root / "reproduce/report.md").read_text()
+    status, said = stage("reproduce", "--steps", "2", "--only", "gan", "ldm-guided", "--", *small)
+    assert status == 0 and said.count("finished already") >= 5, said
