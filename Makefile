@@ -10,20 +10,24 @@ SEED   ?= 0
 OUT    ?= sample.png
 MODEL  ?= ldm
 PYTHON ?= python3
-# What `make eval` trains and evaluates: the line `models: [...]` of the configuration.
-MODELS ?= $(or $(shell sed -n 's/^models: *\[\(.*\)\].*/\1/p' "$(CONFIG)" 2>/dev/null | tr ',' ' '),ldm gan)
+# What `make eval` trains and evaluates: the line `models: [...]` of SET, of the configuration, or of what it extends.
+MODELS ?= $(or $(shell f="$(CONFIG)"; m=$$(echo "$(SET)" | sed -n 's/.*models=\[\([^]]*\)\].*/\1/p'); \
+  while [ -z "$$m" ] && [ -f "$$f" ]; do m=$$(sed -n 's/^models: *\[\(.*\)\].*/\1/p' "$$f"); \
+  f="$$(dirname "$$f")/$$(sed -n 's/^extends: *//p' "$$f")"; done; echo "$$m" | tr ',' ' '),ldm gan)
+# Further flags of an experiment, such as FLAGS="--steps 200".
+FLAGS  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
 # FRESH=1 starts anew what is named on the command line, not what that needs.
-ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh)
+ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh) $(if $(filter $@,$(EXPERIMENTS)),$(FLAGS))
 SETS   = $(if $(DATA),"data.folder=$(DATA)") $(SET)
-STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(SETS)
+STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(2) -- $(SETS)
+EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench test lock \
-  gradnorm progress samplers ablations compare held-out reproduce
+.PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench test lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -77,11 +81,11 @@ sample: $(MODEL) ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm
 	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
 	  --model $(MODEL) --out "$(OUT)" $(SETS)
 
-progress: ldm ## whole denoisings of five samples, step by step
-	$(call STAGE,progress)
+progress: $(MODEL) ## whole denoisings of five samples, step by step
+	$(call STAGE,progress,--model $(MODEL))
 
-samplers: ldm ## DDPM against DDIM with 100 to 5 steps: accuracy and time
-	$(call STAGE,samplers)
+samplers: $(MODEL) ## DDPM against DDIM with 100 to 5 steps: accuracy and time
+	$(call STAGE,samplers,--model $(MODEL))
 
 gradnorm: vae ## gradient norms by critic layer: weight clipping against the gradient penalty
 	$(call STAGE,gradnorm)

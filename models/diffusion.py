@@ -143,6 +143,8 @@ class Diffusion:
         if bound:
             everything = torch.arange(len(self), device=t.device)
             weights = self._bound_on_x0(everything) / self._error_ratio(everything)
+            if self.prediction in ("noise", "mean"):  # where alpha has all but vanished one step would weigh all
+                weights = torch.where(self.alpha_bar >= 1e-3, weights, 0.0)
             return (weights / weights.mean())[t].float()
         if min_snr is None:
             return torch.ones(len(t), device=t.device)

@@ -1,7 +1,7 @@
-"""Ancestral sampling and DDIM; guidance with and without a classifier, as wrappers of the denoiser.
+"""Ancestral sampling, DDIM and DPM-Solver++; guidance with and without a classifier, as wrappers of the denoiser.
 
 A *denoiser* is a callable (x_t (b, c, h, w), t (b,) int64) -> the network's prediction (b, c, h, w). A *score* is one
--> the gradient of log p(y | x_t) by x_t, (b, c, h, w). Both samplers yield (t, x after the step, predicted x_0).
+-> the gradient of log p(y | x_t) by x_t, (b, c, h, w). All samplers yield (t, x after the step, predicted x_0).
 """
 
 from collections.abc import Callable, Iterator
@@ -42,6 +42,15 @@ def usable_timesteps(diffusion: Diffusion) -> int:
     return len(diffusion)
 
 
+def _ancestral_timesteps(diffusion: Diffusion) -> int:
+    """All of them, but for a cosine's last few, with noise or mean prediction: there beta is above a half, and the
+    mean, (x - beta / sigma eps) / sqrt(1 - beta), blows up any error of the network up to 30 times."""
+    if diffusion.prediction not in ("noise", "mean"):
+        return len(diffusion)
+    before = torch.cat([diffusion.alpha_bar.new_ones(1), diffusion.alpha_bar[:-1]])
+    return max(1, int((1 - diffusion.alpha_bar / before <= 0.5).sum()))
+
+
 def sampling_timesteps(diffusion: Diffusion, steps: int, spacing: str = "trailing") -> list[int]:
     """The timesteps DDIM visits, falling, none twice."""
     return spaced_timesteps(usable_timesteps(diffusion), steps, spacing)
@@ -76,6 +85,34 @@ def ddim(
         yield t, x, x0
 
 
+def dpm_solver(
+    denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, steps: int, spacing: str = "trailing"
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """DPM-Solver++(2M), deterministic (arXiv 2211.01095, algorithm 2): DDIM that also looks at the step before.
+
+    With lambda = log(alpha / sigma) and h its growth over a step, x_0 is extrapolated linearly in lambda from the last
+    two predictions. The first step and the last, which ends at sigma = 0, are DDIM's.
+    """
+    x, before = noise, None  # `before`: the last step's x_0 and h
+    times = sampling_timesteps(diffusion, steps, spacing)
+    for t, following in zip(times, [*times[1:], None], strict=True):
+        index = torch.full((len(x),), t, device=x.device)
+        x0, _ = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
+        if following is None:
+            yield t, x0, x0
+            return
+        here, there = diffusion.alpha_bar[t], diffusion.alpha_bar[following]
+        h = 0.5 * ((there / (1 - there)).log() - (here / (1 - here)).log())
+        extrapolated = x0
+        if before is not None and h.isfinite():
+            share = (h / (2 * before[1])).float()  # 1 / (2 r), r = h_before / h
+            extrapolated = x0 + share * (x0 - before[0])
+        ratio = ((1 - there) / (1 - here)).sqrt()
+        x = ratio.float() * x + (there.sqrt() * (1 - (-h).exp())).float() * extrapolated
+        before = (x0, h) if h.isfinite() else None
+        yield t, x, x0
+
+
 def ancestral(
     denoiser: Denoiser,
     diffusion: Diffusion,
@@ -90,13 +127,13 @@ def ancestral(
     `clip` bounds the predicted x_0, for pictures.
     """
     x = noise
-    for t in range(usable_timesteps(diffusion) - 1, -1, -1):
+    for t in range(_ancestral_timesteps(diffusion) - 1, -1, -1):
         index = torch.full((len(x),), t, device=x.device)
         x0, _ = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
         x0 = x0 if clip is None else x0.clamp(-clip, clip)
         of_x0, of_xt, variance = (v[0] for v in diffusion.posterior(index[:1]))
         mean = of_x0.float() * x0 + of_xt.float() * x
-        if score is not None and t > 0:
+        if score is not None and t > 0 and diffusion.alpha_bar[t] >= 1e-3:
             mean = mean + variance.float() * score(x, index)
         x = mean + variance.sqrt().float() * draw_noise() if t > 0 else mean
         yield t, x, x0

@@ -21,7 +21,9 @@ GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in ("linear", "cosine", "beta-cosine", "sigmoid")}, {}),
     "prediction": (
         "ldm",
-        {p: [f"ldm.prediction={p}", "ldm.min_snr=null"] for p in ("mean", "noise", "v", "x0")}
+        {p: [f"ldm.prediction={p}", "ldm.min_snr=null"] for p in ("noise", "v", "x0")}
+        # x_0 of a mean is ill-conditioned: it wants the sampler that needs none
+        | {"mean": ["ldm.prediction=mean", "ldm.min_snr=null", "eval.sampler=ancestral"]}
         | {"noise, bound": ["ldm.prediction=noise", "ldm.bound=true"]},
         {},
     ),
@@ -63,19 +65,19 @@ def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> di
 
 
 def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]:
-    """Value -> test set -> accuracies over all training and evaluation seeds."""
+    """Value -> test set -> the accuracy of each training, a mean over the evaluation seeds."""
     model, trained, sampled = GROUPS[group]
     together: dict[str, dict[str, list[float]]] = {}
     for value, overrides in trained.items():
         for seed in range(context.arguments.runs):
             label = "".join(c if c.isalnum() else "-" for c in f"{group}-{value}".rstrip("-"))
             name = f"{context.config.name}-ablation-{label}-{seed}"
-            settings = [*overrides, f"seed={seed}", *budget(model, context.arguments.steps)]
+            settings = [*overrides, f"models=[{model}]", f"seed={seed}", *budget(model, context.arguments.steps)]
             variant = context.derived(name, *settings)
             TRAIN[model](variant)
             for sampled_value, sets in accuracies(variant, model, sampled or {value: []}).items():
                 for part, values in sets.items():
-                    together.setdefault(sampled_value, {}).setdefault(part, []).extend(values)
+                    together.setdefault(sampled_value, {}).setdefault(part, []).append(sum(values) / len(values))
     return together
 
 
@@ -85,9 +87,9 @@ def main(context: Context) -> None:
         raise UserError(f"--steps {a.steps} --runs {a.runs}: both must be at least 1")
     page = Page(
         f"{context.config.name}: one choice at a time",
-        f"{a.steps} steps a training, {a.runs} trainings a value (seeds from 0), evaluation seeds "
-        f"{list(context.config.eval.seeds)}; mean ± deviation over all of them. Everything else as in the "
-        f"configuration, so figures compare within a group only.",
+        f"{a.steps} steps a training, {a.runs} trainings a value (seeds from 0), each judged by its mean over "
+        f"the evaluation seeds {list(context.config.eval.seeds)}; mean ± deviation over the trainings. Everything else "
+        f"as in the configuration, so figures compare within a group only.",
     )
     results = {}
     for group in a.only:
@@ -98,7 +100,7 @@ def main(context: Context) -> None:
         rows = []
         for value, sets in results[group].items():
             cells = [torch.tensor(values, dtype=torch.float64) for values in sets.values()]
-            rows.append([value, *(f"{c.mean():.3f} ± {c.std(correction=0):.3f}" for c in cells)])
+            rows.append([value, *(f"{c.mean():.3f}" + (f" ± {c.std():.3f}" if len(c) > 1 else "") for c in cells)])
         page.add_table(group, [group, *next(iter(results[group].values()))], rows)
     print(page.write(context.hold("ablations"), results))
 

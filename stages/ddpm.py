@@ -7,6 +7,7 @@ from torch import Tensor
 
 from data.images import to_unit
 from models.multiply_add_unet import MultiplyAddUNet
+from stages.engine import distributed
 from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
@@ -59,6 +60,8 @@ class Plateau:
 
     def see(self, metrics: dict[str, float]) -> None:
         """Takes a preview's accuracies."""
+        means = distributed.average(torch.tensor(list(metrics.values()), dtype=torch.float64)).tolist()
+        metrics = dict(zip(metrics, means, strict=True))
         risen = [name for name, value in metrics.items() if value > self.best.get(name, -1.0)]
         self.best |= {name: metrics[name] for name in risen}
         self.waited = 0 if risen else self.waited + 1

@@ -194,6 +194,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
     view = {
         "titles": TITLES,
+        "reported": context.config.reported,
         "counts": counts,
         "samples": samples,
         "strip": strip,
@@ -230,6 +231,13 @@ def main(context: Context) -> None:
     if not set(models) & exports.keys():
         raise UserError(f"nothing to evaluate in {context.folder('')}: run {context.make(' '.join(models))} first")
     dataset = load_dataset(context.config, context.device)
+    if context.config.eval.classifier_guidance:
+        exports["guide"] = read_about(context.export("guide"), "train the evaluator of that experiment")
+        if exports["guide"]["sha256"] == exports["evaluator"]["sha256"]:
+            raise UserError(
+                f"{context.export('guide')} is the judge itself: uses.guide must name an experiment whose evaluator "
+                f"was trained from another seed"
+            )
     for stage, about in exports.items():
         if about["identity"]["parent data"] != dataset.sha256:
             raise UserError(

@@ -10,6 +10,7 @@ from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import load
 from stages.engine.errors import UserError
+from stages.engine.lock import locked
 from stages.engine.log import say
 from stages.engine.report.page import Page
 from stages.evaluate import main as evaluate
@@ -37,10 +38,13 @@ class System:
     section_of: str | None = None
 
 
-def _choices(model: str, key: str, values: tuple[str, ...], words: str) -> dict[str, System]:
-    return {f"{model}-{value}": System(f"{words}: {value}", model, (f"{model}.{key}={value}",)) for value in values}
+def _choices(model: str, key: str, values: tuple[str, ...], words: str, *more: str) -> dict[str, System]:
+    """A row for each value of a key; `more` is changed in all of them."""
+    short = key.replace(".", "-").replace("_", "-")
+    return {f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more)) for v in values}
 
 
+SIMPLE = "ldm.min_snr=null"
 SYSTEMS: dict[str, System] = {
     "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821)),
     "ldm-guided": System("the same, classifier guidance through the decoder", "ldm", (GUIDED,), (0.75, 0.78)),
@@ -54,17 +58,28 @@ SYSTEMS: dict[str, System] = {
     "ddpm-multiply-add": System("pixel DDPM, multiply-add", "ddpm", PLAIN, (0.653, 0.726), MULTIPLY_ADD),
     "ddpm-up": System("conditions on its up path", "ddpm", ("ddpm.paths=up", *PLAIN), (0.631, 0.678), MULTIPLY_ADD),
     "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", PLAIN, (0.931, 0.810), COSINE),
-    **_choices("gan", "loss", ("wgan", "hinge", "non-saturating", "lsgan"), "adversarial loss"),
-    **_choices("gan", "critic.condition", ("projection", "concatenation"), "critic's condition"),
-    **_choices("gan", "generator.condition", ("batch-norm",), "generator's condition"),
-    "gan-dcgan": System("DCGAN body", "gan", ("gan.body=dcgan",)),
-    "gan-attention": System("self-attention", "gan", ("gan.attention=true",)),
-    **_choices("ldm", "prediction", ("mean", "noise", "x0"), "prediction"),
-    "ldm-noise-bound": System(
-        "prediction: noise, the bound's weights", "ldm", ("ldm.prediction=noise", "ldm.bound=true")
+    **_choices("gan", "loss", ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan"), "adversarial loss"),
+    **_choices(
+        "gan",
+        "critic.condition",
+        ("projection", "auxiliary", "projection+auxiliary", "concatenation"),
+        "critic's condition",
     ),
-    **_choices("ldm", "schedule", ("linear", "beta-cosine", "sigmoid"), "schedule"),
-    "ldm-zero-terminal-snr": System("zero terminal SNR", "ldm", ("ldm.zero_terminal_snr=true",)),
+    **_choices("gan", "generator.condition", ("concatenation", "modulation", "batch-norm"), "generator's condition"),
+    **_choices("gan", "body", ("residual", "dcgan"), "body"),
+    "gan-attention": System("self-attention", "gan", ("gan.attention=true",)),
+    **_choices("ldm", "prediction", ("noise", "v", "x0"), "prediction", SIMPLE),
+    **_choices("ldm", "prediction", ("mean",), "prediction", SIMPLE, "eval.sampler=ancestral"),
+    "ldm-bound": System("prediction: noise, the bound's weights", "ldm", ("ldm.prediction=noise", "ldm.bound=true")),
+    **_choices("ldm", "schedule", ("linear", "cosine", "beta-cosine", "sigmoid"), "schedule"),
+    "ldm-zero-terminal-snr": System(
+        "linear schedule, zero terminal SNR", "ldm", ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", SIMPLE)
+    ),
+    "ldm-ancestral": System("sampler: DDPM", "ldm", ("eval.sampler=ancestral",)),
+    **{
+        f"ldm-ddim-{spacing}": System(f"sampler: DDIM, {spacing}", "ldm", (f"eval.spacing={spacing}",))
+        for spacing in ("trailing", "uniform", "quadratic")
+    },
 }
 
 
@@ -77,62 +92,112 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def variant_of(context: Context, key: str, system: System) -> Context:
-    """The experiment of a row. The experiment's own LDM and GAN serve for the rows without a change."""
-    changes, cap = list(system.changes), context.arguments.steps
-    section = getattr(context.config, system.model)
+    """The experiment of a row. Rows that change only the sampling share the LDM of the row `ldm`."""
+    a, name = context.arguments, context.config.name
+    changes, section = [], getattr(context.config, system.model)
     if system.section_of:
         section = getattr(load(Path(system.section_of)), system.model)
-        changes.insert(0, f"{system.model}={json.dumps(section.model_dump(mode='json'))}")
-    asked = [o for o in context.arguments.overrides if o.startswith((f"{system.model}.", "eval."))]
-    changes += [o for o in asked if o not in changes]  # the command line has the last word
-    if cap is not None and section.steps > cap:
-        changes += [f"{system.model}.steps={cap}", f"{system.model}.warmup={min(section.warmup, cap // 8)}"]
+        changes.append(f"{system.model}={json.dumps(section.model_dump(mode='json'))}")
+    # what the command line says of the model and its evaluation, below what makes the row
+    changes += [o for o in a.overrides if o.startswith((f"{system.model}.", "eval."))] + list(system.changes)
+    if a.steps is not None and section.steps > a.steps:
+        changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
+    if key != "ldm" and shares_the_ldm(system):
+        changes.append(f"uses.ldm={name}-ldm")
     if GUIDED in changes:
-        changes += [f"uses.guide={context.config.name}-guide", f"uses.ldm={context.config.name}-ldm"]
-    return context.derived(f"{context.config.name}-{key}", *changes, f"models=[{system.model}]")
+        changes.append(f"uses.guide={name}-guide")
+    return context.derived(f"{name}-{key.replace('+', '-')}", *changes, f"models=[{system.model}]")
 
 
-def run(context: Context, key: str, system: System) -> tuple[dict, dict]:
-    """Trains and evaluates what is missing of a row. Returns its figures and its export's `about`."""
+def shares_the_ldm(system: System) -> bool:
+    """True where nothing of the training differs."""
+    return system.model == "ldm" and all(change.startswith("eval.") for change in system.changes)
+
+
+def run(context: Context, key: str) -> dict:
+    """Trains and evaluates what is missing of a row. Returns what the page shows of it."""
+    system = SYSTEMS[key]
+    if key != "ldm" and shares_the_ldm(system):
+        train_ldm(variant_of(context, "ldm", SYSTEMS["ldm"]))
+    if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
+        seed = context.config.seed + 1
+        train_evaluator(
+            context.derived(f"{context.config.name}-guide", "uses={}", f"seed={seed}", "evaluator.checkpoint=null")
+        )
     variant = variant_of(context, key, system)
-    if GUIDED in system.changes:
-        run(context, "ldm", SYSTEMS["ldm"])
-        train_evaluator(context.derived(f"{context.config.name}-guide", "uses={}", f"seed={context.config.seed + 1}"))
     TRAIN[system.model](variant)
     evaluate(variant)
     report = json.loads((variant.folder("eval") / "report.json").read_text())
-    return report["results"][system.model], read_about(variant.export(system.model), "")
+    about = read_about(variant.export(system.model), "")
+    return {
+        "system": system.words,
+        "reported": system.reported,
+        "figures": report["results"][system.model],
+        "settings": [*([system.section_of] if system.section_of else []), *system.changes],
+        "steps": about["steps"],
+        "minutes": about["seconds"] / 60,
+        "device": about["device"],
+        "judge": report["evaluator"]["kind"],
+        "command": command_of(context, key),
+    }
+
+
+def command_of(context: Context, key: str) -> str:
+    """What makes one row again."""
+    a = context.arguments
+    steps = f" --steps {a.steps}" if a.steps else ""
+    return " ".join(["python -m stages.reproduce --config", a.config + steps, "--only", key, "--", *a.overrides])
+
+
+def row_of(result: dict) -> list:
+    """A table row; a guide's own accuracy stands behind the judge's."""
+
+    def shown(figures: dict) -> str:
+        guide = figures.get("accuracy_by_the_guide")
+        return f"{figures['accuracy']:.3f} ± {figures['std']:.3f}" + (f" (guide {guide:.3f})" if guide else "")
+
+    reported = result["reported"] or [None, None]
+    if "fault" in result:
+        return [result["system"], *reported, result["fault"], None, None, None, result["command"]]
+    budget = f"{result['steps']} steps, {result['minutes']:.1f} min, {result['device']}"
+    ours = [shown(result["figures"][part]) for part in ("test", "new_test")]
+    return [result["system"], *reported, *ours, ", ".join(result["settings"]) or None, budget, result["command"]]
+
+
+def write_page(context: Context, results: dict[str, dict]) -> Path:
+    """The page of all rows there are, of this command and of earlier ones."""
+    page = Page(
+        "The reports' systems, side by side",
+        f"Ours: mean ± deviation over the sampling seeds {list(context.config.eval.seeds)} of one training, fixed "
+        f"before the run, judged by an evaluator trained here unless the row's report.json says lab. The reports' "
+        f"figures are their best epoch, mostly, by the lab's evaluator. A budget is the model's own training; "
+        f"autoencoder and evaluator are the experiment's.",
+    )
+    head = ["", "report: test", "new_test", "ours: test", "new_test", "settings", "budget", "command"]
+    page.add_table("Systems", head, [row_of(results[key]) for key in SYSTEMS if key in results])
+    return page.write(Path(context.config.root) / "reproduce", results)
 
 
 def main(context: Context) -> None:
     if context.arguments.steps is not None and context.arguments.steps < 1:
         raise UserError(f"--steps {context.arguments.steps}: take at least one")
-    results, rows = {}, []
+    folder = Path(context.config.root) / "reproduce"
+    context.held.enter_context(locked(folder))
+    try:
+        results = json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError):
+        results = {}
     for key in context.arguments.only:
-        system = SYSTEMS[key]
-        say(f"{context.config.name}/reproduce: {key}, {system.words}")
-        figures, about = run(context, key, system)
-        results[key] = {"reported": system.reported, "figures": figures, "steps": about["steps"]}
-        ours = [f"{figures[n]['accuracy']:.3f} ± {figures[n]['std']:.3f}" for n in ("test", "new_test")]
-        reported = [f"{value:.3f}" for value in system.reported or ()] or [None, None]
-        budget = f"{about['steps']} steps, {about['seconds'] / 60:.1f} min"
-        settings = ", ".join((*((system.section_of,) if system.section_of else ()), *system.changes))
-        rows.append([system.words, *reported, *ours, settings or None, budget, command_of(context, key)])
-    page = Page(
-        f"{context.config.name}: the reports' systems",
-        f"Ours: mean ± deviation of the seeds {list(context.config.eval.seeds)}, fixed before the run. The reports' "
-        f"figures are their best epoch, mostly, by the lab's evaluator. A budget is the model's own training on "
-        f"{about['device']}; autoencoder and evaluator are the experiment's.",
-    )
-    head = ["", "report: test", "new_test", "ours: test", "new_test", "settings", "budget", "command"]
-    page.add_table("Systems", head, rows)
-    print(page.write(Path(context.config.root) / "reproduce", results))
-
-
-def command_of(context: Context, key: str) -> str:
-    """What makes one row again."""
-    steps = f" --steps {context.arguments.steps}" if context.arguments.steps else ""
-    return f"python -m stages.reproduce --config {context.arguments.config}{steps} --only {key}"
+        say(f"{context.config.name}/reproduce: {key}, {SYSTEMS[key].words}")
+        try:
+            results[key] = run(context, key)
+        except UserError as error:  # one row's fault is not the others'
+            say(f"warning: {key}: {error}")
+            words = SYSTEMS[key]
+            fault = {"system": words.words, "reported": words.reported, "fault": f"not run: {error}"}
+            results[key] = {**fault, "command": command_of(context, key)}
+        path = write_page(context, results)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make samplers`: DDPM with every timestep against DDIM with ever fewer: accuracy, time, ratio."""
+"""`make samplers`: DDPM with every timestep against DDIM and DPM-Solver++ with ever fewer: accuracy, time, ratio."""
 
 import argparse
 
@@ -11,6 +11,7 @@ from stages.evaluate import LOADERS, TITLES, evaluate_set
 from stages.evaluator import load_evaluator
 
 DDIM_STEPS = (100, 50, 25, 10, 5)
+SOLVER_STEPS = (20, 10, 5)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,9 @@ def choices(context: Context, timesteps: int) -> dict[str, list[str]]:
     for steps in DDIM_STEPS:
         if steps <= timesteps:
             found[f"DDIM, {steps} steps"] = ["eval.sampler=ddim", "eval.eta=0.0", f"eval.steps={steps}"]
+    for steps in SOLVER_STEPS:
+        if steps <= timesteps:
+            found[f"DPM-Solver++, {steps} steps"] = ["eval.sampler=dpm-solver++", f"eval.steps={steps}"]
     return found
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +29,8 @@ class Context:
     arguments: argparse.Namespace
     began: float  # time.perf_counter() at the command's start
     held: ExitStack  # what is let go of when the command ends
+    holding: set[Path] = field(default_factory=set)  # folders among it
+    is_variant: bool = False  # of an experiment that trains several: no target of its own
 
     def autocast(self) -> AbstractContextManager:
         """Runs convolutions and matrix products in bfloat16 where the processor has it."""
@@ -55,15 +57,20 @@ class Context:
         uses = {"evaluator": c.name, "vae": c.name} | c.uses
         folder = c.data.folder or str(self.folder("render"))
         settings = [f"name={name}", f"data.folder={folder}", *(f"uses.{k}={v}" for k, v in uses.items()), *overrides]
-        return replace(self, config=derive(c, settings))
+        return replace(self, config=derive(c, settings), began=time.perf_counter(), is_variant=True)
 
     def hold(self, stage: str) -> Path:
         """The stage's folder, this command's alone until it ends. Raises UserError where another command has it."""
-        self.held.enter_context(locked(self.folder(stage)))
-        return self.folder(stage)
+        folder = self.folder(stage)
+        if folder not in self.holding:
+            self.held.enter_context(locked(folder))
+            self.holding.add(folder)
+        return folder
 
     def make(self, words: str) -> str:
         """The Make command of this experiment, for a remedy: `make ldm CONFIG=configs/smoke.yaml`."""
+        if self.is_variant:
+            return "the same command" + (" with --fresh" if "FRESH" in words else "")
         return f"`make {words} CONFIG={self.arguments.config}`"
 
 

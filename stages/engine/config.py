@@ -175,8 +175,12 @@ def _check(config: Config, where: Path) -> None:
     low, high = config.eval.interval
     if not 0 <= low < high <= 1:
         raise UserError(f"{where}: eval.interval [{low}, {high}] must be two rising numbers in 0..1")
-    if config.eval.steps > config.ldm.timesteps:
-        raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds ldm.timesteps ({config.ldm.timesteps})")
+    for stage in {"ldm", "ddpm"} & set(config.models):
+        section = getattr(config, stage)
+        if section and config.eval.sampler != "ancestral" and config.eval.steps > section.timesteps:
+            raise UserError(
+                f"{where}: eval.steps ({config.eval.steps}) exceeds {stage}.timesteps ({section.timesteps})"
+            )
     if config.eval.classifier_guidance and "guide" not in config.uses:
         raise UserError(
             f"{where}: eval.classifier_guidance needs a guide that is not the judge: uses.guide=EXPERIMENT, whose "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion, weighted_timesteps
-from models.samplers import Score, ancestral, ddim, guided, score_guided, score_of
+from models.samplers import Score, ancestral, ddim, dpm_solver, guided, score_guided, score_of
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.draws import Draws
@@ -85,6 +85,8 @@ class DiffusionSampler:
             return ancestral(denoiser, self.diffusion, draw(), draw, score, how.clip)
         if score is not None:
             denoiser = score_guided(denoiser, self.diffusion, score)
+        if how.sampler == "dpm-solver++":
+            return dpm_solver(denoiser, self.diffusion, draw(), how.steps, how.spacing)
         return ddim(denoiser, self.diffusion, draw(), how.steps, how.eta, draw, how.spacing)
 
     @torch.no_grad()
@@ -93,7 +95,7 @@ class DiffusionSampler:
 
         `watch` is given each step's t and the pictures of x and of the predicted x_0.
         """
-        if how.steps > len(self.diffusion):
+        if how.sampler != "ancestral" and how.steps > len(self.diffusion):
             raise UserError(f"eval.steps ({how.steps}) must not exceed {self.stage}.timesteps ({len(self.diffusion)})")
         if hasattr(self.network, "labels"):  # token slots for as many labels as are asked for
             self.network.labels.most = max(self.network.labels.most, int(labels.sum(1).max()))
@@ -188,7 +190,7 @@ class DiffusionTask:
         return {f"error_q{q + 1}": (errors * m).sum() / m.sum().clamp(min=1) for q, m in enumerate(found)}
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        quick = {"sampler": "ddim", "steps": min(20, self.context.config.eval.steps)}
+        quick = {"sampler": "ddim", "steps": min(20, self.context.config.eval.steps, len(self.diffusion))}
         how = self.context.config.eval.model_copy(update=quick)
         return preview(self.sampler_of(self.ema.average), self.dataset, self.accuracy, how)
 

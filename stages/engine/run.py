@@ -78,6 +78,7 @@ class Run:
     def __init__(self, context: Context, stage: str, parents: dict[str, str]):
         self.context, self.stage, self.parents = context, stage, parents
         self.settings = getattr(context.config, stage)
+        begun = context.folder(stage) in context.holding  # by this very command: it is fresh already
         self.folder = context.hold(stage)
         self.identity = {
             **flatten(self.settings, f"{stage}."),
@@ -86,7 +87,7 @@ class Run:
             "processes": distributed.world_size(),
             **{f"parent {name}": digest for name, digest in parents.items()},
         }
-        fresh = getattr(context.arguments, "fresh", False) and stage not in context.config.uses
+        fresh = getattr(context.arguments, "fresh", False) and stage not in context.config.uses and not begun
         if fresh and self.folder.exists() and distributed.is_main():
             say(f"{self.title}: the old run is now {move_aside(self.folder)}")
         distributed.barrier()

@@ -190,9 +190,9 @@ class Gan(Training):
 
 class Eval(Section):
     seeds: Ints = (0, 1, 2, 3, 4)
-    sampler: Literal["ddim", "ancestral"] = "ddim"  # ancestral: DDPM's, every timestep
-    steps: Positive = 50  # of DDIM
-    spacing: Literal["trailing", "uniform", "quadratic"] = "trailing"  # of DDIM's timesteps
+    sampler: Literal["ddim", "dpm-solver++", "ancestral"] = "ddim"  # ancestral: DDPM's, every timestep
+    steps: Positive = 50  # of DDIM and DPM-Solver++
+    spacing: Literal["trailing", "uniform", "quadratic"] = "trailing"  # of their timesteps
     eta: Share = 0.0  # of DDIM: 0 is deterministic, 1 as random as DDPM
     clip: Annotated[float, Field(gt=0)] | None = None  # of the ancestral sampler's x_0
     guidance: NonNegative = 1.0  # classifier-free; 1: none
@@ -208,6 +208,7 @@ class Config(Section):
     device: str = "auto"  # auto: cuda where there is one
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the processor has it
     models: Models = ("ldm", "gan")  # those that `make eval` trains and evaluates
+    reported: dict[str, Pair] = {}  # model -> a report's own (test, new_test), shown beside ours
     uses: dict[str, str] = {}  # stage -> the experiment whose export serves: nothing is trained twice
     data: Data = Data()
     render: Render = Render()

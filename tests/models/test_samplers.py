@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from models.diffusion import Diffusion
-from models.samplers import ancestral, ddim, guided, sampling_timesteps, score_guided, score_of, spaced_timesteps
+from models.samplers import (
+    ancestral,
+    ddim,
+    dpm_solver,
+    guided,
+    sampling_timesteps,
+    score_guided,
+    score_of,
+    spaced_timesteps,
+)
 
 
 def test_spaced_timesteps_begin_at_full_noise():
@@ -185,3 +194,42 @@ def test_a_classifier_pulls_samples_its_way_and_more_with_its_scale(sampler, pre
 
 def test_both_algorithms_of_classifier_guidance_agree_for_small_steps():
     assert _guided_mean("ancestral", "v", 1.0) == pytest.approx(_guided_mean("ddim", "v", 1.0), abs=0.1)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "v", "x0"])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_dpm_solver_with_an_oracle_recovers_x0(prediction, steps):
+    diffusion = Diffusion.create("cosine", 1000, prediction)
+    x0 = torch.randn(3, 6, 8, 8)
+
+    def oracle(x, t):
+        alpha, sigma = diffusion.scales(t)
+        return diffusion.target(x0, (x - alpha * x0) / sigma, t)
+
+    *_, (_, last, _) = dpm_solver(oracle, diffusion, torch.randn(3, 6, 8, 8), steps)
+    torch.testing.assert_close(last, x0, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_dpm_solver_is_nearer_to_the_flow_than_ddim_in_as_many_steps(schedule, steps):
+    """For x_0 ~ N(0, s^2) the exact flow scales x by the deviation of x_t. Measured before the last step, which is
+    the same in both."""
+    diffusion, deviation = Diffusion.create(schedule, 1000, "v"), 0.5
+
+    def spread(t):
+        alpha, sigma = diffusion.scales(torch.tensor([t]))
+        return (alpha.square() * deviation**2 + sigma.square()).sqrt().item()
+
+    def ideal(x, t):
+        alpha, sigma = diffusion.scales(t)
+        variance = alpha.square() * deviation**2 + sigma.square()
+        return diffusion.target(x * alpha * deviation**2 / variance, x * sigma / variance, t)
+
+    times = sampling_timesteps(diffusion, steps)
+    exact = spread(times[-1]) / spread(times[0])
+    errors = [
+        abs(list(sampler(ideal, diffusion, torch.ones(1, 1, 1, 1), steps))[-2][1].item() - exact)
+        for sampler in (ddim, dpm_solver)
+    ]
+    assert errors[1] < 0.4 * errors[0]

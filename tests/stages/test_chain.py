@@ -161,8 +161,9 @@ def test_nothing_a_user_names_becomes_markup(report, tmp_path):
 
     result = json.loads(json.dumps(report))
     result["evaluator"]["words"] = "<script>alert(1)</script>"
-    view = {"titles": {"ldm": "LDM", "gan": "GAN"}, "counts": ["1"], "samples": {}, "strip": None, "strip_labels": ""}
-    write_report(tmp_path, result, view | {"curves": [], "facts": [("<i>", "&")]})
+    view = {"reported": {"ldm": (0.819, 0.821)}, "titles": {"ldm": "LDM", "gan": "GAN"}, "counts": ["1"]}
+    view |= {"samples": {}, "strip": None, "strip_labels": "", "curves": [], "facts": [("<i>", "&")]}
+    write_report(tmp_path, result, view)
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page and "<i>" not in page
     assert "&lt;script&gt;" in page

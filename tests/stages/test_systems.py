@@ -27,6 +27,7 @@ SAMPLING = [
     ("eval.sampler=ancestral",),
     ("eval.sampler=ancestral", "eval.clip=1.0"),
     ("eval.spacing=uniform",),
+    ("eval.sampler=dpm-solver++",),
     ("eval.spacing=quadratic", "eval.eta=1.0"),
     ("eval.guidance=3.0", "eval.interval=[0.2,0.8]"),
 ]

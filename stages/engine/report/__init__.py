@@ -15,13 +15,6 @@ import matplotlib.pyplot as plt
 
 TEMPLATES = Path(__file__).parent
 
-# The four reports' own figures on (test, new_test), with the lab's evaluator: their best epoch or best of a sweep.
-REPORTED = {
-    "ldm": ("latent diffusion, DDIM 50", 0.819, 0.821),
-    "gan": ("WGAN-GP, projection critic", 0.527, 0.678),
-    "ddpm": ("pixel DDPM, multiply-add conditions", 0.653, 0.726),
-}
-
 
 def data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
@@ -65,7 +58,7 @@ def write_report(folder: Path, result: dict, view: dict) -> None:
     )
     environment.filters["uri"] = data_uri
     environment.filters["figure"] = lambda value: f"{value:.3f}" if isinstance(value, float) else "–"
-    context = {"result": result, "reported": REPORTED, **view}
+    context = {"result": result, **view}
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"{name}.jinja").render(context)
         write_atomically(folder / name, text.encode())
