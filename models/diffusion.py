@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 PREDICTIONS = ("noise", "v", "x0", "mean")
+VANISHED = 1e-3  # an abar below this shows next to nothing of x_0
 
 
 def cosine_alpha_bar(timesteps: int, offset: float = 0.008) -> Tensor:
     """abar_1 .. abar_T as float64 (timesteps,) (arXiv 2102.09672, eq. 17; each beta clipped at 0.999)."""
     t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
-    f = torch.cos((t + offset) / (1 + offset) * math.pi / 2).square()
+    return _from_function(torch.cos((t + offset) / (1 + offset) * math.pi / 2).square())
+
+
+def _from_function(f: Tensor) -> Tensor:
+    """Unnormalised abar_0 .. abar_T -> abar_1 .. abar_T, each beta clipped at 0.999."""
     betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
     return torch.cumprod(1 - betas, dim=0)
 
@@ -35,8 +40,7 @@ def sigmoid_alpha_bar(timesteps: int, start: float = -3.0, end: float = 3.0) -> 
     """abar along a sigmoid, float64 (timesteps,) (arXiv 2212.11972, algorithm 1, tau = 1; betas clipped at 0.999)."""
     t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
     low, high = (torch.tensor(v, dtype=torch.float64).sigmoid() for v in (start, end))
-    f = (high - (start + t * (end - start)).sigmoid()) / (high - low)
-    return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=0.999), dim=0)
+    return _from_function((high - (start + t * (end - start)).sigmoid()) / (high - low))
 
 
 def zero_terminal(alpha_bar: Tensor) -> Tensor:
@@ -144,16 +148,18 @@ class Diffusion:
             everything = torch.arange(len(self), device=t.device)
             weights = self._bound_on_x0(everything) / self._error_ratio(everything)
             if self.prediction in ("noise", "mean"):  # where alpha has all but vanished one step would weigh all
-                weights = torch.where(self.alpha_bar >= 1e-3, weights, 0.0)
+                weights = torch.where(self.alpha_bar >= VANISHED, weights, 0.0)
             return (weights / weights.mean())[t].float()
         if min_snr is None:
             return torch.ones(len(t), device=t.device)
-        snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
-        return (snr.clamp(max=min_snr) / self._error_ratio(t)).float()
+        return (self._snr(t).clamp(max=min_snr) / self._error_ratio(t)).float()
+
+    def _snr(self, t: Tensor) -> Tensor:
+        return self.alpha_bar[t] / (1 - self.alpha_bar[t])
 
     def _error_ratio(self, t: Tensor) -> Tensor:
         """Squared error of the prediction for a squared error of 1 in x_0, (b,) float64."""
-        snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
+        snr = self._snr(t)
         match self.prediction:
             case "noise":
                 return snr

@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PATHS = ("up", "up+down")
-
 
 class Embedding(nn.Module):
     """Two linear layers with a GELU between: (b, inputs) -> (b, outputs, 1, 1)."""
@@ -57,7 +55,7 @@ class MultiplyAddUNet(nn.Module):
 
     def __init__(self, classes: int, timesteps: int, width: int = 256, paths: str = "up+down"):
         super().__init__()
-        self.classes, self.timesteps, self.conditions_down = classes, timesteps, paths == "up+down"
+        self.timesteps, self.conditions_down = timesteps, paths == "up+down"
         self.enter = ConvBlock(3, width, residual=True)
         self.down1, self.down2 = ConvBlock(width, width, True), ConvBlock(width, 2 * width, True)
         self.grow = nn.Sequential(nn.ConvTranspose2d(2 * width, 2 * width, 8, 8), nn.GroupNorm(8, 2 * width), nn.ReLU())

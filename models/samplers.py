@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from models.diffusion import Diffusion
+from models.diffusion import VANISHED, Diffusion
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
-SPACINGS = ("trailing", "uniform", "quadratic")
 
 
 def spaced_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> list[int]:
@@ -38,7 +37,7 @@ def usable_timesteps(diffusion: Diffusion) -> int:
     x_0 = (x - sigma eps) / alpha would blow up any error of the network, several hundred times at T - 1.
     """
     if diffusion.prediction in ("noise", "mean"):
-        return max(1, int((diffusion.alpha_bar >= 1e-3).sum()))
+        return max(1, int((diffusion.alpha_bar >= VANISHED).sum()))
     return len(diffusion)
 
 
@@ -133,7 +132,7 @@ def ancestral(
         x0 = x0 if clip is None else x0.clamp(-clip, clip)
         of_x0, of_xt, variance = (v[0] for v in diffusion.posterior(index[:1]))
         mean = of_x0.float() * x0 + of_xt.float() * x
-        if score is not None and t > 0 and diffusion.alpha_bar[t] >= 1e-3:
+        if score is not None and t > 0 and diffusion.alpha_bar[t] >= VANISHED:
             mean = mean + variance.float() * score(x, index)
         x = mean + variance.sqrt().float() * draw_noise() if t > 0 else mean
         yield t, x, x0
@@ -185,7 +184,7 @@ def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Deno
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         prediction = denoiser(x, t)
-        if diffusion.alpha_bar[t[0]] < 1e-3:
+        if diffusion.alpha_bar[t[0]] < VANISHED:
             return prediction
         _, eps = diffusion.to_x0_and_noise(prediction, x, t)
         alpha, sigma = diffusion.scales(t)

@@ -4,17 +4,15 @@ import argparse
 
 import torch
 
-from stages.ddpm import main as train_ddpm
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.log import say
 from stages.engine.report.page import Page
-from stages.evaluate import LOADERS, evaluate_set
+from stages.evaluate import evaluate_sets
 from stages.evaluator import load_evaluator
-from stages.ldm import main as train_ldm
+from stages.systems import LOADERS, TRAIN
 
-TRAIN = {"ldm": train_ldm, "ddpm": train_ddpm}
 # group -> the model, what is trained anew for each value, and what only sampling changes
 GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "conditions": ("ddpm", {"up": ["ddpm.paths=up"], "up + down": ["ddpm.paths=up+down"]}, {}),
@@ -56,11 +54,8 @@ def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> di
     sampler, _ = LOADERS[model](context)
     found = {}
     for value, overrides in values.items():
-        how = context.derived(context.config.name, *overrides)
-        found[value] = {
-            name: evaluate_set(sampler, judge, None, name, labels, how)[0]["per_seed"]
-            for name, labels in dataset.test_sets.items()
-        }
+        sets = evaluate_sets(sampler, judge, dataset, context.derived(context.config.name, *overrides))
+        found[value] = {name: figures["per_seed"] for name, figures in sets.items()}
     return found
 
 

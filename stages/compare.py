@@ -14,8 +14,9 @@ from stages.engine.errors import UserError
 from stages.engine.log import progress
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
-from stages.evaluate import LOADERS, TITLES, evaluate_set
+from stages.evaluate import evaluate_sets, shown
 from stages.evaluator import as_input, load_evaluator
+from stages.systems import LOADERS, TITLES
 
 PICTURES = 300  # for the Fréchet distance
 ALIKE = 16  # pictures of one label set, for diversity
@@ -46,7 +47,7 @@ def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tenso
 def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, context: Context) -> tuple[dict, Tensor]:
     """One model's figures, and pictures of one label set."""
     sampler, about = LOADERS[model](context)
-    sets = {n: evaluate_set(sampler, judge, None, n, y, context)[0] for n, y in dataset.test_sets.items()}
+    sets = evaluate_sets(sampler, judge, dataset, context)
     wanted = dataset.held_out_labels[: context.arguments.pictures].cpu()
     keys = [(context.config.eval.seeds[0], "held out", i) for i in range(len(wanted))]
     made = sampler.sample(wanted, keys, context.config.eval)
@@ -82,9 +83,8 @@ def main(context: Context) -> None:
         f"between {ALIKE} pictures of one label set. Training: the model's own stage; an LDM and a GAN on latents "
         f"need the autoencoder too{_vae_words(context)}.",
     )
-    names = list(dataset.test_sets)
-    head = ["", *names, "training", "memory", "a picture", "Fréchet distance", "diversity"]
-    page.add_table("Side by side", head, [_row(TITLES[m], r, names) for m, r in results.items()])
+    head = ["", *dataset.test_sets, "training", "memory", "a picture", "Fréchet distance", "diversity"]
+    page.add_table("Side by side", head, [_row(TITLES[m], r) for m, r in results.items()])
     for model, pictures in grids.items():
         labels = dataset.vocabulary.describe(dataset.test_sets["test"][:1])[0]
         page.add_figure(f"{model}-alike", png(grid(pictures), 2), f"{TITLES[model]}: {labels}, {ALIKE} times.")
@@ -96,11 +96,11 @@ def _vae_words(context: Context) -> str:
     return f" ({read_about(path, '')['seconds'] / 60:.1f} min)" if path.exists() else ""
 
 
-def _row(title: str, result: dict, names: list[str]) -> list:
+def _row(title: str, result: dict) -> list:
     memory = result["training_memory_bytes"]
     return [
         title,
-        *(f"{result['accuracy'][n]['accuracy']:.3f} ± {result['accuracy'][n]['std']:.3f}" for n in names),
+        *map(shown, result["accuracy"].values()),
         f"{result['training_seconds'] / 60:.1f} min",
         f"{memory / 2**30:.1f} GiB" if memory else None,
         f"{1000 / result['pictures_per_second']:.0f} ms",

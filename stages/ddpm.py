@@ -1,20 +1,18 @@
 """`make ddpm`: diffusion on pictures, without an autoencoder, by the multiply-add U-Net."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from data.images import to_unit
 from models.multiply_add_unet import MultiplyAddUNet
 from stages.engine import distributed
-from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
-from stages.engine.denoising import DiffusionSampler, DiffusionTask
+from stages.engine.denoising import DiffusionSampler, DiffusionTask, LogProbability
 from stages.engine.errors import UserError
 from stages.engine.run import Run
 from stages.engine.schema import Ddpm
+from stages.engine.trained import load_trained
 from stages.evaluator import guide_of, judge, load_evaluator
 
 
@@ -30,21 +28,17 @@ def build_ddpm(settings: Ddpm, classes: int) -> MultiplyAddUNet:
     return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths)
 
 
-def pixel_sampler(context: Context, network: MultiplyAddUNet, settings: Ddpm) -> DiffusionSampler:
+def pixel_sampler(
+    context: Context, network: MultiplyAddUNet, settings: Ddpm, guide: LogProbability | None
+) -> DiffusionSampler:
     """A sampler of pictures from a network on pictures."""
-    guide = guide_of(context, network.classes)
     return DiffusionSampler(context, "ddpm", network, settings, (3, 64, 64), lambda x: x, guide)
 
 
 def load_ddpm(context: Context) -> tuple[DiffusionSampler, dict]:
     """The experiment's pixel DDPM as a sampler, and what its export says."""
-    tensors, about = load_export(context.export("ddpm"), f"run {context.make('ddpm')}")
-    with of_this_version(context.export("ddpm"), context.make("ddpm FRESH=1")):
-        settings = Ddpm.model_validate(about["config"], strict=False)
-        network = build_ddpm(settings, about["classes"])
-        network.load_state_dict(tensors)
-    network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
-    return pixel_sampler(context, network, settings), about
+    network, settings, about = load_trained(context, "ddpm", Ddpm, lambda s, a: build_ddpm(s, a["classes"]))
+    return pixel_sampler(context, network, settings, guide_of(context, about["classes"])), about
 
 
 class Plateau:
@@ -85,14 +79,19 @@ class DdpmTask(DiffusionTask):
         torch.manual_seed(context.config.seed)
         network = build_ddpm(settings, len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
         evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
-        sampler_of: Callable = lambda average: pixel_sampler(context, average, settings)  # noqa: E731
-        facts = {"classes": len(dataset.vocabulary), "objects": dataset.vocabulary.names}
-        super().__init__(context, settings, dataset, network, self._clean, sampler_of, judge(evaluator, context), facts)
+        guide = guide_of(context, len(dataset.vocabulary))
+        super().__init__(
+            context,
+            settings,
+            dataset,
+            network,
+            lambda index: to_unit(dataset.images[index]),
+            lambda average: pixel_sampler(context, average, settings, guide),
+            judge(evaluator, context),
+            {"classes": len(dataset.vocabulary), "objects": dataset.vocabulary.names},
+        )
         self.plateau = Plateau(self, settings.plateau_factor, settings.plateau_patience)
         self.parts["plateau"] = self.plateau
-
-    def _clean(self, index: Tensor) -> Tensor:
-        return to_unit(self.dataset.images[index])
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         metrics, pictures = super().preview(step)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from models.evaluator import Evaluator, accuracy, top_k_hits
-from stages.ddpm import load_ddpm
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
@@ -19,13 +18,12 @@ from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
 from stages.engine.report import curve, read_metrics, write_report
 from stages.engine.run import describe_device, differences, move_aside, versions
+from stages.engine.sampling import Sampler
+from stages.engine.schema import Eval
 from stages.evaluator import load_evaluator, scores
-from stages.gan import load_gan
-from stages.ldm import load_sampler
+from stages.systems import LOADERS, TITLES
 from stages.vae import load_vae, measure_vae
 
-TITLES = {"ldm": "Latent diffusion", "gan": "WGAN-GP", "ddpm": "Pixel diffusion"}
-LOADERS = {"ldm": load_sampler, "gan": load_gan, "ddpm": load_ddpm}
 STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
 STRIP_COLUMNS = 10
 
@@ -41,7 +39,7 @@ def by_objects(hits: Tensor, counts: Tensor) -> dict[str, float]:
 
 
 def evaluate_set(
-    sampler, judge: Evaluator, guide: Evaluator | None, name: str, labels: Tensor, context: Context
+    sampler: Sampler, judge: Evaluator, name: str, labels: Tensor, context: Context, guide: Evaluator | None = None
 ) -> tuple[dict, Tensor]:
     """One model on one test set: its figures over all seeds, and the pictures of the first.
 
@@ -70,6 +68,26 @@ def evaluate_set(
     }, first
 
 
+def evaluate_sets(sampler: Sampler, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, dict]:
+    """One model's figures on every test set, by the set's name."""
+    return {n: evaluate_set(sampler, judge, n, labels, context)[0] for n, labels in dataset.test_sets.items()}
+
+
+def shown(figures: dict) -> str:
+    """Accuracy as people read it: mean ± deviation over the seeds."""
+    return f"{figures['accuracy']:.3f} ± {figures['std']:.3f}"
+
+
+def recorded(
+    sampler: DiffusionSampler, labels: Tensor, keys: list[tuple], how: Eval, columns: int
+) -> list[tuple[int, Tensor, Tensor]]:
+    """A sampling's t, pictures of x and of the predicted x_0, at up to `columns` steps spread from first to last."""
+    seen: list[tuple[int, Tensor, Tensor]] = []
+    sampler.sample(labels, keys, how, lambda t, x, x0: seen.append((t, x.cpu(), x0.cpu())))
+    chosen = torch.linspace(0, len(seen) - 1, min(columns, len(seen))).round().long().tolist()
+    return [seen[i] for i in chosen]
+
+
 def denoising_strip(sampler: DiffusionSampler, dataset: Dataset, context: Context) -> tuple[Tensor, str]:
     """x_t above and predicted x_0 below, from noise to picture, as (3, h, w) in [0, 1], and what was asked for."""
     vocabulary = dataset.vocabulary
@@ -78,11 +96,8 @@ def denoising_strip(sampler: DiffusionSampler, dataset: Dataset, context: Contex
     else:
         labels = dataset.test_sets["test"][-1:]
     how = context.config.eval.model_copy(update={"batch": 1})
-    seen: list[tuple[Tensor, Tensor]] = []
-    sampler.sample(labels, [(how.seeds[0], "strip", 0)], how, lambda t, x, x0: seen.append((x.cpu(), x0.cpu())))
-    chosen = torch.linspace(0, len(seen) - 1, min(STRIP_COLUMNS, len(seen))).round().long().tolist()
-    rows = torch.cat([torch.cat([seen[i][row] for i in chosen]) for row in (0, 1)])
-    return grid(rows, columns=len(chosen)), vocabulary.describe(labels)[0]
+    _, above, below = zip(*recorded(sampler, labels, [(how.seeds[0], "strip", 0)], how, STRIP_COLUMNS), strict=True)
+    return grid(torch.cat(above + below), columns=len(above)), vocabulary.describe(labels)[0]
 
 
 def _captioned(images: Tensor, labels: Tensor, judge: Evaluator, dataset: Dataset, context: Context) -> list[dict]:
@@ -171,7 +186,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     jobs = [(model, name) for model in samplers for name in dataset.test_sets]
     for model, name in progress(jobs, f"{context.config.name}/eval", len(jobs)):
         labels = dataset.test_sets[name]
-        results[model][name], images = evaluate_set(samplers[model], judge, guide, name, labels, context)
+        results[model][name], images = evaluate_set(samplers[model], judge, name, labels, context, guide)
         samples[model][name] = _captioned(images, labels, judge, dataset, context)
         (folder / f"{model}-{name}.png").write_bytes(png(grid(images), 2))
     strip, strip_labels = None, ""
@@ -213,7 +228,7 @@ def _measure_vae(judge: Evaluator, dataset: Dataset, context: Context) -> dict[s
 def _say_results(context: Context) -> None:
     result = json.loads((context.folder("eval") / "report.json").read_text())
     for model, sets in result["results"].items():
-        figures = "  ".join(f"{name} {f['accuracy']:.3f} ± {f['std']:.3f}" for name, f in sets.items())
+        figures = "  ".join(f"{name} {shown(f)}" for name, f in sets.items())
         say(f"{TITLES[model]:<17} {figures}")
     say(f"real pictures     {result['evaluator']['real_accuracy']:.3f}  ({result['evaluator']['words']})")
     print(context.folder("eval") / "report.html")

@@ -8,7 +8,6 @@ from data.images import to_unit
 from models.adversarial import LOSSES, gradient_penalty
 from models.vqvae import VQVAE
 from models.wgan import Critic, Generator
-from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.draws import Draws
@@ -18,6 +17,7 @@ from stages.engine.optim import Optimizer
 from stages.engine.run import Run
 from stages.engine.sampling import Draw, in_batches, preview
 from stages.engine.schema import Gan
+from stages.engine.trained import load_trained
 from stages.evaluator import judge, load_evaluator
 from stages.ldm import encode_set
 from stages.vae import load_vae, load_vae_of
@@ -85,13 +85,10 @@ class GanSampler:
 
 def load_gan(context: Context) -> tuple[GanSampler, dict]:
     """The experiment's GAN as a sampler, and what its export says."""
-    tensors, about = load_export(context.export("gan"), f"run {context.make('gan')}")
-    with of_this_version(context.export("gan"), context.make("gan FRESH=1")):
-        settings = Gan.model_validate(about["config"], strict=False)
-        generator = build_generator(settings, about["classes"], about["latent_channels"])
-        generator.load_state_dict(tensors)
+    generator, settings, about = load_trained(
+        context, "gan", Gan, lambda s, a: build_generator(s, a["classes"], a["latent_channels"])
+    )
     vae = load_vae_of(context, "gan", about) if settings.space == "latents" else None
-    generator.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
     return GanSampler(context, generator, settings, vae), about
 
 

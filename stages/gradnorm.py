@@ -1,12 +1,11 @@
 """`make gradnorm`: gradient norms of the critic's layers under weight clipping and under the gradient penalty."""
 
 import argparse
-import io
 
 import matplotlib.pyplot as plt
 
 from stages.engine.command import Context, add_fresh, command
-from stages.engine.report import read_metrics
+from stages.engine.report import drawn, read_metrics
 from stages.engine.report.page import Page
 from stages.gan import main as train_gan
 
@@ -44,10 +43,7 @@ def figure(found: dict[str, tuple[list[str], list[tuple[int, list[float]]]]]) ->
         axis.legend(fontsize=6, frameon=False)
     axes[0].set_ylabel("norm of the gradient")
     drawing.tight_layout()
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png")
-    plt.close(drawing)
-    return buffer.getvalue()
+    return drawn(drawing)
 
 
 def main(context: Context) -> None:

@@ -11,14 +11,13 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
-from stages.evaluate import LOADERS, TITLES, evaluate_set
+from stages.evaluate import evaluate_set, shown
 from stages.evaluator import load_evaluator
-from stages.gan import main as train_gan
-from stages.ldm import main as train_ldm
+from stages.systems import LOADERS, TITLES, TRAIN
 
 WITHHELD = 0.1  # of the pairs and triples
 SETS = 64  # of each kind
-TRAIN = {"ldm": train_ldm, "gan": train_gan}
+MODELS = ("ldm", "gan")
 
 
 def label_sets(every: Tensor, vocabulary: Vocabulary, seed: int) -> dict[str, Tensor]:
@@ -49,7 +48,7 @@ def trained_without(context: Context, model: str) -> Context:
 def main(context: Context) -> None:
     complete: Dataset = load_dataset(context.config, context.device)
     sets = label_sets(complete.labels.cpu(), complete.vocabulary, context.config.seed)
-    models = [model for model in context.config.models if model in TRAIN]
+    models = [model for model in context.config.models if model in MODELS]
     if not models:
         raise UserError(f"{context.arguments.config}: models has neither ldm nor gan")
     judge, about = load_evaluator(context, len(complete.vocabulary))
@@ -60,19 +59,19 @@ def main(context: Context) -> None:
         f"of the seeds {list(context.config.eval.seeds)}. No picture of the set has four objects.",
     )
     results: dict[str, dict] = {}
+    figures: list[tuple[str, bytes, str]] = []
     for model in models:
         variant = trained_without(context, model)
         sampler, _ = LOADERS[model](variant)
         results[model] = {}
         for name, labels in sets.items():
-            results[model][name], pictures = evaluate_set(sampler, judge, None, name, labels, variant)
-            page.add_figure(
-                f"{model}-{name.replace(' ', '-')}", png(grid(pictures[:16]), 2), f"{TITLES[model]}: {name}"
-            )
-    rows = [
-        [TITLES[m], *(f"{f['accuracy']:.3f} ± {f['std']:.3f}" for f in found.values())] for m, found in results.items()
-    ]
-    page.parts.insert(0, {"kind": "table", "caption": "Accuracy", "head": ["", *sets], "rows": rows})
+            results[model][name], pictures = evaluate_set(sampler, judge, name, labels, variant)
+            file = f"{model}-{name.replace(' ', '-')}"
+            figures.append((file, png(grid(pictures[:16]), 2), f"{TITLES[model]}: {name}"))
+    rows = [[TITLES[model], *map(shown, found.values())] for model, found in results.items()]
+    page.add_table("Accuracy", ["", *sets], rows)
+    for figure in figures:
+        page.add_figure(*figure)
     print(page.write(context.hold("held-out"), results))
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 from data.images import to_unit
 from models.unet import UNet
 from models.vqvae import VQVAE
-from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
-from stages.engine.denoising import DiffusionSampler, DiffusionTask
+from stages.engine.denoising import DiffusionSampler, DiffusionTask, LogProbability
 from stages.engine.run import Run
 from stages.engine.schema import Ldm
+from stages.engine.trained import load_trained
 from stages.evaluator import guide_of, judge, load_evaluator
 from stages.vae import load_vae, load_vae_of
 
@@ -43,22 +43,21 @@ def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
     return decode
 
 
-def latent_sampler(context: Context, unet: UNet, vae: VQVAE, settings: Ldm) -> DiffusionSampler:
+def latent_sampler(
+    context: Context, unet: UNet, vae: VQVAE, settings: Ldm, guide: LogProbability | None
+) -> DiffusionSampler:
     """A sampler of pictures from a network on latents."""
-    shape, guide = (unet.inputs, 8, 8), guide_of(context, unet.labels.embedding.num_embeddings)
-    return DiffusionSampler(context, "ldm", unet, settings, shape, decoder_of(vae, context), guide)
+    shape, decode = (unet.inputs, 8, 8), decoder_of(vae, context)
+    return DiffusionSampler(context, "ldm", unet, settings, shape, decode, guide)
 
 
 def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
     """The experiment's LDM as a sampler, and what its export says. Refuses an autoencoder it was not trained on."""
-    tensors, about = load_export(context.export("ldm"), f"run {context.make('ldm')}")
-    vae = load_vae_of(context, "ldm", about)
-    with of_this_version(context.export("ldm"), context.make("ldm FRESH=1")):
-        settings = Ldm.model_validate(about["config"], strict=False)
-        unet = build_unet(settings, about["inputs"], about["classes"], about["most"])
-        unet.load_state_dict(tensors)
-    unet.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
-    return latent_sampler(context, unet, vae, settings), about
+    unet, settings, about = load_trained(
+        context, "ldm", Ldm, lambda s, a: build_unet(s, a["inputs"], a["classes"], a["most"])
+    )
+    guide = guide_of(context, about["classes"])
+    return latent_sampler(context, unet, load_vae_of(context, "ldm", about), settings, guide), about
 
 
 def ldm_task(context: Context, dataset: Dataset, vae: VQVAE) -> DiffusionTask:
@@ -75,13 +74,14 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE) -> DiffusionTask:
     network = build_unet(settings, *(facts[key] for key in ("inputs", "classes", "most")))
     network.to(context.device, memory_format=torch.channels_last)
     evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
+    guide = guide_of(context, len(dataset.vocabulary))
     return DiffusionTask(
         context,
         settings,
         dataset,
         network,
         latents.__getitem__,
-        lambda average: latent_sampler(context, average, vae, settings),
+        lambda average: latent_sampler(context, average, vae, settings, guide),
         judge(evaluator, context),
         facts,
     )

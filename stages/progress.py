@@ -9,7 +9,8 @@ from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
-from stages.evaluate import LOADERS, TITLES, denoising_strip
+from stages.evaluate import denoising_strip, recorded
+from stages.systems import LOADERS, TITLES
 
 SAMPLES = 5
 COLUMNS = 12
@@ -25,12 +26,10 @@ def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, lis
     rows = dataset.test_sets["test"]
     labels = rows[torch.linspace(0, len(rows) - 1, SAMPLES).round().long()]
     how = context.config.eval.model_copy(update={"batch": SAMPLES})
-    seen: list[tuple[int, Tensor]] = []
     keys = [(how.seeds[0], "progress", i) for i in range(SAMPLES)]
-    sampler.sample(labels, keys, how, lambda t, x, x0: seen.append((t, x.cpu())))
-    chosen = torch.linspace(0, len(seen) - 1, min(COLUMNS, len(seen))).round().long().tolist()
-    pictures = torch.stack([seen[i][1] for i in chosen], dim=1).flatten(0, 1)
-    return grid(pictures, columns=len(chosen)), dataset.vocabulary.describe(labels), [seen[i][0] for i in chosen]
+    times, columns, _ = zip(*recorded(sampler, labels, keys, how, COLUMNS), strict=True)
+    pictures = torch.stack(columns, dim=1).flatten(0, 1)
+    return grid(pictures, columns=len(columns)), dataset.vocabulary.describe(labels), list(times)
 
 
 def main(context: Context) -> None:

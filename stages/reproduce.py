@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.ddpm import main as train_ddpm
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import load
@@ -14,11 +13,10 @@ from stages.engine.lock import locked
 from stages.engine.log import say
 from stages.engine.report.page import Page
 from stages.evaluate import main as evaluate
+from stages.evaluate import shown
 from stages.evaluator import main as train_evaluator
-from stages.gan import main as train_gan
-from stages.ldm import main as train_ldm
+from stages.systems import TRAIN
 
-TRAIN = {"ldm": train_ldm, "gan": train_gan, "ddpm": train_ddpm}
 GUIDED = "eval.classifier_guidance=2.0"
 PLAIN = ("eval.sampler=ancestral", "eval.guidance=1.0")  # the third and second reports' way of sampling
 MULTIPLY_ADD, COSINE = "configs/ddpm-multiply-add.yaml", "configs/ddpm-cosine.yaml"
@@ -91,9 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
-def variant_of(context: Context, key: str, system: System) -> Context:
+def variant_of(context: Context, key: str) -> Context:
     """The experiment of a row. Rows that change only the sampling share the LDM of the row `ldm`."""
-    a, name = context.arguments, context.config.name
+    a, name, system = context.arguments, context.config.name, SYSTEMS[key]
     changes, section = [], getattr(context.config, system.model)
     if system.section_of:
         section = getattr(load(Path(system.section_of)), system.model)
@@ -102,29 +100,30 @@ def variant_of(context: Context, key: str, system: System) -> Context:
     changes += [o for o in a.overrides if o.startswith((f"{system.model}.", "eval."))] + list(system.changes)
     if a.steps is not None and section.steps > a.steps:
         changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
-    if key != "ldm" and shares_the_ldm(system):
+    if shares_the_ldm(key):
         changes.append(f"uses.ldm={name}-ldm")
     if GUIDED in changes:
         changes.append(f"uses.guide={name}-guide")
     return context.derived(f"{name}-{key.replace('+', '-')}", *changes, f"models=[{system.model}]")
 
 
-def shares_the_ldm(system: System) -> bool:
-    """True where nothing of the training differs."""
-    return system.model == "ldm" and all(change.startswith("eval.") for change in system.changes)
+def shares_the_ldm(key: str) -> bool:
+    """True of rows whose training differs in nothing from that of the row `ldm`."""
+    system = SYSTEMS[key]
+    return key != "ldm" and system.model == "ldm" and all(change.startswith("eval.") for change in system.changes)
 
 
 def run(context: Context, key: str) -> dict:
     """Trains and evaluates what is missing of a row. Returns what the page shows of it."""
     system = SYSTEMS[key]
-    if key != "ldm" and shares_the_ldm(system):
-        train_ldm(variant_of(context, "ldm", SYSTEMS["ldm"]))
+    if shares_the_ldm(key):
+        TRAIN["ldm"](variant_of(context, "ldm"))
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
         seed = context.config.seed + 1
         train_evaluator(
             context.derived(f"{context.config.name}-guide", "uses={}", f"seed={seed}", "evaluator.checkpoint=null")
         )
-    variant = variant_of(context, key, system)
+    variant = variant_of(context, key)
     TRAIN[system.model](variant)
     evaluate(variant)
     report = json.loads((variant.folder("eval") / "report.json").read_text())
@@ -152,15 +151,15 @@ def command_of(context: Context, key: str) -> str:
 def row_of(result: dict) -> list:
     """A table row; a guide's own accuracy stands behind the judge's."""
 
-    def shown(figures: dict) -> str:
+    def with_guide(figures: dict) -> str:
         guide = figures.get("accuracy_by_the_guide")
-        return f"{figures['accuracy']:.3f} ± {figures['std']:.3f}" + (f" (guide {guide:.3f})" if guide else "")
+        return shown(figures) + (f" (guide {guide:.3f})" if guide else "")
 
     reported = result["reported"] or [None, None]
     if "fault" in result:
         return [result["system"], *reported, result["fault"], None, None, None, result["command"]]
     budget = f"{result['steps']} steps, {result['minutes']:.1f} min, {result['device']}"
-    ours = [shown(result["figures"][part]) for part in ("test", "new_test")]
+    ours = [with_guide(result["figures"][part]) for part in ("test", "new_test")]
     return [result["system"], *reported, *ours, ", ".join(result["settings"]) or None, budget, result["command"]]
 
 
@@ -193,9 +192,12 @@ def main(context: Context) -> None:
             results[key] = run(context, key)
         except UserError as error:  # one row's fault is not the others'
             say(f"warning: {key}: {error}")
-            words = SYSTEMS[key]
-            fault = {"system": words.words, "reported": words.reported, "fault": f"not run: {error}"}
-            results[key] = {**fault, "command": command_of(context, key)}
+            results[key] = {
+                "system": SYSTEMS[key].words,
+                "reported": SYSTEMS[key].reported,
+                "fault": f"not run: {error}",
+                "command": command_of(context, key),
+            }
         path = write_page(context, results)
     print(path)
 

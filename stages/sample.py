@@ -6,13 +6,11 @@ from pathlib import Path
 import torch
 
 from data.labels import DataError, Vocabulary
-from stages.ddpm import load_ddpm
 from stages.engine.checkpoint import write_atomically
 from stages.engine.command import Context, command
 from stages.engine.errors import UserError
 from stages.engine.pictures import grid, png
-from stages.gan import load_gan
-from stages.ldm import load_sampler
+from stages.systems import LOADERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=8, help="how many pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="picture i has the key (seed, i) (default: %(default)s)")
     parser.add_argument("--out", default="sample.png", metavar="FILE", help="a PNG file (default: %(default)s)")
-    parser.add_argument("--model", choices=("ldm", "gan", "ddpm"), default="ldm")
+    parser.add_argument("--model", choices=LOADERS, default="ldm")
     parser.add_argument("--steps", type=int, help="DDIM steps (default: the configuration's eval.steps)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the configuration's eval.guidance)")
 
@@ -35,7 +33,7 @@ def main(context: Context) -> None:
         raise UserError(f"--guidance {a.guidance}: must not be negative; 1 is none")
     if Path(a.out).suffix.lower() != ".png":
         raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
-    sampler, about = {"ldm": load_sampler, "gan": load_gan, "ddpm": load_ddpm}[a.model](context)
+    sampler, about = LOADERS[a.model](context)
     if a.model != "gan" and a.guidance not in (None, 1) and about["config"]["label_dropout"] == 0:
         raise UserError(f"--guidance {a.guidance:g}: this model never saw a picture without labels; leave it at 1")
     try:

@@ -7,8 +7,9 @@ from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.log import progress
 from stages.engine.report.page import Page
-from stages.evaluate import LOADERS, TITLES, evaluate_set
+from stages.evaluate import evaluate_sets, shown
 from stages.evaluator import load_evaluator
+from stages.systems import LOADERS, TITLES
 
 DDIM_STEPS = (100, 50, 25, 10, 5)
 SOLVER_STEPS = (20, 10, 5)
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
-def choices(context: Context, timesteps: int) -> dict[str, list[str]]:
+def choices(timesteps: int) -> dict[str, list[str]]:
     """Each sampler's overrides, by the name it has in the table."""
     found = {f"DDPM, {timesteps} steps": ["eval.sampler=ancestral"]}
     for steps in DDIM_STEPS:
@@ -36,16 +37,12 @@ def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     sampler, _ = LOADERS[model](context)
-    variants = choices(context, len(sampler.diffusion))
+    variants = choices(len(sampler.diffusion))
     if len(variants) < 2:
         raise UserError(f"{model}.timesteps ({len(sampler.diffusion)}) leaves DDIM nothing to save; it needs 5 or more")
     results: dict[str, dict] = {}
     for name, overrides in progress(list(variants.items()), f"{context.config.name}/samplers"):
-        variant = context.derived(context.config.name, *overrides)
-        results[name] = {
-            part: evaluate_set(sampler, judge, None, part, labels, variant)[0]
-            for part, labels in dataset.test_sets.items()
-        }
+        results[name] = evaluate_sets(sampler, judge, dataset, context.derived(context.config.name, *overrides))
     per_picture = {n: 1 / min(f["images_per_second"] for f in sets.values()) for n, sets in results.items()}
     slowest = next(iter(per_picture.values()))
     page = Page(
@@ -56,7 +53,7 @@ def main(context: Context) -> None:
     rows = [
         [
             name,
-            *(f"{f['accuracy']:.3f} ± {f['std']:.3f}" for f in sets.values()),
+            *map(shown, sets.values()),
             f"{1000 * per_picture[name]:.0f} ms",
             f"{slowest / per_picture[name]:.1f}x",
         ]

@@ -13,7 +13,6 @@ from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.perceptual import Perceptual, load_trunk, trunk_url
 from models.vqvae import VQVAE, perplexity
-from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.draws import Draws
@@ -22,6 +21,8 @@ from stages.engine.errors import UserError, oneline
 from stages.engine.optim import Optimizer
 from stages.engine.pictures import grid
 from stages.engine.run import Run
+from stages.engine.schema import Vae
+from stages.engine.trained import load_trained
 from stages.evaluator import load_evaluator, scores
 
 HINGE = LOSSES["hinge"]
@@ -36,13 +37,8 @@ def build_vae(settings) -> VQVAE:
 
 def load_vae(context: Context) -> tuple[VQVAE, dict]:
     """The experiment's autoencoder, frozen on the device, and what its export says of itself."""
-    from stages.engine.schema import Vae
-
-    tensors, about = load_export(context.export("vae"), f"run {context.make('vae')}")
-    with of_this_version(context.export("vae"), context.make("vae FRESH=1")):
-        network = build_vae(Vae.model_validate(about["config"], strict=False))
-        network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
+    network, _, about = load_trained(context, "vae", Vae, lambda settings, about: build_vae(settings))
+    return network, about
 
 
 def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from stages.engine.errors import UserError, oneline
-from stages.engine.schema import Config
+from stages.engine.schema import Config, Denoising
 
 
 class _Loader(yaml.SafeLoader):
@@ -175,27 +175,14 @@ def _check(config: Config, where: Path) -> None:
     low, high = config.eval.interval
     if not 0 <= low < high <= 1:
         raise UserError(f"{where}: eval.interval [{low}, {high}] must be two rising numbers in 0..1")
-    for stage in {"ldm", "ddpm"} & set(config.models):
-        section = getattr(config, stage)
-        if section and config.eval.sampler != "ancestral" and config.eval.steps > section.timesteps:
-            raise UserError(
-                f"{where}: eval.steps ({config.eval.steps}) exceeds {stage}.timesteps ({section.timesteps})"
-            )
     if config.eval.classifier_guidance and "guide" not in config.uses:
         raise UserError(
             f"{where}: eval.classifier_guidance needs a guide that is not the judge: uses.guide=EXPERIMENT, whose "
             f"evaluator was trained from another seed"
         )
-    for stage in {"ldm", "ddpm"} & set(config.models):
-        section = getattr(config, stage)
-        if section and section.label_dropout == 0 and config.eval.guidance != 1:
-            raise UserError(f"{where}: eval.guidance other than 1 needs {stage}.label_dropout above 0, such as 0.1")
     for stage in ("ldm", "ddpm"):
-        section = getattr(config, stage)
-        if section and section.zero_terminal_snr and section.prediction in ("noise", "mean"):
-            raise UserError(
-                f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
-            )
+        if section := getattr(config, stage):
+            _check_denoising(section, stage, config, where)
     for key, start in (("codebook", config.vae.codebook.start), ("discriminator", config.vae.discriminator.start)):
         if start >= config.vae.steps and (key == "codebook" or config.vae.discriminator.weight > 0):
             raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
@@ -209,6 +196,20 @@ def _check(config: Config, where: Path) -> None:
         raise UserError(
             f"{where}: the heads must divide every width of ldm.network ({widths}); change head_width or heads"
         )
+
+
+def _check_denoising(section: Denoising, stage: str, config: Config, where: Path) -> None:
+    """Rules between a diffusion model's keys and, where it is sampled, those of the sampling."""
+    if section.zero_terminal_snr and section.prediction in ("noise", "mean"):
+        raise UserError(
+            f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
+        )
+    if stage not in config.models:
+        return
+    if config.eval.sampler != "ancestral" and config.eval.steps > section.timesteps:
+        raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds {stage}.timesteps ({section.timesteps})")
+    if section.label_dropout == 0 and config.eval.guidance != 1:
+        raise UserError(f"{where}: eval.guidance other than 1 needs {stage}.label_dropout above 0, such as 0.1")
 
 
 def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:

@@ -37,7 +37,7 @@ class Optimizer:
         self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.watch_layers, self.layer_norms = False, {}  # norm of each weight's gradient at the last update
         self.factor = 1.0  # on the learning rate, for a task that lowers it by what it sees
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.parameters = [p for _, p in self.named]
         decays = [p for p in self.parameters if p.ndim > 1]
         plain = [p for p in self.parameters if p.ndim <= 1]
         groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]

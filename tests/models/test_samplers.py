@@ -14,6 +14,16 @@ from models.samplers import (
 )
 
 
+def oracle_of(diffusion, x0):
+    """A denoiser that knows x_0."""
+
+    def oracle(x, t):
+        alpha, sigma = diffusion.scales(t)
+        return diffusion.target(x0, (x - alpha * x0) / sigma, t)
+
+    return oracle
+
+
 def test_spaced_timesteps_begin_at_full_noise():
     assert spaced_timesteps(1000, 4) == [999, 749, 499, 249]
     assert spaced_timesteps(5, 5) == [4, 3, 2, 1, 0]
@@ -26,10 +36,7 @@ def test_ddim_with_an_oracle_recovers_x0(prediction, steps):
     diffusion = Diffusion.create("cosine", 1000, prediction)
     x0 = torch.randn(3, 6, 8, 8)
 
-    def oracle(x, t):
-        alpha, sigma = diffusion.scales(t)
-        return diffusion.target(x0, (x - alpha * x0) / sigma, t)
-
+    oracle = oracle_of(diffusion, x0)
     *_, (_, last, predicted) = ddim(oracle, diffusion, torch.randn(3, 6, 8, 8), steps)
     torch.testing.assert_close(last, predicted)
     tolerance = 2e-2 if prediction == "noise" else 1e-4  # x_0 from eps at alpha ~ 1e-4 loses digits
@@ -101,10 +108,10 @@ def test_a_network_that_errs_a_little_still_samples(prediction):
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(8, 6, 8, 8, generator=generator)
 
+    exact = oracle_of(diffusion, x0)
+
     def oracle(x, t):
-        alpha, sigma = diffusion.scales(t)
-        exact = diffusion.target(x0, (x - alpha * x0) / sigma, t)
-        return exact + 1e-2 * torch.randn(exact.shape, generator=generator)
+        return exact(x, t) + 1e-2 * torch.randn(x.shape, generator=generator)
 
     *_, (_, last, _) = ddim(oracle, diffusion, torch.randn(x0.shape, generator=generator), 50)
     assert (last - x0).abs().mean() < 0.1
@@ -153,9 +160,7 @@ def test_ancestral_with_an_oracle_recovers_x0(prediction):
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(2, 3, 4, 4, generator=generator)
 
-    def oracle(x, t):
-        alpha, sigma = diffusion.scales(t)
-        return diffusion.target(x0, (x - alpha * x0) / sigma, t)
+    oracle = oracle_of(diffusion, x0)
 
     def draw():
         return torch.randn(x0.shape, generator=generator)
@@ -202,10 +207,7 @@ def test_dpm_solver_with_an_oracle_recovers_x0(prediction, steps):
     diffusion = Diffusion.create("cosine", 1000, prediction)
     x0 = torch.randn(3, 6, 8, 8)
 
-    def oracle(x, t):
-        alpha, sigma = diffusion.scales(t)
-        return diffusion.target(x0, (x - alpha * x0) / sigma, t)
-
+    oracle = oracle_of(diffusion, x0)
     *_, (_, last, _) = dpm_solver(oracle, diffusion, torch.randn(3, 6, 8, 8), steps)
     torch.testing.assert_close(last, x0, atol=2e-2, rtol=2e-2)
 

@@ -42,24 +42,41 @@ def curve(lines: list[dict], names: list[str], title: str, log: bool = False) ->
         if log:
             axes.set_yscale("log")
         figure.tight_layout()
+    picture = drawn(figure)
+    return picture if found else None
+
+
+def drawn(figure: plt.Figure) -> bytes:
+    """A matplotlib figure as a PNG; it is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
-    return buffer.getvalue() if found else None
+    return buffer.getvalue()
 
 
-def write_report(folder: Path, result: dict, view: dict) -> None:
-    """Writes the three files. `result` is report.json; `view` adds the pictures and curves for the page."""
+def write_texts(folder: Path, template: str, content: dict) -> None:
+    """report.md and report.html from <template>.md.jinja and <template>.html.jinja; the page is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.jinja"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["uri"] = data_uri
-    environment.filters["figure"] = lambda value: f"{value:.3f}" if isinstance(value, float) else "–"
-    context = {"result": result, **view}
-    for name in ("report.md", "report.html"):
-        text = environment.get_template(f"{name}.jinja").render(context)
-        write_atomically(folder / name, text.encode())
+    environment.filters |= {"uri": data_uri, "figure": _figure, "cell": _cell}
+    for suffix in ("md", "html"):
+        text = environment.get_template(f"{template}.{suffix}.jinja").render(content)
+        write_atomically(folder / f"report.{suffix}", text.encode())
+
+
+def _figure(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "–"
+
+
+def _cell(value: object) -> str:
+    return _figure(value) if value is None or isinstance(value, float) else str(value)
+
+
+def write_report(folder: Path, result: dict, view: dict) -> None:
+    """Writes the three files. `result` is report.json; `view` adds the pictures and curves for the page."""
+    write_texts(folder, "report", {"result": result, **view})
     write_atomically(folder / "report.json", json.dumps(result, indent=2).encode())  # last: it says the report is whole

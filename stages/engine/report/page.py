@@ -4,10 +4,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jinja2
-
 from stages.engine.checkpoint import write_atomically
-from stages.engine.report import TEMPLATES, data_uri
+from stages.engine.report import write_texts
 
 
 @dataclass
@@ -28,24 +26,9 @@ class Page:
 
     def write(self, folder: Path, result: dict) -> Path:
         """Writes the files; report.json, which is `result`, last: it says that the page is whole."""
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(TEMPLATES),
-            autoescape=jinja2.select_autoescape(["html.jinja"]),
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {"uri": data_uri, "cell": _cell}
         for part in self.parts:
             if part["kind"] == "figure":
                 write_atomically(folder / f"{part['name']}.png", part["picture"])
-        for suffix in ("md", "html"):
-            text = environment.get_template(f"page.{suffix}.jinja").render(page=self)
-            write_atomically(folder / f"report.{suffix}", text.encode())
+        write_texts(folder, "page", {"page": self})
         write_atomically(folder / "report.json", json.dumps(result, indent=2).encode())
         return folder / "report.html"
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
