@@ -9,6 +9,7 @@ COUNT  ?= 8
 SEED   ?= 0
 OUT    ?= sample.png
 MODEL  ?= ldm
+KILLS  ?= 25
 PYTHON ?= python3
 # What `make eval` trains and evaluates: the line `models: [...]` of SET, of the configuration, or of what it extends.
 MODELS ?= $(or $(shell f="$(CONFIG)"; m=$$(echo "$(SET)" | sed -n 's/.*models=\[\([^]]*\)\].*/\1/p'); \
@@ -27,7 +28,7 @@ EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench test lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench test faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -107,6 +108,9 @@ bench: setup ## arithmetic rate of the LDM training step beside the machine's
 
 test: setup ## the tests
 	@$(PY) -m pytest -q
+
+faults: setup ## the long tests: kills at random moments (KILLS=25 a stage), damaged files, full disks, processes
+	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
 
 lock: ## requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -137,13 +137,22 @@ class Diffusion:
             x0 = (prediction - of_xt * xt) / of_x0
         return x0, (xt - alpha * x0) / sigma
 
-    def loss_weight(self, t: Tensor, min_snr: float | None, bound: bool = False) -> Tensor:
+    def loss_weight(
+        self, t: Tensor, min_snr: float | None, bound: bool = False, log_snr: tuple[float, float] | None = None
+    ) -> Tensor:
         """Weights (b,) of this prediction's squared error.
 
-        `min_snr`: min-SNR-gamma (arXiv 2303.09556, eq. 8), min(snr, gamma) on the error of x_0. `bound`: the
-        variational bound's (arXiv 2006.11239, eq. 12), scaled to a mean of 1 over all t. Neither: ones.
-        An error of eps is snr times that of x_0, one of v (snr + 1) times, one of the mean its factor squared.
+        `min_snr`: min-SNR-gamma (arXiv 2303.09556, eq. 8), min(snr, gamma) on the error of x_0. `log_snr`: a bell on
+        the error of v, exp(-((log snr - mean) / deviation)^2 / 2), as log-normal noise levels are in EDM
+        (arXiv 2206.00364, section 5). `bound`: the variational bound's (arXiv 2006.11239, eq. 12), scaled to a mean
+        of 1 over all t. None of them: ones. An error of eps is snr times that of x_0, one of v (snr + 1) times, one
+        of the mean its factor squared.
         """
+        if log_snr is not None:
+            mean, deviation = log_snr
+            snr = self._snr(t).clamp(min=1e-30)  # 0 where the schedule ends in pure noise
+            bell = (-0.5 * ((snr.log() - mean) / deviation).square()).exp()
+            return (bell * (snr + 1) / self._error_ratio(t).clamp(min=1e-30)).float()
         if bound:
             everything = torch.arange(len(self), device=t.device)
             weights = self._bound_on_x0(everything) / self._error_ratio(everything)

@@ -1,5 +1,7 @@
 """Patch discriminator (pix2pix, arXiv 1611.07004) and the adaptive weight of VQGAN."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,11 +26,20 @@ class PatchDiscriminator(nn.Module):
         return self.body(images).float()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float) -> Tensor:
+def adaptive_weight(
+    reconstruction: Tensor,
+    adversarial: Tensor,
+    last_layer: Tensor,
+    limit: float,
+    average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> Tensor:
     """|grad of reconstruction| / |grad of adversarial| at the last layer, clamped to [0, limit].
 
-    arXiv 2012.09841, equation 7; its code clamps at 1e4, which lets the weight run away.
+    `average` makes of a gradient its mean over several processes. arXiv 2012.09841, equation 7; its code clamps at
+    1e4, which lets the weight run away.
     """
-    ours = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
-    theirs = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    ours, theirs = (
+        average(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
+        for loss in (reconstruction, adversarial)
+    )
     return (ours / (theirs + 1e-4)).clamp(0, limit).detach()

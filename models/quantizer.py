@@ -5,7 +5,10 @@ The same sums are a lookup, a bincount and an index_add: equal results (a test c
 small part of the time.
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
@@ -13,15 +16,48 @@ from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplac
 
 
 class IndexedCodebook(Codebook):
-    """The library's Euclidean codebook, one head, without its one-hot matrices."""
+    """The library's Euclidean codebook, one head, without its one-hot matrices.
+
+    Under several processes (`use_ddp`) it does what one process with the whole batch would: the sums are added up,
+    and what is drawn at random, the start and the vectors that replace dead codes, is drawn by the first process
+    from everyone's vectors.
+    """
 
     def init_embed_(self, data: Tensor, mask: None = None) -> None:
         """Starts the codes from the first batch seen in training: k-means as in the library.
 
         Unlike the library's, an untrained codebook that is only looked at (eval) is left alone.
         """
-        if self.training:
-            super().init_embed_(data)
+        if self.training and not self.initted:
+            self._decided_by_the_first(super().init_embed_, self._everyones(data))
+
+    def expire_codes_(self, batch_samples: Tensor, seq_mask: None = None) -> None:
+        """Replaces dead codes by vectors of the batch."""
+        if self.has_dead_code_replacement and bool((self.cluster_size < self.threshold_ema_dead_code).any()):
+            self._decided_by_the_first(super().expire_codes_, self._everyones(batch_samples))
+
+    def _everyones(self, vectors: Tensor) -> Tensor:
+        """(1, n, d) of this process -> (1, processes x n, d), in their order."""
+        if not self.use_ddp:
+            return vectors
+        parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, vectors.contiguous())
+        return torch.cat(parts, dim=1)
+
+    def _decided_by_the_first(self, update: Callable[[Tensor], None], vectors: Tensor) -> None:
+        """update(vectors) in the first process; the others take what came of it."""
+        if not self.use_ddp or dist.get_rank() == 0:
+            update(vectors)
+        if self.use_ddp:
+            self.initted.fill_(True)
+            for buffer in (self.embed, self.embed_avg, self.cluster_size):
+                dist.broadcast(buffer, src=0)
+
+    def start_from(self, vectors: Tensor, batches: float) -> None:
+        """K-means over vectors (1, n, d), the same in every process; counts and sums become those of one batch."""
+        self._decided_by_the_first(super().init_embed_, vectors)
+        self.cluster_size.div_(batches)
+        self.embed_avg.div_(batches)
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
@@ -62,7 +98,12 @@ class Quantizer(VectorQuantize):
         rotation_trick: bool = False,
         init: str = "kmeans",
     ):
-        options = {"decay": decay, "threshold_ema_dead_code": dead_below, "kmeans_init": init == "kmeans"}
+        options = {
+            "decay": decay,
+            "threshold_ema_dead_code": dead_below,
+            "kmeans_init": init == "kmeans",
+            "sync_kmeans": False,
+        }
         super().__init__(
             dim=dim,
             codebook_size=codes,
@@ -77,14 +118,13 @@ class Quantizer(VectorQuantize):
     def start(self, latents: Tensor, batches: float) -> None:
         """Starts the codes by k-means over latents (b, d, h, w) of `batches` batches: rare vectors need many.
 
-        The moving counts and sums begin as those of one batch. Only the first call counts, and none at all where
-        the codes began at random: a codebook that has begun learns by its moving averages.
+        Several processes give the same latents. The moving counts and sums begin as those of one batch. Only the
+        first call counts, and none at all where the codes began at random: a codebook that has begun learns by its
+        moving averages.
         """
         book = self._codebook
         if not book.initted:
-            book.init_embed_(rearrange(latents.float(), "b d h w -> 1 (b h w) d"))
-            book.cluster_size.div_(batches)
-            book.embed_avg.div_(batches)
+            book.start_from(rearrange(latents.float(), "b d h w -> 1 (b h w) d"), batches)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (b, h, w) -> their codes (b, d, h, w)."""

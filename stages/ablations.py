@@ -13,16 +13,26 @@ from stages.evaluate import evaluate_sets
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TRAIN
 
+SIMPLE = ("ldm.min_snr=null", "ldm.log_snr=null")  # every timestep's error weighs alike
 # group -> the model, what is trained anew for each value, and what only sampling changes
 GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "conditions": ("ddpm", {"up": ["ddpm.paths=up"], "up + down": ["ddpm.paths=up+down"]}, {}),
     "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in ("linear", "cosine", "beta-cosine", "sigmoid")}, {}),
     "prediction": (
         "ldm",
-        {p: [f"ldm.prediction={p}", "ldm.min_snr=null"] for p in ("noise", "v", "x0")}
+        {p: [f"ldm.prediction={p}", *SIMPLE] for p in ("noise", "v", "x0")}
         # x_0 of a mean is ill-conditioned: it wants the sampler that needs none
-        | {"mean": ["ldm.prediction=mean", "ldm.min_snr=null", "eval.sampler=ancestral"]}
-        | {"noise, bound": ["ldm.prediction=noise", "ldm.bound=true"]},
+        | {"mean": ["ldm.prediction=mean", *SIMPLE, "eval.sampler=ancestral"]}
+        | {"noise, bound": ["ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null"]},
+        {},
+    ),
+    "weights": (
+        "ldm",
+        {
+            "none": [*SIMPLE],
+            "min-SNR 5": ["ldm.min_snr=5.0", "ldm.log_snr=null"],
+            "log SNR, -1 ± 2": ["ldm.log_snr=[-1.0,2.0]"],
+        },
         {},
     ),
     "guidance": ("ldm", {"": []}, {f"{g:g}": [f"eval.guidance={g}"] for g in (1.0, 2.0, 3.0, 4.0, 6.0)}),

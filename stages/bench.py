@@ -66,7 +66,7 @@ def ldm_step(context: Context) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         errors = denoising_errors(context, network, diffusion, x0, noise, t, labels)
-        loss = (diffusion.loss_weight(t, s.min_snr) * errors).mean()
+        loss = (diffusion.loss_weight(t, s.min_snr, s.bound, s.log_snr) * errors).mean()
         optimizer.update(loss, 0)
         ema.update(0)
         return loss

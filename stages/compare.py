@@ -103,7 +103,7 @@ def _row(title: str, result: dict) -> list:
         *map(shown, result["accuracy"].values()),
         f"{result['training_seconds'] / 60:.1f} min",
         f"{memory / 2**30:.1f} GiB" if memory else None,
-        f"{1000 / result['pictures_per_second']:.0f} ms",
+        f"{1000 / result['pictures_per_second']:.1f} ms",
         f"{result['frechet_distance_on_evaluator_features']:.1f}",
         result["mean_pairwise_distance"],
     ]

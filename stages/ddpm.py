@@ -78,6 +78,7 @@ class DdpmTask(DiffusionTask):
         settings = section_of(context)
         torch.manual_seed(context.config.seed)
         network = build_ddpm(settings, len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
+        network = distributed.with_global_batch_norms(network)
         evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
         guide = guide_of(context, len(dataset.vocabulary))
         super().__init__(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.evaluator import Evaluator, accuracy, top_k_hits
+from stages.engine import distributed
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
@@ -43,15 +44,12 @@ def evaluate_set(
 ) -> tuple[dict, Tensor]:
     """One model on one test set: its figures over all seeds, and the pictures of the first.
 
-    With a guide its own accuracy stands beside the judge's: it saw the pictures being made.
+    Several processes share the seeds. With a guide its own accuracy stands beside the judge's: it saw the pictures
+    being made.
     """
-    how, per_seed, by_guide, all_hits, first, seconds = context.config.eval, [], [], [], None, 0.0
-    for seed in how.seeds:
-        began = time.perf_counter()
-        images = sampler.sample(labels, [(seed, name, i) for i in range(len(labels))], how)
-        images = images.cpu()  # waits for the device
-        seconds += time.perf_counter() - began
-        first = images if first is None else first
+    how, per_seed, by_guide, all_hits = context.config.eval, [], [], []
+    everything, rate = _sampled(sampler, name, labels, context)
+    for images in everything:
         hits, counts = hits_and_labels(judge, images, labels, context)
         per_seed.append((hits.sum() / counts.sum()).item())
         all_hits.append(hits)
@@ -63,9 +61,25 @@ def evaluate_set(
         "std": values.std().item() if len(values) > 1 else 0.0,
         "per_seed": per_seed,
         "by_objects": by_objects(torch.cat(all_hits), counts.repeat(len(how.seeds))),
-        "images_per_second": len(labels) * len(how.seeds) / seconds,
+        "images_per_second": rate,
         **({"accuracy_by_the_guide": sum(by_guide) / len(by_guide)} if by_guide else {}),
-    }, first
+    }, everything[0]
+
+
+def _sampled(sampler: Sampler, name: str, labels: Tensor, context: Context) -> tuple[Tensor, float]:
+    """Every seed's pictures (seeds, n, 3, 64, 64), each made by one of the processes, and pictures a second."""
+    how, world, seconds, mine = context.config.eval, distributed.world_size(), 0.0, 0
+    pictures = torch.zeros(len(how.seeds), len(labels), 3, 64, 64)
+    for place, seed in enumerate(how.seeds):
+        if place % world == distributed.rank():
+            began = time.perf_counter()
+            made = sampler.sample(labels, [(seed, name, i) for i in range(len(labels))], how)
+            pictures[place] = made.cpu()  # waits for the device
+            seconds, mine = seconds + time.perf_counter() - began, mine + len(labels)
+    rate = torch.tensor(mine / seconds if mine else 0.0, device=context.device)
+    if world > 1:  # each picture is one process's and the others' zeros
+        pictures = distributed.total(pictures.to(context.device)).cpu()
+    return pictures, distributed.total(rate).item()
 
 
 def evaluate_sets(sampler: Sampler, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, dict]:
@@ -187,8 +201,12 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     for model, name in progress(jobs, f"{context.config.name}/eval", len(jobs)):
         labels = dataset.test_sets[name]
         results[model][name], images = evaluate_set(samplers[model], judge, name, labels, context, guide)
+        if not distributed.is_main():
+            continue
         samples[model][name] = _captioned(images, labels, judge, dataset, context)
         (folder / f"{model}-{name}.png").write_bytes(png(grid(images), 2))
+    if not distributed.is_main():
+        return
     strip, strip_labels = None, ""
     if denoiser := samplers.get("ldm") or samplers.get("ddpm"):
         picture, strip_labels = denoising_strip(denoiser, dataset, context)
@@ -226,6 +244,9 @@ def _measure_vae(judge: Evaluator, dataset: Dataset, context: Context) -> dict[s
 
 
 def _say_results(context: Context) -> None:
+    distributed.barrier()
+    if not distributed.is_main():
+        return
     result = json.loads((context.folder("eval") / "report.json").read_text())
     for model, sets in result["results"].items():
         figures = "  ".join(f"{name} {shown(f)}" for name, f in sets.items())
@@ -272,7 +293,8 @@ def main(context: Context) -> None:
             say(f"{context.config.name}/eval: finished already")
             _say_results(context)
             return
-    if report.exists():
+    distributed.barrier()  # all have looked before the main process moves it
+    if report.exists() and distributed.is_main():
         say(f"{context.config.name}/eval: the old report is now {move_aside(folder)}")
     evaluate(context, dataset, exports)
     _say_results(context)

@@ -14,6 +14,7 @@ from models.evaluator import Evaluator, accuracy
 from stages.engine.checkpoint import load_export, save_export
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError, oneline
@@ -62,7 +63,7 @@ class EvaluatorTask:
         self.context, self.dataset, self.settings = context, dataset, context.config.evaluator
         torch.manual_seed(context.config.seed)
         network = Evaluator(len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
-        self.network, self.ema = network, Ema(network, self.settings.ema)
+        self.network, self.ema = with_global_batch_norms(network), Ema(network, self.settings.ema)
         self.optimizers = [Optimizer(network, self.settings)]
         self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
 

@@ -10,6 +10,7 @@ from models.vqvae import VQVAE
 from models.wgan import Critic, Generator
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
@@ -106,7 +107,8 @@ class GanTask:
         self.latent_channels = vae.latent_mean.numel() if vae is not None else 0
         torch.manual_seed(context.config.seed)
         build = (s, len(dataset.vocabulary), self.latent_channels)
-        self.generator = build_generator(*build).to(context.device, memory_format=torch.channels_last)
+        generator = build_generator(*build).to(context.device, memory_format=torch.channels_last)
+        self.generator = with_global_batch_norms(generator)
         self.critic = build_critic(*build).to(context.device, memory_format=torch.channels_last)
         self.ema = Ema(self.generator, s.ema)
         critic_settings = s.model_copy(update={"learning_rate": s.critic_learning_rate or s.learning_rate})

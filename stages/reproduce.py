@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.ablations import SIMPLE
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import load
@@ -42,7 +43,6 @@ def _choices(model: str, key: str, values: tuple[str, ...], words: str, *more: s
     return {f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more)) for v in values}
 
 
-SIMPLE = "ldm.min_snr=null"
 SYSTEMS: dict[str, System] = {
     "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821)),
     "ldm-guided": System("the same, classifier guidance through the decoder", "ldm", (GUIDED,), (0.75, 0.78)),
@@ -66,12 +66,14 @@ SYSTEMS: dict[str, System] = {
     **_choices("gan", "generator.condition", ("concatenation", "modulation", "batch-norm"), "generator's condition"),
     **_choices("gan", "body", ("residual", "dcgan"), "body"),
     "gan-attention": System("self-attention", "gan", ("gan.attention=true",)),
-    **_choices("ldm", "prediction", ("noise", "v", "x0"), "prediction", SIMPLE),
-    **_choices("ldm", "prediction", ("mean",), "prediction", SIMPLE, "eval.sampler=ancestral"),
-    "ldm-bound": System("prediction: noise, the bound's weights", "ldm", ("ldm.prediction=noise", "ldm.bound=true")),
+    **_choices("ldm", "prediction", ("noise", "v", "x0"), "prediction", *SIMPLE),
+    **_choices("ldm", "prediction", ("mean",), "prediction", *SIMPLE, "eval.sampler=ancestral"),
+    "ldm-bound": System(
+        "prediction: noise, the bound's weights", "ldm", ("ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null")
+    ),
     **_choices("ldm", "schedule", ("linear", "cosine", "beta-cosine", "sigmoid"), "schedule"),
     "ldm-zero-terminal-snr": System(
-        "linear schedule, zero terminal SNR", "ldm", ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", SIMPLE)
+        "linear schedule, zero terminal SNR", "ldm", ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", *SIMPLE)
     ),
     "ldm-ancestral": System("sampler: DDPM", "ldm", ("eval.sampler=ancestral",)),
     **{
@@ -157,10 +159,10 @@ def row_of(result: dict) -> list:
 
     reported = result["reported"] or [None, None]
     if "fault" in result:
-        return [result["system"], *reported, result["fault"], None, None, None, result["command"]]
+        return [result["system"], *reported, result["fault"], None, None, None]
     budget = f"{result['steps']} steps, {result['minutes']:.1f} min, {result['device']}"
     ours = [with_guide(result["figures"][part]) for part in ("test", "new_test")]
-    return [result["system"], *reported, *ours, ", ".join(result["settings"]) or None, budget, result["command"]]
+    return [result["system"], *reported, *ours, ", ".join(result["settings"]) or None, budget]
 
 
 def write_page(context: Context, results: dict[str, dict]) -> Path:
@@ -172,8 +174,10 @@ def write_page(context: Context, results: dict[str, dict]) -> Path:
         f"figures are their best epoch, mostly, by the lab's evaluator. A budget is the model's own training; "
         f"autoencoder and evaluator are the experiment's.",
     )
-    head = ["", "report: test", "new_test", "ours: test", "new_test", "settings", "budget", "command"]
-    page.add_table("Systems", head, [row_of(results[key]) for key in SYSTEMS if key in results])
+    head = ["", "report: test", "new_test", "ours: test", "new_test", "settings", "budget"]
+    rows = [results[key] for key in SYSTEMS if key in results]
+    page.add_table("Systems", head, list(map(row_of, rows)))
+    page.add_table("What makes a row again", ["", "command"], [[row["system"], row["command"]] for row in rows])
     return page.write(Path(context.config.root) / "reproduce", results)
 
 

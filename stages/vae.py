@@ -13,6 +13,7 @@ from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.perceptual import Perceptual, load_trunk, trunk_url
 from models.vqvae import VQVAE, perplexity
+from stages.engine import distributed
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.draws import Draws
@@ -169,7 +170,9 @@ class VaeTask:
             weight = torch.tensor(d.weight, device=made.device)
             if d.adaptive:
                 last = self.network.decoder.last.weight
-                weight = d.weight * adaptive_weight(reconstruction, adversarial, last, d.adaptive_limit)
+                weight = d.weight * adaptive_weight(
+                    reconstruction, adversarial, last, d.adaptive_limit, distributed.average
+                )
             loss = loss + weight * adversarial
             metrics |= {"adversarial": adversarial, "adversarial_weight": weight}
         metrics["gradient_norm"] = self.optimizers[0].update(loss, step)

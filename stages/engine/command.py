@@ -166,9 +166,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _end(message: str, status: int) -> None:
-    if distributed.is_main():
-        print(message, file=sys.stderr, flush=True)
-    sys.stderr.flush()
+    if not distributed.is_main():
+        time.sleep(2)  # where the main process fails too it speaks for all, and torchrun ends this one
+    print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     if distributed.world_size() > 1:
         os._exit(status)  # another process may wait in a collective: leave, and torchrun ends the rest

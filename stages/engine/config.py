@@ -204,6 +204,8 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
         raise UserError(
             f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
         )
+    if section.bound and section.log_snr:
+        raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
     if stage not in config.models:
         return
     if config.eval.sampler != "ancestral" and config.eval.steps > section.timesteps:

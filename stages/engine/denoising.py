@@ -157,7 +157,7 @@ class DiffusionTask:
         self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
         every = torch.arange(settings.timesteps, device=context.device)
-        self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound)
+        self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound, settings.log_snr)
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s, index = self.settings, draws.indices(len(self.dataset.images))

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from stages.engine.errors import UserError
 
@@ -65,13 +66,18 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def average(value: Tensor) -> Tensor:
-    """The mean of a tensor over the processes."""
+def total(value: Tensor) -> Tensor:
+    """The sum of a tensor over the processes."""
     if world_size() == 1:
         return value
     value = value.clone()
     dist.all_reduce(value)
-    return value / world_size()
+    return value
+
+
+def average(value: Tensor) -> Tensor:
+    """The mean of a tensor over the processes."""
+    return total(value) / world_size() if world_size() > 1 else value
 
 
 def any_process(value: int, device: torch.device) -> int:
@@ -81,3 +87,36 @@ def any_process(value: int, device: torch.device) -> int:
     flag = torch.tensor(value, device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return int(flag)
+
+
+class _GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, in float32, on any device (torch's own is for GPUs only)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        mean = self._over_all(values)
+        variance = self._over_all((values - mean).square())
+        with torch.no_grad():
+            count = world_size() * values.numel() / values.shape[1]
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * count / (count - 1), self.momentum)
+            self.num_batches_tracked.add_(1)
+        out = (values - mean) * torch.rsqrt(variance + self.eps)
+        if self.affine:
+            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(x.dtype)
+
+    @staticmethod
+    def _over_all(values: Tensor) -> Tensor:
+        return all_reduce(values.mean(dim=(0, 2, 3), keepdim=True)) / world_size()
+
+
+def with_global_batch_norms(network: nn.Module) -> nn.Module:
+    """The network, whose batch norms see the whole global batch where several processes share it."""
+    if world_size() > 1:
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = _GlobalBatchNorm  # same parameters, same names: exports do not change
+    return network

@@ -16,6 +16,7 @@ Betas = Annotated[
 ]
 Models = Annotated[tuple[Literal["ldm", "gan", "ddpm"], ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
+Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -137,7 +138,8 @@ class Denoising(Training):
     zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise
     timesteps: Positive = 1000
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # none: unweighted
-    bound: bool = False  # the variational bound's weights, whatever min_snr says
+    log_snr: Bell | None = None  # of log SNR: v's error weighs as much as its place under the bell is high
+    bound: bool = False  # the variational bound's weights; like log_snr's, whatever min_snr says
     timestep_draws: Literal["uniform", "weighted"] = "uniform"  # or as often as a timestep's loss weighs
     label_dropout: Share = 0.1
 

@@ -68,6 +68,28 @@ def test_min_snr_weight_is_the_same_loss_on_x0(prediction):
     torch.testing.assert_close(weighted, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_log_snr_weight_is_a_bell_on_the_error_of_v(prediction):
+    """Whatever is predicted, the weighted error equals the bell times the error of the implied v."""
+    diffusion = Diffusion.create("cosine", 1000, prediction)
+    x0, noise, t = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.tensor([50, 300, 600, 900])
+    xt, target = diffusion.noised(x0, noise, t), diffusion.target(x0, noise, t)
+    wrong = target + 0.1
+    implied, _ = diffusion.to_x0_and_noise(wrong, xt, t)
+    snr = diffusion.alpha_bar[t] / (1 - diffusion.alpha_bar[t])
+    bell = (-((snr.log() + 1.0) ** 2) / 8).exp()
+    expected = (bell * (snr + 1)).float() * (implied - x0).square().mean(dim=(1, 2, 3))  # v's error, from x_0's
+    weighted = diffusion.loss_weight(t, 5.0, log_snr=(-1.0, 2.0)) * (wrong - target).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(weighted, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_log_snr_weighs_nothing_at_pure_noise():
+    weights = Diffusion.create("cosine", 1000, "v", zero_terminal_snr=True).loss_weight(
+        torch.tensor([999]), None, log_snr=(-1.0, 2.0)
+    )
+    assert weights.item() == pytest.approx(0.0, abs=1e-6)
+
+
 def test_no_gamma_means_unweighted():
     assert (Diffusion.create("cosine", 10, "v").loss_weight(torch.arange(10), None) == 1).all()
 

@@ -1,0 +1,144 @@
+"""`make faults`: damaged, hostile, unwritable and full places."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.engine.checkpoint import MAGIC, load_export
+from tests.conftest import finish, start_stage
+
+pytestmark = pytest.mark.faults
+
+
+def ldm_folder(root):
+    folder = root / "smoke/ldm"
+    (folder / "export.safetensors").unlink()
+    return folder, max(folder.glob("step-*.ckpt"))
+
+
+def digest(folder):
+    return load_export(folder / "export.safetensors", "")[1]["sha256"]
+
+
+DAMAGES = [("cut", tenth) for tenth in range(10)] + [("flipped", tenth) for tenth in range(10)]
+
+
+@pytest.mark.parametrize(("kind", "tenth"), DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(stage, chain, chain_copy, kind, tenth):
+    folder, newest = ldm_folder(chain_copy)
+    content = bytearray(newest.read_bytes())
+    place = min(len(content) - 1, len(content) * tenth // 10)
+    if kind == "cut":
+        content = content[:place]
+    else:
+        content[place] ^= 16
+    newest.write_bytes(content)
+    status, said = stage("ldm", f"root={chain_copy}")
+    assert status == 0, said
+    assert f"warning: {newest} is damaged" in said
+    assert digest(folder) == digest(chain / "smoke/ldm")
+
+
+@pytest.mark.parametrize(("kind", "tenth"), DAMAGES)
+@pytest.mark.parametrize("file", ["smoke/vae/export.safetensors", "smoke/evaluator/export.safetensors", "packs"])
+def test_a_damaged_export_or_pack_is_one_line(stage, chain_copy, file, kind, tenth):
+    path = chain_copy / file
+    path = next(path.glob("*.safetensors")) if path.is_dir() else path
+    content = bytearray(path.read_bytes())
+    place = min(len(content) - 1, len(content) * tenth // 10)
+    damaged = content[:place] if kind == "cut" else content
+    if kind == "flipped":
+        damaged[place] ^= 16
+    path.write_bytes(damaged)
+    shutil.rmtree(chain_copy / "smoke/ldm")
+    status, said = stage("ldm", f"root={chain_copy}")
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert (status, len(errors), "Traceback" in said) == (2, 1, False), said
+    assert str(path) in errors[0]
+    assert path.read_bytes() == bytes(damaged)
+
+
+class Hostile:
+    def __init__(self, witness):
+        self.witness = str(witness)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.witness}",)
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "smoke/vae/export.safetensors", "smoke/evaluator/export.safetensors"])
+def test_nothing_runs_from_a_hostile_file(stage, chain_copy, tmp_path, file):
+    witness, content = tmp_path / "ran", pickle.dumps(Hostile(tmp_path / "ran"))
+    _, newest = ldm_folder(chain_copy)
+    (newest if file == "checkpoint" else chain_copy / file).write_bytes(content)
+    status, said = stage("ldm", f"root={chain_copy}")
+    assert status == (0 if file == "checkpoint" else 2), said
+    assert not witness.exists()
+
+
+def test_a_hostile_payload_under_a_right_checksum_is_refused(stage, chain_copy, tmp_path):
+    _, newest = ldm_folder(chain_copy)
+    buffer = io.BytesIO()
+    torch.save({"step": 6, "parts": Hostile(tmp_path / "ran")}, buffer)
+    newest.write_bytes(MAGIC + hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    status, said = stage("ldm", f"root={chain_copy}")
+    assert (status, "is refused" in said) == (0, True), said
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 150 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs to be root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("free", [0, 20_000, 200_000])
+def test_on_a_full_disk_the_last_checkpoint_stays_whole(chain, chain_copy, small_disk, free):
+    _, newest = ldm_folder(chain_copy)
+    newest.unlink()
+    root = shutil.copytree(chain_copy, small_disk / "root")
+    kept = max((root / "smoke/ldm").glob("step-*.ckpt"))
+    before = kept.read_bytes()
+    space = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(max(0, space.f_bavail * space.f_frsize - free)))
+    status, said = finish(start_stage("ldm", f"root={root}"))
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert (status, len(errors), "Traceback" in said) == (2, 1, False), said
+    assert "No space left" in errors[0]
+    assert kept.read_bytes() == before
+    (small_disk / "filler").unlink()
+    assert finish(start_stage("ldm", f"root={root}"))[0] == 0
+    assert digest(root / "smoke/ldm") == digest(chain / "smoke/ldm")
+
+
+def test_memory_does_not_grow_with_steps(chain_copy):
+    """2,000 steps of the smoke LDM: resident memory after a quarter and at the end."""
+    (chain_copy / "smoke/ldm").rename(chain_copy / "gone")
+    settings = ["ldm.steps=2000", "ldm.log_every=500", "ldm.preview_every=2000", "ldm.checkpoint_every=500"]
+    process = start_stage("ldm", f"root={chain_copy}", *settings)
+    metrics, seen = chain_copy / "smoke/ldm/metrics.jsonl", {}
+    while process.poll() is None:
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        if lines and process.poll() is None:
+            try:
+                resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+                seen[json.loads(lines[-1])["step"]] = resident
+            except (OSError, ValueError, IndexError):
+                break
+    assert finish(process)[0] == 0
+    print("resident pages by step:", seen)
+    assert seen[1500] <= 1.02 * seen[500]

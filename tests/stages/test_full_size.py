@@ -1,0 +1,98 @@
+"""The reports' networks at their own sizes: their shapes, and their parameters, counted and printed (`pytest -rP`)."""
+
+import pytest
+import torch
+
+from models.patch_discriminator import PatchDiscriminator
+from stages.ddpm import build_ddpm
+from stages.engine.config import load
+from stages.gan import build_critic, build_generator
+from stages.ldm import build_unet
+from stages.vae import build_vae
+from tests.conftest import HERE
+
+
+def section(name, stage, *overrides):
+    return getattr(load(str(HERE / f"configs/{name}.yaml"), list(overrides)), stage)
+
+
+def vae():
+    network = build_vae(section("report", "vae"))
+    return network, [(network.encoder, (2, 3, 64, 64), (2, 6, 8, 8)), (network.decoder, (2, 6, 8, 8), (2, 3, 64, 64))]
+
+
+def discriminator():
+    d = section("report", "vae").discriminator
+    network = PatchDiscriminator(d.channels, d.layers)
+    return network, [(network, (2, 3, 64, 64), (2, 1, 6, 6))]
+
+
+def unet():
+    network = build_unet(section("report", "ldm"), 6, 24, 3)
+    return network, [(denoise(network), (2, 6, 8, 8), (2, 6, 8, 8))]
+
+
+def generator():
+    network = build_generator(section("report", "gan"), 24, 6)
+    return network, [(lambda noise: network(noise, labels()), (2, 64), (2, 3, 64, 64))]
+
+
+def critic():
+    network = build_critic(section("report", "gan"), 24, 6)
+    return network, [(lambda pictures: network(pictures, labels())[0], (2, 3, 64, 64), (2,))]
+
+
+def ddpm():
+    network = build_ddpm(section("ddpm-multiply-add", "ddpm"), 24)
+    return network, [(denoise(network), (2, 3, 64, 64), (2, 3, 64, 64))]
+
+
+def ddpm_up():
+    network = build_ddpm(section("ddpm-multiply-add", "ddpm", "ddpm.paths=up"), 24)
+    return network, [(denoise(network), (2, 3, 64, 64), (2, 3, 64, 64))]
+
+
+def labels():
+    return torch.eye(24)[:2]
+
+
+def denoise(network):
+    return lambda x: network(x, torch.tensor([0, 999]), labels())
+
+
+@pytest.mark.parametrize(
+    ("build", "parameters"),
+    [
+        (vae, 0),
+        (discriminator, 0),
+        (unet, 0),
+        (generator, 0),
+        (critic, 0),
+        (ddpm, 0),
+        (ddpm_up, 0),
+    ],
+)
+def test_full_size(build, parameters):
+    network, shapes = build()
+    count = sum(p.numel() for p in network.parameters())
+    print(f"{build.__name__}: {count:,} parameters")
+    network.eval()
+    with torch.no_grad():
+        for function, given, expected in shapes:
+            made = function(torch.randn(given))
+            assert tuple(made.shape) == expected
+    assert count == parameters
+
+
+def test_widths_are_the_reports():
+    """Channels at each resolution, read from the networks and not from the configuration."""
+    network, _ = vae()
+    convolutions = [m for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert {128, 256, 512} <= {c.out_channels for c in convolutions}
+    assert convolutions[0].out_channels == 128
+    assert network.quantizer.codebook_size == 8192
+    assert network.quantizer._codebook.embed.shape[-1] == 6
+    first = next(m for m in unet()[0].modules() if isinstance(m, torch.nn.Conv2d))
+    assert (first.in_channels, first.out_channels) == (6, 192)
+    widths = [m.out_channels for m in unet()[0].modules() if isinstance(m, torch.nn.Conv2d)]
+    assert max(widths[: len(widths) // 2]) == 768  # 192 x 4

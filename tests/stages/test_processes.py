@@ -1,0 +1,104 @@
+"""Two processes under torchrun give the run of one with the same global batch; gloo, float32, on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stages.engine.checkpoint import load_export
+from tests.conftest import HERE, SMOKE
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def start(processes, stage, root, *overrides):
+    """A stage as an experiment of its own on the chain's pictures, evaluator and autoencoder."""
+    launcher = [*TORCHRUN, "-m"] if processes == 2 else [sys.executable, "-m"]
+    settings = [f"root={root}", f"name=by-{processes}", f"data.folder={root}/smoke/render", "device=cpu"]
+    settings += ["precision=float32", *(f"uses.{s}=smoke" for s in ("evaluator", "vae") if s != stage), *overrides]
+    command = [*launcher, f"stages.{stage}", "--config", SMOKE, *settings]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=HERE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def end(process):
+    said = process.communicate(timeout=240)[0]
+    return process.returncode, said
+
+
+def losses(folder):
+    """Each line's step and what the loss is made of; not what is counted or averaged within a process only."""
+    names = ("step", "loss", "reconstruction", "commitment", "adversarial_weight", "wasserstein", "penalty")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k in names} for line in lines]
+
+
+def assert_equal_runs(root, stage):
+    one, two = (root / f"by-{n}" / stage for n in (1, 2))
+    assert losses(one), "nothing was logged"
+    for a, b in zip(losses(one), losses(two), strict=True):
+        assert b == pytest.approx(a, rel=2e-3, abs=2e-4)
+    (tensors, _), (others, _) = (load_export(f / "export.safetensors", "") for f in (one, two))
+    for name, tensor in tensors.items():
+        difference = (others[name].double() - tensor.double()).abs().max().item()
+        # Adam makes a step of the learning rate of any gradient: rounding of one near zero may turn its sign
+        assert difference <= 4e-3 * max(1.0, tensor.double().abs().max().item()), (name, difference)
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [
+        ("vae", ("vae.codebook.dead_below=0.5", "vae.codebook.init=kmeans")),
+        pytest.param("evaluator", (), marks=pytest.mark.faults),
+        pytest.param("ldm", (), marks=pytest.mark.faults),
+        pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=pytest.mark.faults),
+        pytest.param("ddpm", (), marks=pytest.mark.faults),
+    ],
+)
+def test_two_processes_equal_one(chain_copy, stage, overrides):
+    for processes in (1, 2):
+        status, said = end(start(processes, stage, chain_copy, *overrides))
+        assert status == 0, said
+    assert_equal_runs(chain_copy, stage)
+
+
+def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(chain_copy):
+    assert end(start(1, "ldm", chain_copy))[0] == 0
+    process, folder = start(2, "ldm", chain_copy), chain_copy / "by-2/ldm"
+    while not list(folder.glob("step-*.ckpt")) and process.poll() is None:
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    status, said = end(process)
+    assert status != 0, said
+    assert "SIGKILL" in said
+    assert not (folder / "export.safetensors").exists()
+    status, said = end(start(2, "ldm", chain_copy))
+    assert (status, "going on at step" in said) == (0, True), said
+    assert_equal_runs(chain_copy, "ldm")
+
+
+@pytest.mark.faults
+def test_two_processes_evaluate_as_one(chain_copy):
+    reports = []
+    for processes in (1, 2):
+        uses = ("uses.ldm=smoke", "uses.gan=smoke", f"name=evaluated-by-{processes}")
+        status, said = end(start(processes, "evaluate", chain_copy, *uses))
+        assert status == 0, said
+        folder = chain_copy / f"evaluated-by-{processes}/eval"
+        results = json.loads((folder / "report.json").read_text())["results"]
+        figures = {(m, n): f["per_seed"] for m, sets in results.items() for n, f in sets.items()}
+        reports.append((figures, {p.name: p.read_bytes() for p in folder.glob("*.png")}))
+    assert reports[0] == reports[1]
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(chain_copy):
+    status, said = end(start(2, "ldm", chain_copy, "ldm.batch=7"))
+    assert status != 0
+    assert "error: a batch of 7 cannot be shared by 2 processes" in said
