@@ -63,13 +63,13 @@ def denoise(network):
 @pytest.mark.parametrize(
     ("build", "parameters"),
     [
-        (vae, 0),
-        (discriminator, 0),
-        (unet, 0),
-        (generator, 0),
-        (critic, 0),
-        (ddpm, 0),
-        (ddpm_up, 0),
+        (vae, 23_349_257),
+        (discriminator, 2_766_529),
+        (unet, 184_416_262),
+        (generator, 8_280_387),
+        (critic, 7_422_913),
+        (ddpm, 30_540_291),
+        (ddpm_up, 30_263_299),
     ],
 )
 def test_full_size(build, parameters):
