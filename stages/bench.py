@@ -64,9 +64,11 @@ def ldm_step(context: Context) -> Callable[[], Tensor]:
     labels = torch.zeros(s.batch, 24, device=context.device)
     labels[:, :3] = 1
 
+    weights = diffusion.loss_weight(t, s.min_snr, s.bound, s.log_snr)
+
     def step() -> Tensor:
         errors = denoising_errors(context, network, diffusion, x0, noise, t, labels)
-        loss = (diffusion.loss_weight(t, s.min_snr, s.bound, s.log_snr) * errors).mean()
+        loss = (weights * errors).mean()
         optimizer.update(loss, 0)
         ema.update(0)
         return loss

@@ -13,8 +13,8 @@ import time
 
 import pytest
 
-from stages.engine.checkpoint import load_export
 from tests.conftest import finish, start_stage
+from tests.stages.test_resume import digest, lines
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("KILLS", "25"))
@@ -42,9 +42,7 @@ def outcome(root, stage) -> dict:
         results = json.loads((folder / "report.json").read_text())["results"]
         figures = {m: {n: f["per_seed"] for n, f in sets.items()} for m, sets in results.items()}
         return {"figures": figures, **pictures}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    curve = [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
-    return {"export": load_export(folder / "export.safetensors", "")[1]["sha256"], "curve": curve, **pictures}
+    return {"export": digest(folder), "curve": lines(folder), **pictures}
 
 
 def run_to_the_end(root, stage):
