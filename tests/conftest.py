@@ -14,10 +14,11 @@ HERE = Path(__file__).resolve().parent.parent
 SMOKE = "configs/smoke.yaml"
 
 
-def start_stage(stage: str, *arguments: str, config: str = SMOKE) -> subprocess.Popen:
-    """A stage as a user starts it, in a process of its own."""
-    command = [sys.executable, "-m", f"stages.{stage}", "--config", config, *arguments]
-    return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start_stage(stage: str, *arguments: str, under: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+    """A stage as a user starts it, in a process of its own, `under` another command where that says so."""
+    command = [*under, sys.executable, "-m", f"stages.{stage}", "--config", SMOKE, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=HERE, env=os.environ | environment, **pipes)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,26 +19,25 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from stages.engine import distributed
-from stages.engine.errors import UserError, oneline
+from stages.engine.errors import UserError, of_the_system, oneline
 
 MAGIC = b"ICLEVR-CKPT-1\n"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a whole file or none: temporary file in the same folder, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free space or choose another place with root=DIR"
-        ) from None
+        with suppress(OSError):
+            temporary.unlink()
+        raise of_the_system(error, f"cannot write {path}") from None
     if hasattr(os, "O_DIRECTORY"):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -75,6 +74,8 @@ class Checkpoints:
         for path in reversed(found):
             try:
                 return self._read(path)
+            except PermissionError as error:  # it may be whole: the user's to say
+                raise of_the_system(error) from None
             except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
                 fault = f"damaged ({oneline(error)})"
             except Exception as error:  # weights_only refuses with pickle.UnpicklingError

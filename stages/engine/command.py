@@ -15,7 +15,7 @@ import torch
 
 from stages.engine import distributed
 from stages.engine.config import Config, derive, load
-from stages.engine.errors import Interrupted, UserError, oneline
+from stages.engine.errors import Interrupted, UserError, of_the_system, oneline
 from stages.engine.lock import locked
 
 
@@ -113,6 +113,9 @@ def _module() -> str:
 
 
 def _context(config: Config, arguments: argparse.Namespace, began: float, held: ExitStack) -> Context:
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
+        torch.use_deterministic_algorithms(True)
     device = _device(config.device)
     fast = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
     torch.set_float32_matmul_precision("highest")
@@ -157,7 +160,7 @@ def command(description: str, body: Callable[[Context], None], add_arguments: Ca
             raise
         _end(f"error: out of memory ({oneline(error)[:100]}); lower the stage's batch, such as ldm.batch=32", 2)
     except OSError as error:
-        _end(f"error: {oneline(error)}", 2)
+        _end(f"error: {of_the_system(error)}", 2)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stages.engine.errors import UserError, oneline
+from stages.engine.errors import UserError, of_the_system, oneline
 from stages.engine.schema import Config, Denoising
 
 
@@ -53,7 +53,9 @@ def _read(path: Path) -> dict:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; a configuration is a YAML file such as configs/demo.yaml") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise of_the_system(error, f"cannot read {path}") from None
+    except ValueError as error:  # no file can have such a name
+        raise UserError(f"cannot read {path}: {oneline(error)}; a configuration is a file in configs/") from None
     content = _parse(text, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: a configuration is a mapping of sections, such as configs/demo.yaml")
@@ -160,7 +162,10 @@ def _plain(name: str) -> bool:
 
 
 def _check(config: Config, where: Path) -> None:
-    """Rules between keys."""
+    """Rules that are not of one key alone."""
+    for key, value in flatten(config).items():
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{where}: {key} {value!r} holds a character that cannot be printed; choose another name")
     for stage in ("evaluator", "vae", "ldm", "gan", "ddpm"):
         section = getattr(config, stage)
         if section and section.warmup >= section.steps:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from stages.engine import distributed
 from stages.engine.checkpoint import write_atomically
+from stages.engine.errors import of_the_system
 from stages.engine.pictures import png
 
 
@@ -104,10 +105,13 @@ class MetricsLog:
         line = {"step": step, **values}
         if rate is not None:
             line["images_per_second"] = round(rate * self.batch, 2)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise of_the_system(error, f"cannot write to {self.folder}") from None
         self._speak(step, values, rate)
 
     def _speak(self, step: int, values: dict[str, float], rate: float | None) -> None:

@@ -73,6 +73,26 @@ class Optimizer:
         self.adam.load_state_dict(state)
 
 
+class Witness:
+    """Keeps, on the device, the metrics of the first step whose gradient was not finite: nothing waits for it."""
+
+    def __init__(self, optimizers: list[Optimizer]):
+        self.optimizers, self.kept = optimizers, {}
+        self._good = True
+
+    def note(self, metrics: dict[str, Tensor]) -> None:
+        """After each step, its metrics."""
+        for name, value in metrics.items():
+            value = value.detach().float()
+            known = name in self.kept and self._good is not True
+            self.kept[name] = torch.where(self._good, value, self.kept[name]) if known else value
+        self._good = torch.stack([o.bad_step for o in self.optimizers]).amax() < 0
+
+    def words(self) -> str:
+        """ "loss nan, norm inf". Waits for the device."""
+        return ", ".join(f"{name} {value.item():.4g}" for name, value in self.kept.items())
+
+
 def first_bad_step(optimizers: Iterable[Optimizer]) -> int | None:
     """The first step whose gradient was not finite, or None. Waits for the device."""
     steps = [int(o.bad_step) for o in optimizers]

@@ -27,7 +27,7 @@ from stages.engine.config import flatten
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
 from stages.engine.log import MetricsLog, say
-from stages.engine.optim import Optimizer, first_bad_step
+from stages.engine.optim import Optimizer, Witness, first_bad_step
 
 
 class Task(Protocol):
@@ -135,13 +135,13 @@ class Run:
         log = MetricsLog(self.folder, settings.log_every, settings.steps, settings.batch, self.title)
         seconds_before, start = self._restore(checkpoints, task, log)
         self._write_config()
-        stop = _StopFlag()
+        stop, witness = _StopFlag(), Witness(task.optimizers)
 
         def seconds() -> float:  # of all commands together, reading and encoding the set included
             return seconds_before + time.perf_counter() - self.context.began
 
         def save(step: int) -> None:
-            self._refuse_non_finite(task)
+            self._refuse_non_finite(task, witness)
             if distributed.is_main():
                 state = {name: part.state_dict() for name, part in task.parts.items()}
                 run = {"identity": self.identity, "log": log.state_dict(), "seconds": seconds()}
@@ -153,11 +153,13 @@ class Run:
             for step in range(start, settings.steps):
                 torch.manual_seed(seed_of(self.context.config.seed, self.stage, step, distributed.rank()))
                 draws = Draws(self.context.config.seed, self.stage, step, settings.batch, device)
-                log.add(task.step(step, draws))
+                metrics = task.step(step, draws)
+                witness.note(metrics)
+                log.add(metrics)
                 done = step + 1
                 last = done == settings.steps
                 if done % settings.log_every == 0 or last:
-                    self._refuse_non_finite(task)
+                    self._refuse_non_finite(task, witness)
                     log.flush(done)
                 if done % settings.preview_every == 0 or last:
                     self._preview(task, log, done)
@@ -197,13 +199,14 @@ class Run:
         for name, grid in pictures.items():
             log.picture(name, step, grid)
 
-    def _refuse_non_finite(self, task: Task) -> None:
+    def _refuse_non_finite(self, task: Task, witness: Witness) -> None:
         step = first_bad_step(task.optimizers)
         if step is not None:
+            last = max(self.folder.glob("step-*.ckpt"), default="none yet")
             raise UserError(
-                f"{self.title}: a gradient was not finite at step {step}; nothing of it was saved, the last good "
-                f"checkpoint is in {self.folder}; start anew with --fresh and a lower {self.stage}.learning_rate or "
-                f"precision=float32"
+                f"{self.title}: a gradient was not finite at step {step} ({witness.words()}); nothing of it was saved, "
+                f"the last good checkpoint is {last}; start anew with --fresh and a lower {self.stage}.learning_rate "
+                f"or precision=float32"
             )
 
     def _export(self, task: Task, elapsed: Callable[[], float]) -> None:

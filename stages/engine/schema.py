@@ -208,6 +208,7 @@ class Config(Section):
     seed: int = 0
     root: str = "checkpoints"
     device: str = "auto"  # auto: cuda where there is one
+    deterministic: bool = False  # on a GPU: only algorithms that repeat bit for bit; a CPU always does
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the processor has it
     models: Models = ("ldm", "gan")  # those that `make eval` trains and evaluates
     reported: dict[str, Pair] = {}  # model -> a report's own (test, new_test), shown beside ours

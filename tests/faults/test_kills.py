@@ -1,7 +1,7 @@
 """`make faults`: every stage killed by SIGKILL at random moments and resumed, against a run that was left alone.
 
-KILLS says how many times a stage (25). Of these the first ones wait for a temporary file, so that the kill falls into
-a write: of a checkpoint, of the export, of the pack.
+KILLS says how many times a stage (25). Of these the first third waits for a temporary file, so that the kill falls
+into a write: of a checkpoint, of the export, of the pack.
 """
 
 import json
@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import time
+from multiprocessing.pool import ThreadPool
 
 import pytest
 
@@ -45,16 +46,21 @@ def outcome(root, stage) -> dict:
     return {"export": digest(folder), "curve": lines(folder), **pictures}
 
 
-def run_to_the_end(root, stage):
+def start(root, stage):
+    return start_stage(stage, f"root={root}", OMP_NUM_THREADS="1")  # two at a time
+
+
+def run_to_the_end(root, stage) -> float:
     began = time.monotonic()
-    status, said = finish(start_stage(stage, f"root={root}"))
+    status, said = finish(start(root, stage))
     assert status == 0, said
-    return time.monotonic() - began, said
+    assert "Traceback" not in said
+    return time.monotonic() - began
 
 
 def killed(root, stage, seconds, pattern) -> bool:
     """Starts the stage and kills it `seconds` after its start, or as soon as a file of `pattern` appears."""
-    process = start_stage(stage, f"root={root}")
+    process = start(root, stage)
     folder = root / "smoke" / FOLDERS.get(stage, stage)
     deadline = time.monotonic() + (60 if pattern else seconds)
     while process.poll() is None and time.monotonic() < deadline:
@@ -84,14 +90,20 @@ def roots(chain, tmp_path_factory):
 @pytest.mark.parametrize("stage", list(WRITES))
 def test_killed_at_any_moment_nothing_is_lost(roots, stage):
     whole_root = roots(stage)
-    seconds, _ = run_to_the_end(whole_root, stage)
-    whole, hits, moments = outcome(whole_root, stage), 0, random.Random(stage)
-    for attempt in range(KILLS):
+    seconds = run_to_the_end(whole_root, stage)
+    whole, random_moments = outcome(whole_root, stage), random.Random(stage)
+    moments = [random_moments.uniform(0.2, seconds) for _ in range(KILLS)]
+
+    def attempt(number: int) -> bool:
         root = roots(stage)
-        pattern = WRITES[stage][attempt % len(WRITES[stage])] if attempt < KILLS // 3 else None
-        hits += killed(root, stage, moments.uniform(0.2, seconds), pattern)
+        pattern = WRITES[stage][number % len(WRITES[stage])] if number < KILLS // 3 else None
+        hit = killed(root, stage, moments[number], pattern)
         run_to_the_end(root, stage)
-        assert outcome(root, stage) == whole, f"attempt {attempt}"
+        assert outcome(root, stage) == whole, f"attempt {number}"
         shutil.rmtree(root.parent)
+        return hit
+
+    with ThreadPool(2) as pool:
+        hits = sum(pool.map(attempt, range(KILLS), chunksize=1))
     print(f"{stage}: killed {hits} of {KILLS} times before its end, lost 0")
     assert hits > KILLS // 2

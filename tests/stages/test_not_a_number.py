@@ -1,0 +1,55 @@
+"""A gradient that is not finite stops the run before anything of it is saved, and says what the loss was made of."""
+
+import shutil
+
+import pytest
+import torch
+
+from stages.engine.checkpoint import load_export, save_export
+from stages.engine.optim import Optimizer
+from tests.stages.test_bad_inputs import assert_one_line
+from tests.stages.test_resume import digest, lines
+
+PLANTED = 3  # the step, counted from 0: after the checkpoint of step 2
+
+
+@pytest.mark.parametrize("name", ["evaluator", "vae", "ldm", "gan", "ddpm"])
+def test_a_planted_one_is_not_saved_and_the_run_goes_on_without_it(stage, chain, chain_copy, monkeypatch, name):
+    if name == "ddpm":  # not part of the chain
+        assert stage("ddpm", f"root={chain_copy}")[0] == 0
+        chain = shutil.copytree(chain_copy, chain_copy.parent / "whole")
+    folder = chain_copy / "smoke" / name
+    shutil.rmtree(folder)
+    update = Optimizer.update
+
+    def poisoned(self, loss, step):
+        return update(self, loss * float("nan") if step == PLANTED else loss, step)
+
+    monkeypatch.setattr(Optimizer, "update", poisoned)
+    said = stage(name, f"root={chain_copy}")
+    kept = folder / "step-00000002.ckpt"
+    assert_one_line(*said, f"at step {PLANTED} (", "gradient_norm nan", f"last good checkpoint is {kept}", "--fresh")
+    assert list(folder.glob("step-*.ckpt")) == [kept]
+    assert not (folder / "export.safetensors").exists()
+    monkeypatch.setattr(Optimizer, "update", update)
+    status, said = stage(name, f"root={chain_copy}")
+    assert (status, "going on at step 2" in said) == (0, True), said
+    assert digest(folder) == digest(chain / "smoke" / name)
+    assert lines(folder) == lines(chain / "smoke" / name)
+
+
+def test_one_in_the_autoencoder_s_export(stage, chain_copy):
+    path = chain_copy / "smoke/vae/export.safetensors"
+    tensors, about = load_export(path, "")
+    name = next(n for n, t in tensors.items() if "mean" in n and t.is_floating_point())
+    tensors[name] = torch.full_like(tensors[name], float("nan"))
+    del about["sha256"]
+    save_export(path, tensors, about)
+    shutil.rmtree(chain_copy / "smoke/ldm")
+    assert_one_line(*stage("ldm", f"root={chain_copy}"), "at step 0 (", "loss nan", "last good checkpoint is none yet")
+
+
+def test_a_learning_rate_beyond_reason(stage, chain_copy):
+    shutil.rmtree(chain_copy / "smoke/vae")
+    said = stage("vae", f"root={chain_copy}", "vae.learning_rate=1e30", "vae.checkpoint_every=1")
+    assert_one_line(*said, "a gradient was not finite", "vae.learning_rate")
