@@ -103,8 +103,8 @@ held-out: vae ## trained without a tenth of the label sets, and asked for them a
 reproduce: vae ## every system of the reports, one page (days on a CPU: stages.reproduce --help)
 	$(call STAGE,reproduce)
 
-bench: setup ## arithmetic rate of the LDM training step beside the machine's
-	@$(PY) -m stages.bench --config "$(CONFIG)" $(SETS)
+bench: setup ## training steps, sampling and reading beside the plain way, other packages and the machine's rates
+	@$(PY) -m stages.bench --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
 test: setup ## the tests
 	@$(PY) -m pytest -q

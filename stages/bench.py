@@ -1,94 +1,193 @@
-"""`make bench`: the arithmetic rate of the LDM's training step beside the rate of bare convolutions on this machine."""
+"""`make bench`: training steps, sampling and reading beside the plain way and beside other packages, on this machine.
 
+All contenders of a row run in turn in one process, so that ratios hold where times do not.
+"""
+
+import argparse
 import statistics
-import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import date
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from stages.benchmark import peers, plain
+from stages.benchmark.clock import Work, convolution_rate, flops, interleaved, matrix_rate
+from stages.benchmark.subject import Subject
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.errors import UserError
+from stages.engine.log import progress, say
+from stages.engine.report.page import Page
+from stages.engine.run import describe_device, versions
 
-from stages.engine.command import Context, command
-from stages.engine.denoising import denoising_errors, diffusion_of
-from stages.engine.ema import Ema
-from stages.engine.optim import Optimizer
-from stages.engine.run import describe_device
-from stages.ldm import build_unet
-
-REPEATS = 9
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median time of one call, after two that warm up."""
-    times = []
-    for _ in range(REPEATS + 2):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[2:])
+PICTURES = 64  # sampled at once
+PIXEL_PICTURES, PIXEL_STEPS = 2, 5  # of the slow peer; its time is scaled to PICTURES and DDIM_STEPS
+DDIM_STEPS, SOLVER_STEPS, GUIDANCE = 50, 8, 3.0
+DDIM = ("eval.sampler=ddim", f"eval.steps={DDIM_STEPS}", "eval.eta=0.0", "eval.interval=[0.0,1.0]")
+ALIKE = (f"eval.batch={PICTURES}", f"eval.guidance={GUIDANCE}", "eval.classifier_guidance=0.0")
 
 
-def flops(work: Callable[[], object]) -> int:
-    """Multiplications and additions of one call, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
+@dataclass
+class Row:
+    """One table row: this project's seconds a call, and each contender's, scaled to the same work."""
+
+    what: str
+    ours: list[float]
+    others: dict[str, list[float]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(what: str, contenders: dict[str, Work], context: Context, scales: dict[str, float] | None = None) -> "Row":
+        """The first contender is ours."""
+        times = interleaved(contenders, context.device)
+        scaled = {name: [s * (scales or {}).get(name, 1.0) for s in seconds] for name, seconds in times.items()}
+        ours, *others = scaled
+        return Row(what, scaled[ours], {name: scaled[name] for name in others})
+
+    def cells(self) -> list[list]:
+        """A line for each contender: what, ours, against, theirs, how many times ours is faster."""
+        mine = statistics.median(self.ours)
+        lines = []
+        for name, seconds in self.others.items():
+            theirs = statistics.median(seconds)
+            lines.append([self.what, _shown(mine), name, _shown(theirs), f"{theirs / mine:.2f}"])
+        return lines or [[self.what, _shown(mine), None, None, None]]
 
 
-def convolution_rate(context: Context, batch: int, channels: int, side: int, repeat: int = 4) -> float:
-    """FLOP/s of 3x3 convolutions (batch, channels, side, side), forward and backward, in the stages' precision."""
-    layers = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(repeat)))
-    layers.to(context.device, memory_format=torch.channels_last)
-    x = torch.randn(batch, channels, side, side, device=context.device).to(memory_format=torch.channels_last)
-    x.requires_grad_()
-
-    def work() -> None:
-        with context.autocast():
-            y = layers(x)
-        y.backward(torch.ones_like(y))
-
-    return flops(work) / seconds(work, context.device)
+def _shown(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def ldm_step(context: Context) -> Callable[[], Tensor]:
-    """One training step of the configuration's LDM on random latents, as `stages.ldm` takes it."""
-    s = context.config.ldm
-    inputs = context.config.vae.latent_channels
-    network = build_unet(s, inputs, 24, 3).to(context.device, memory_format=torch.channels_last)
-    ema, optimizer = Ema(network, s.ema), Optimizer(network, s)
-    diffusion = diffusion_of(s, context.device)
-    x0, noise = (torch.randn(s.batch, inputs, 8, 8, device=context.device) for _ in range(2))
-    t = torch.randint(s.timesteps, (s.batch,), device=context.device)
-    labels = torch.zeros(s.batch, 24, device=context.device)
-    labels[:, :3] = 1
+def ldm_row(subject: Subject, context: Context) -> Row:
+    feed_forward = "ldm.network.expansion=4"  # as diffusers' blocks have it
+    config = subject.changed(feed_forward).config
+    contenders = {"ours": subject.ldm_step(feed_forward, "ldm.network.pooled=false")}
+    if peers.available("diffusers"):
+        latents = subject.vae.encode(plain.reading(subject.folder, 64, context.device)()[0]).detach()
+        arguments = (context, config, subject.folder, subject.vae)
+        contenders["diffusers' UNet, as in its example"] = peers.ldm_step(*arguments, None)
+        contenders["diffusers' UNet, latents kept"] = peers.ldm_step(*arguments, latents)
+    return Row.of(f"LDM training step, batch {config.ldm.batch}", contenders, context)
 
-    weights = diffusion.loss_weight(t, s.min_snr, s.bound, s.log_snr)
 
-    def step() -> Tensor:
-        errors = denoising_errors(context, network, diffusion, x0, noise, t, labels)
-        loss = (weights * errors).mean()
-        optimizer.update(loss, 0)
-        ema.update(0)
-        return loss
+def vae_row(subject: Subject, context: Context) -> Row:
+    config = subject.context.config
+    contenders = {"ours": subject.vae_step()}
+    contenders["the plain way"] = plain.vae_step(config, subject.folder, context.device)
+    if peers.available("diffusers"):
+        contenders["diffusers' VQModel, the plain way"] = peers.vae_step(config, subject.folder, context.device)
+    return Row.of(f"stage-1 training step, batch {config.vae.batch}", contenders, context)
 
-    return step
+
+def gan_row(subject: Subject, context: Context) -> Row:
+    changes = ("gan.critic_steps=5", "gan.loss=wgan-gp")
+    config = subject.changed(*changes).config
+    contenders = {"ours": subject.gan_step(*changes)}
+    contenders["the plain way"] = plain.gan_step(config, subject.folder, context.device, subject.vae)
+    return Row.of(f"WGAN-GP step, 5 of the critic and 1, batch {config.gan.batch}", contenders, context)
+
+
+def sampling_row(subject: Subject, context: Context) -> Row:
+    sampler = subject.sampler()
+    contenders: dict[str, Work] = {"ours": subject.sampling(sampler, PICTURES, *DDIM, *ALIKE)}
+    scales = {}
+    if peers.available("diffusers"):
+        labels = subject.dataset.labels[:PICTURES]
+        arguments = (context, sampler, subject.vae, labels, DDIM_STEPS, GUIDANCE)
+        contenders["diffusers' DDIM loop, our network"] = peers.sampling(*arguments)
+    if peers.available("denoising_diffusion_pytorch"):
+        name = "denoising-diffusion-pytorch, pixels, width 64"
+        contenders[name] = peers.pixel_sampling(context.device, PIXEL_PICTURES, PIXEL_STEPS, 64)
+        scales[name] = PICTURES / PIXEL_PICTURES * DDIM_STEPS / PIXEL_STEPS
+    return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, guidance {GUIDANCE:g}", contenders, context, scales)
+
+
+def solver_row(subject: Subject, context: Context) -> Row:
+    sampler = subject.sampler()
+    few = ("eval.sampler=dpm-solver++", f"eval.steps={SOLVER_STEPS}", "eval.interval=[0.0,1.0]")
+    contenders = {
+        "ours": subject.sampling(sampler, PICTURES, *few, *ALIKE),
+        f"our DDIM {DDIM_STEPS}": subject.sampling(sampler, PICTURES, *DDIM, *ALIKE),
+    }
+    return Row.of(f"{PICTURES} pictures, DPM-Solver++ {SOLVER_STEPS} (accuracy: `make samplers`)", contenders, context)
+
+
+def reading_row(subject: Subject, context: Context) -> Row:
+    batch = 64
+    contenders = {"ours": subject.reading(batch)}
+    contenders[f"DataLoader, {plain.WORKERS} workers"] = plain.reading(subject.folder, batch, context.device)
+    return Row.of(f"{batch} pictures of 64x64 into the training loop", contenders, context)
+
+
+ROWS: dict[str, Callable[[Subject, Context], Row]] = {
+    "ldm": ldm_row,
+    "vae": vae_row,
+    "gan": gan_row,
+    "sampling": sampling_row,
+    "solver": solver_row,
+    "reading": reading_row,
+}
+
+
+def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
+    """Each step's arithmetic beside the machine's: FLOP, seconds, FLOP/s, and the rates they are measured against."""
+    s = subject.context.config
+    network = s.ldm.network
+    found = {}
+    for name, step, shapes in [
+        (
+            "ldm",
+            subject.ldm_step(),
+            [(s.ldm.batch, network.channels * m, 8 >> i) for i, m in enumerate(network.multipliers)],
+        ),
+        ("vae", subject.vae_step(), [(s.vae.batch, c, 32 >> i) for i, c in enumerate(s.vae.channels)]),
+        ("gan", subject.gan_step(), [(s.gan.batch, s.gan.critic.channels[-1], 8)]),
+    ]:
+        step()  # k-means, first allocations
+        work = flops(step)
+        seconds = statistics.median(interleaved({"": step}, context.device)[""])
+        bare = statistics.mean(convolution_rate(context, *shape) for shape in shapes)
+        found[name] = {"flop": work, "seconds": seconds, "rate": work / seconds, "convolutions": bare}
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", default="", metavar="ROW,...", help=f"of {', '.join(ROWS)}, rates")
+    add_fresh(parser)
 
 
 def main(context: Context) -> None:
-    s, n = context.config.ldm, context.config.ldm.network
-    print(f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}")
-    rates = []
-    for level, multiplier in enumerate(n.multipliers):
-        width, side = n.channels * multiplier, 8 >> level
-        rates.append(convolution_rate(context, s.batch, width, side))
-        print(f"3x3 convolutions ({s.batch}, {width}, {side}, {side})   {rates[-1] / 1e9:8.0f} GFLOP/s")
-    step = ldm_step(context)
-    work, time_taken = flops(step), seconds(step, context.device)
-    print(f"LDM step, {work / 1e9:.0f} GFLOP in {time_taken * 1000:.0f} ms   {work / time_taken / 1e9:8.0f} GFLOP/s")
-    print(f"share of the convolutions' mean rate   {work / time_taken / statistics.mean(rates):.2f}")
+    wanted = [name for name in context.arguments.only.split(",") if name] or [*ROWS, "rates"]
+    if unknown := set(wanted) - {*ROWS, "rates"}:
+        raise UserError(f"--only {sorted(unknown)[0]}: the rows are {', '.join(ROWS)}, rates")
+    for package, name in (("diffusers", "diffusers"), ("denoising_diffusion_pytorch", "denoising-diffusion-pytorch")):
+        if not peers.available(package):
+            say(f"{name} is not installed: its lines are left out; `.venv/bin/python -m pip install {name}`")
+    folder = context.hold("bench")
+    subject = Subject(context, context.held)
+    rows = [ROWS[name](subject, context) for name in progress(wanted, "bench") if name != "rates"]
+    about = f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
+    page = Page(
+        f"{context.config.name}: how fast",
+        f"{about}; {date.today()}; {', '.join(f'{k} {v}' for k, v in versions().items() if v)}. Medians of calls in "
+        f"turn in one process. The networks are the configuration's, untrained, on pictures made up for the purpose.",
+    )
+    head = ["what", "ours", "against", "takes", "times ours"]
+    page.add_table("Beside others", head, [line for row in rows for line in row.cells()])
+    result = {"device": about, "versions": versions(), "rows": [asdict(row) for row in rows]}
+    if "rates" in wanted:
+        result["rates"] = rates(subject, context)
+        result["matrix_rate"] = matrix_rate(context)
+        page.add_table(
+            f"Arithmetic (matrix product 2048^3: {result['matrix_rate'] / 1e9:.0f} GFLOP/s)",
+            ["step", "GFLOP", "time", "GFLOP/s", "bare convolutions, GFLOP/s", "share"],
+            [
+                [n, f"{r['flop'] / 1e9:.1f}", _shown(r["seconds"]), f"{r['rate'] / 1e9:.0f}",
+                 f"{r['convolutions'] / 1e9:.0f}", f"{r['rate'] / r['convolutions']:.2f}"]
+                for n, r in result["rates"].items()
+            ],
+        )  # fmt: skip
+    path = page.write(folder, result)
+    say((folder / "report.md").read_text())
+    print(path)
 
 
 if __name__ == "__main__":
-    command("Measures the LDM training step against bare convolutions.", main)
+    command("Measures the steps beside the plain way and beside other packages.", main, add_arguments)

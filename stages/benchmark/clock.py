@@ -1,0 +1,75 @@
+"""Times of contenders in turn, arithmetic as torch counts it, and the machine's own rates."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stages.engine.command import Context
+
+Work = Callable[[], object]
+REPEATS = 7
+LONGEST = 60.0  # seconds of one contender in all: a slow one is measured fewer times
+
+
+def _once(work: Work, device: torch.device) -> float:
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def interleaved(contenders: dict[str, Work], device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call: all contenders in turn, `REPEATS` times, after two turns that warm up.
+
+    In turn, so that what else the machine does falls on all alike.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(REPEATS + 2):
+        for name, work in contenders.items():
+            if sum(times[name]) < LONGEST:
+                seconds = _once(work, device)
+                if turn >= 2:
+                    times[name].append(seconds)
+    return times
+
+
+def flops(work: Work) -> int:
+    """Multiplications and additions of one call, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def rate(work: Work, device: torch.device) -> float:
+    """FLOP/s of a call."""
+    return flops(work) / statistics.median(interleaved({"": work}, device)[""])
+
+
+def convolution_rate(context: Context, batch: int, channels: int, side: int, repeat: int = 4) -> float:
+    """FLOP/s of 3x3 convolutions (batch, channels, side, side), forward and backward, in the stages' precision."""
+    layers = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(repeat)))
+    layers.to(context.device, memory_format=torch.channels_last)
+    x = torch.randn(batch, channels, side, side, device=context.device).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+
+    def work() -> None:
+        with context.autocast():
+            y = layers(x)
+        y.backward(torch.ones_like(y))
+
+    return rate(work, context.device)
+
+
+def matrix_rate(context: Context, side: int = 2048) -> float:
+    """FLOP/s of a square matrix product in the stages' precision."""
+    a, b = (torch.randn(side, side, device=context.device, dtype=context.dtype) for _ in range(2))
+
+    def work() -> Tensor:
+        return a @ b
+
+    return rate(work, context.device)

@@ -1,0 +1,153 @@
+"""Other packages on the same work: diffusers and denoising-diffusion-pytorch, used as their own examples use them.
+
+An optional extra, `pip install .[bench]`; `available` says what is there.
+"""
+
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.labels import CLEVR
+from models.vqvae import VQVAE
+from stages.benchmark import plain
+from stages.benchmark.clock import Work
+from stages.engine.command import Context
+from stages.engine.denoising import DiffusionSampler
+from stages.engine.schema import Config, Network
+
+
+def available(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def unet(network: Network, channels: int) -> nn.Module:
+    """diffusers' UNet of the same widths, blocks, heads and context."""
+    from diffusers import UNet2DConditionModel
+
+    widths = tuple(network.channels * m for m in network.multipliers)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=network.blocks,
+        transformer_layers_per_block=network.depth,
+        cross_attention_dim=network.context,
+        attention_head_dim=tuple(network.heads or max(1, w // network.head_width) for w in widths),  # how many
+        norm_num_groups=math.gcd(32, *widths),
+    )
+
+
+def ldm_step(context: Context, config: Config, folder: Path, vae: VQVAE, cached: Tensor | None) -> Work:
+    """A step as in diffusers' text-to-image training example: encode, add noise, predict, AdamW, EMA.
+
+    With `cached` latents (n, c, 8, 8) nothing is read and encoded. Precision as ours: autocast.
+    """
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    s, device = config.ldm, context.device
+    network = unet(s.network, config.vae.latent_channels).to(device)
+    tokens = nn.Embedding(len(CLEVR), s.network.context).to(device)
+    parameters = [*network.parameters(), *tokens.parameters()]
+    optimizer = torch.optim.AdamW(parameters, s.learning_rate, s.betas)
+    average = EMAModel(network.parameters(), decay=s.ema)
+    scheduler = DDPMScheduler(s.timesteps, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    source = plain.batches(folder, s.batch, device) if cached is None else None
+    most = 3
+
+    def work() -> None:
+        if cached is None:
+            images, labels = next(source)
+            with torch.no_grad(), context.autocast():
+                latents = vae.encode(images)
+        else:
+            latents = cached[torch.randint(len(cached), (s.batch,), device=device)]
+            labels = F.one_hot(torch.arange(s.batch, device=device) % len(CLEVR), len(CLEVR)).float()
+        noise = torch.randn_like(latents)
+        t = torch.randint(s.timesteps, (s.batch,), device=device)
+        noisy = scheduler.add_noise(latents, noise, t)
+        with context.autocast():
+            prediction = network(noisy, t, tokens(labels.topk(most).indices)).sample
+        loss = F.mse_loss(prediction.float(), scheduler.get_velocity(latents, noise, t))
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(network.parameters())
+
+    return work
+
+
+class _VQModel(nn.Module):
+    def __init__(self, config: Config):
+        from diffusers import VQModel
+
+        super().__init__()
+        widths = (*config.vae.channels, config.vae.channels[-1])  # four levels: three halvings
+        self.model = VQModel(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=widths,
+            layers_per_block=config.vae.blocks,
+            latent_channels=config.vae.latent_channels,
+            num_vq_embeddings=config.vae.codebook.codes,
+            norm_num_groups=math.gcd(32, *widths),
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.model(images)
+        return out.sample, out.commit_loss.mean()
+
+
+def vae_step(config: Config, folder: Path, device: torch.device) -> Work:
+    """The plain way with diffusers' VQModel of equal widths in place of ours."""
+    return plain.vae_step(config, folder, device, _VQModel(config))
+
+
+def sampling(context: Context, sampler: DiffusionSampler, vae: VQVAE, labels: Tensor, steps: int, scale: float) -> Work:
+    """diffusers' DDIM loop, as in its pipelines, around our network: the same arithmetic but for the loop."""
+    from diffusers import DDIMScheduler
+
+    network, t_count = sampler.network, len(sampler.diffusion)
+    scheduler = DDIMScheduler(
+        t_count,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    labels = labels.to(context.device)
+    doubled = labels.repeat(2, 1)
+    keep = torch.tensor([True, False], device=context.device).repeat_interleave(len(labels))
+
+    @torch.no_grad()
+    def work() -> Tensor:
+        scheduler.set_timesteps(steps, device=context.device)
+        x = torch.randn(len(labels), *sampler.shape, device=context.device)
+        for t in scheduler.timesteps:
+            with context.autocast():
+                both = network(torch.cat([x, x]), t.expand(len(doubled)), doubled, keep)
+            conditional, unconditional = both.chunk(2)
+            guided = unconditional + scale * (conditional - unconditional)
+            x = scheduler.step(guided, t, x).prev_sample
+        with context.autocast():
+            return vae.decode(x)
+
+    return work
+
+
+def pixel_sampling(device: torch.device, count: int, steps: int, width: int) -> Callable[[], Tensor]:
+    """denoising-diffusion-pytorch's DDIM on 64x64 pictures, its default U-Net."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    network = Unet(dim=width, dim_mults=(1, 2, 4, 8), flash_attn=False)
+    diffusion = GaussianDiffusion(network, image_size=64, timesteps=1000, sampling_timesteps=steps).to(device)
+    return lambda: diffusion.sample(batch_size=count)

@@ -1,0 +1,120 @@
+"""This project's own steps, as `stages.vae`, `ldm` and `gan` take them, on pictures made up for the purpose."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.labels import CLEVR
+from stages import evaluator, vae
+from stages.benchmark.clock import Work
+from stages.engine.command import Context
+from stages.engine.config import derive
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.denoising import DiffusionSampler
+from stages.engine.draws import Draws
+from stages.engine.run import Task
+from stages.gan import GanTask
+from stages.ldm import ldm_task
+from stages.vae import VaeTask, load_vae
+
+PICTURES = 600
+UNTRAINED = ("evaluator", "vae")  # stages whose exports the others need: of one step each
+LONG = 10**6
+
+
+def write_pictures(folder: Path) -> None:
+    """A folder in the lab's layout: PNGs of 64x64 noise on grey, one to three labels each."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "iclevr").mkdir(parents=True)
+    random, labels = np.random.default_rng(0), {}
+    for i in range(PICTURES):
+        pixels = (128 + 20 * random.standard_normal((64, 64, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "iclevr" / f"{i:06d}_0.png")
+        labels[f"{i:06d}_0.png"] = [CLEVR.names[k] for k in random.choice(24, i % 3 + 1, replace=False)]
+    sets = list(labels.values())[:64]
+    files = {"train": labels, "objects": CLEVR.index, "test": sets[:32], "new_test": sets[32:]}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+class Subject:
+    """The configuration's networks and recipes, untrained, with everything in them switched on from the first step."""
+
+    def __init__(self, context: Context, held: ExitStack):
+        work = context.folder("bench") / "work"
+        self.folder = work / "pictures"
+        write_pictures(self.folder)
+        shutil.rmtree(work / "subject", ignore_errors=True)
+        always = [f"root={work}", "name=subject", f"data.folder={self.folder}", "data.validation_every=20", "uses={}"]
+        always += ["evaluator.checkpoint=null", "vae.codebook.start=0", "vae.discriminator.start=0", "reported={}"]
+        always += [f"{stage}.warmup=0" for stage in ("evaluator", "vae", "ldm", "gan")]
+
+        def of(steps: int) -> Context:
+            settings = [*always, *(f"{stage}.steps={steps}" for stage in (*UNTRAINED, "ldm", "gan"))]
+            arguments = {"holding": set(), "held": held, "is_variant": True}
+            return replace(context, config=derive(context.config, settings), **arguments)
+
+        first = of(1)
+        evaluator.main(first)
+        vae.main(first)
+        self.context = of(LONG)
+        self.dataset: Dataset = load_dataset(self.context.config, context.device)
+        self.vae, _ = load_vae(self.context)
+
+    def changed(self, *overrides: str) -> Context:
+        return replace(self.context, config=derive(self.context.config, list(overrides)))
+
+    def stepper(self, task: Task, stage: str, batch: int) -> Work:
+        """Calls that each take the task's next step."""
+        context, step = self.context, iter(range(LONG))
+
+        def work() -> None:
+            number = next(step)
+            torch.manual_seed(number)
+            task.step(number, Draws(context.config.seed, stage, number, batch, context.device))
+
+        return work
+
+    def ldm_step(self, *overrides: str) -> Work:
+        context = self.changed(*overrides)
+        return self.stepper(ldm_task(context, self.dataset, self.vae), "ldm", context.config.ldm.batch)
+
+    def vae_step(self, *overrides: str) -> Work:
+        context = self.changed(*overrides)
+        return self.stepper(VaeTask(context, self.dataset), "vae", context.config.vae.batch)
+
+    def gan_step(self, *overrides: str) -> Work:
+        context = self.changed(*overrides)
+        latents = context.config.gan.space == "latents"
+        task = GanTask(context, self.dataset, self.vae if latents else None)
+        return self.stepper(task, "gan", context.config.gan.batch)
+
+    def sampler(self) -> DiffusionSampler:
+        """The LDM's sampler, of an untrained network: as fast as a trained one."""
+        task = ldm_task(self.context, self.dataset, self.vae)
+        return task.sampler_of(task.ema.average)
+
+    def sampling(self, sampler: DiffusionSampler, count: int, *overrides: str) -> Callable[[], torch.Tensor]:
+        """Calls that each make `count` pictures, as `make eval` does."""
+        how = self.changed(*overrides).config.eval
+        labels = self.dataset.labels[:count].cpu()
+        return lambda: sampler.sample(labels, [(0, "bench", i) for i in range(count)], how)
+
+    def reading(self, batch: int) -> Work:
+        """Calls that each bring a batch of pictures, in [-1, 1], onto the device."""
+        from data.images import to_unit
+
+        step = iter(range(LONG))
+
+        def work() -> torch.Tensor:
+            draws = Draws(0, "bench", next(step), batch, self.context.device)
+            return to_unit(self.dataset.images[draws.indices(len(self.dataset.images))])
+
+        return work

@@ -1,0 +1,52 @@
+"""The bench runs on the smoke configuration, and compares like with like."""
+
+import json
+
+import pytest
+import torch
+
+from stages.benchmark import clock, peers, plain
+from stages.engine.config import load
+from tests.conftest import SMOKE
+from tests.stages.test_bad_inputs import assert_one_line
+
+
+def test_its_rows_are_medians_of_calls_in_turn(monkeypatch):
+    calls = []
+    times = clock.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, torch.device("cpu"))
+    assert calls == ["a", "b"] * (clock.REPEATS + 2)
+    assert [len(t) for t in times.values()] == [clock.REPEATS] * 2
+
+
+def test_the_page_of_a_small_bench(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(clock, "REPEATS", 1)
+    status, said = stage("bench", f"root={tmp_path}", "--only", "vae,gan,solver,reading")
+    assert status == 0, said
+    result = json.loads((tmp_path / "smoke/bench/report.json").read_text())
+    assert len(result["rows"]) == 4
+    for row in result["rows"]:
+        assert all(s > 0 for s in row["ours"])
+        assert row["others"]
+    assert "times ours" in (tmp_path / "smoke/bench/report.md").read_text()
+
+
+def test_an_unknown_row_is_one_line(stage, tmp_path):
+    assert_one_line(*stage("bench", f"root={tmp_path}", "--only", "ldm,sleep"), "--only sleep", "reading")
+
+
+def test_the_plain_autoencoder_is_ours_but_for_its_quantiser():
+    config = load(SMOKE)
+    network = plain.plain_vae(config).eval()
+    made, indices, commitment = network(torch.zeros(2, 3, 64, 64))
+    assert (made.shape, indices.shape, commitment.numel()) == ((2, 3, 64, 64), (2, 8, 8), 1)
+
+
+@pytest.mark.skipif(not peers.available("diffusers"), reason="diffusers is an extra")
+def test_the_peer_s_network_has_our_size():
+    from stages.ldm import build_unet
+
+    config = load("configs/demo.yaml", ["ldm.network.expansion=4"])
+    with torch.device("meta"):
+        ours, theirs = build_unet(config.ldm, 6, 24, 3), peers.unet(config.ldm.network, 6)
+    sizes = [sum(p.numel() for p in n.parameters()) for n in (ours, theirs)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
