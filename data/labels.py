@@ -100,6 +100,10 @@ def read_vocabulary(path: Path) -> Vocabulary:
     whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if not whole or sorted(values) != list(range(len(content))):
         raise DataError(f"{path}: the indices must be 0 to {len(content) - 1}, each once")
+    spoken = [" ".join(name.split()).casefold() for name in content]  # as `Vocabulary.parse` reads what is asked for
+    for name, words in zip(content, spoken, strict=True):
+        if not words or "," in words or spoken.count(words) > 1:
+            raise DataError(f"{path}: {name!r} cannot be asked for: names hold no comma and differ in more than case")
     return Vocabulary(sorted(content, key=content.get))
 
 

@@ -15,8 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, combinations
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 from data.labels import CLEVR, COLOURS, SHAPES, DataError
 
@@ -196,18 +197,24 @@ def draw_scene(
         for name in missing:
             passes = _mitsuba_scenes(scene, len(labels[name]), size, samples, mi.ScalarTransform4f)
             image = sum(mi.TensorXf(mi.render(mi.load_dict(p), spp=samples, seed=index)) for p in passes)
-            temporary = folder / f".{name}"
+            temporary = folder / f".{os.getpid()}-{name}"
             mi.util.write_bitmap(str(temporary), image, write_async=False)
             os.replace(temporary, folder / name)
     return labels
 
 
+def _end_with_the_parent() -> None:
+    parent_process().join()  # also where it was killed: a worker alone would wait for work for ever
+    os._exit(1)
+
+
 def _quiet_worker() -> None:
-    """Workers leave signals to the parent, and draw on one thread each: the pool fills the cores."""
+    """Workers leave signals to the parent and end with it, and draw on one thread each: the pool fills the cores."""
     import signal
 
     import drjit
 
+    Thread(target=_end_with_the_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     drjit.set_thread_count(1)
@@ -226,6 +233,8 @@ def draw_scenes(
     Pictures that exist are kept, so an interrupted call goes on; each is written whole or not at all.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".*.png"):  # of a call that was killed
+        stale.unlink(missing_ok=True)
     draw = partial(draw_scene, folder=folder, **settings)
     labels: dict[str, list[str]] = {}
     pool = ProcessPoolExecutor(workers or _cores(), get_context("spawn"), _quiet_worker)

@@ -79,6 +79,7 @@ class UNet(nn.Module):
         condition: str = "tokens",
         pooled: bool = False,
         dropout: float = 0.0,
+        self_condition: bool = False,
     ):
         super().__init__()
         embedding = 4 * channels
@@ -88,11 +89,11 @@ class UNet(nn.Module):
             number = heads or max(1, leaving // head_width)
             return Level(entering, leaving, embedding, number, context, depth, expansion, dropout)
 
-        self.inputs, self.channels = inputs, channels
+        self.inputs, self.channels, self.self_condition = inputs, channels, self_condition
         self.labels = LabelTokens(classes, context, condition, most)
         self.time = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.pooled = nn.Linear(context, embedding) if pooled else None
-        self.enter = conv3x3(inputs, channels)
+        self.enter = conv3x3(inputs * (1 + self_condition), channels)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = channels, [channels]
         for i, outputs in enumerate(widths):
@@ -113,8 +114,15 @@ class UNet(nn.Module):
                 self.up.append(Upsample(width, width))
         self.leave = nn.Sequential(normalisation("group", width), nn.SiLU(), zero_init(conv3x3(width, inputs)))
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`keep` (b,) bool, all True by default: rows without it are unconditional."""
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        """`keep` (b,) bool, all True by default: rows without it are unconditional.
+
+        `estimate`, with self_condition: x_0 as predicted before (b, inputs, 8, 8), zeros where nothing was.
+        """
+        if self.self_condition:
+            x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], dim=1)
         if keep is None:
             keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
         context, mask, total = self.labels(labels, keep)

@@ -111,4 +111,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Ablations from a small fixed budget.", main, add_arguments)
+    command("Ablations from a small fixed budget.", main, add_arguments, alone=True)

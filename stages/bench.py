@@ -190,4 +190,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Measures the steps beside the plain way and beside other packages.", main, add_arguments)
+    command("Measures the steps beside the plain way and beside other packages.", main, add_arguments, alone=True)

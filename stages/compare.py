@@ -110,4 +110,4 @@ def _row(title: str, result: dict) -> list:
 
 
 if __name__ == "__main__":
-    command("Sets the models of an experiment side by side.", main, add_arguments)
+    command("Sets the models of an experiment side by side.", main, add_arguments, alone=True)

@@ -7,6 +7,7 @@ from data.images import to_unit
 from models.multiply_add_unet import MultiplyAddUNet
 from stages.engine import distributed
 from stages.engine.command import Context, add_fresh, command
+from stages.engine.config import flatten
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.denoising import DiffusionSampler, DiffusionTask, LogProbability
 from stages.engine.errors import UserError
@@ -54,7 +55,8 @@ class Plateau:
 
     def see(self, metrics: dict[str, float]) -> None:
         """Takes a preview's accuracies."""
-        means = distributed.average(torch.tensor(list(metrics.values()), dtype=torch.float64)).tolist()
+        values = torch.tensor(list(metrics.values()), device=self.task.context.device)
+        means = distributed.average(values).tolist()
         metrics = dict(zip(metrics, means, strict=True))
         risen = [name for name, value in metrics.items() if value > self.best.get(name, -1.0)]
         self.best |= {name: metrics[name] for name in risen}
@@ -101,9 +103,13 @@ class DdpmTask(DiffusionTask):
 
 
 def main(context: Context) -> None:
-    section_of(context)
+    settings = section_of(context)
     dataset = load_dataset(context.config, context.device)
-    run = Run(context, "ddpm", {"data": dataset.sha256})
+    parents = {"data": dataset.sha256}
+    if settings.plateau_factor < 1:  # then the previews' accuracy is part of the training
+        parents["evaluator"] = load_evaluator(context, len(dataset.vocabulary))[1]["sha256"]
+        parents |= flatten(context.config.eval, "eval.")
+    run = Run(context, "ddpm", parents)
     if not run.finished():
         run.train(DdpmTask(context, dataset))
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from datetime import date
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from stages.vae import load_vae, measure_vae
 
 STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
 STRIP_COLUMNS = 10
+CODE = Path(__file__).resolve().parent.parent
 
 
 def hits_and_labels(judge: Evaluator, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -157,6 +159,9 @@ def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) ->
         "precision": str(context.dtype).removeprefix("torch."),
         "seconds": {stage: about["seconds"] for stage, about in exports.items()},
         "steps": {stage: about["steps"] for stage, about in exports.items()},
+        "exports": {stage: about["identity"] for stage, about in exports.items()},  # how each was really trained
+        "processes": distributed.world_size(),
+        "code_sha256": _digest_of({str(p.relative_to(CODE)): p.read_text() for p in sorted(CODE.rglob("*.py"))}),
     }
 
 
@@ -188,12 +193,15 @@ def _evaluator_words(about: dict) -> str:
 
 
 def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> None:
-    """Samples, judges, writes eval/."""
+    """Samples, judges, writes eval/. An old report is moved aside once all that this one needs is there."""
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     guided = context.config.eval.classifier_guidance > 0
     guide = load_evaluator(context, len(dataset.vocabulary), "guide")[0] if guided else None
     samplers = {name: LOADERS[name](context)[0] for name in context.config.models if name in exports}
     folder = context.folder("eval")
+    distributed.barrier()  # all have looked before the main process moves it
+    if (folder / "report.json").exists() and distributed.is_main():
+        say(f"{context.config.name}/eval: the old report is now {move_aside(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
     results: dict = {name: {} for name in samplers}
     samples: dict = {name: {} for name in samplers}
@@ -293,9 +301,6 @@ def main(context: Context) -> None:
             say(f"{context.config.name}/eval: finished already")
             _say_results(context)
             return
-    distributed.barrier()  # all have looked before the main process moves it
-    if report.exists() and distributed.is_main():
-        say(f"{context.config.name}/eval: the old report is now {move_aside(folder)}")
     evaluate(context, dataset, exports)
     _say_results(context)
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from data.images import to_unit
 from models.evaluator import Evaluator, accuracy
+from stages.engine import distributed
 from stages.engine.checkpoint import load_export, save_export
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
-from stages.engine.errors import UserError, oneline
+from stages.engine.errors import UserError, is_out_of_memory, oneline
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
 from stages.engine.run import Run
@@ -114,7 +115,9 @@ def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused ({oneline(error)[:90]}); it must hold tensors only") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # what is no checkpoint at all ends in many ways
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} is damaged ({oneline(error)[:90]}); copy it again") from None
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict):
@@ -151,7 +154,10 @@ def _adopt_lab(context: Context, run: Run, dataset: Dataset) -> None:
     network.to(context.device)
     real = accuracy(scores(network, dataset.held_out_images, context), dataset.held_out_labels)
     about = {"kind": "lab", "real_accuracy": real, "identity": run.identity, "steps": 0, "seconds": 0.0}
-    save_export(context.export("evaluator"), network.state_dict(), about)
+    run.make_way()
+    if distributed.is_main():
+        save_export(context.export("evaluator"), network.state_dict(), about)
+    distributed.barrier()
 
 
 def main(context: Context) -> None:

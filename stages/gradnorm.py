@@ -75,4 +75,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Compares the critic's gradient norms by layer.", main, add_arguments)
+    command("Compares the critic's gradient norms by layer.", main, add_arguments, alone=True)

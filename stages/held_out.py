@@ -76,4 +76,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Trains without a tenth of the label sets and asks for them.", main, add_fresh)
+    command("Trains without a tenth of the label sets and asks for them.", main, add_fresh, alone=True)

@@ -45,4 +45,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Shows whole denoisings.", main, add_arguments)
+    command("Shows whole denoisings.", main, add_arguments, alone=True)

@@ -65,4 +65,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", main, add_fresh)
+    command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", main, add_fresh, alone=True)

@@ -207,4 +207,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Runs every system of the reports and sets them side by side.", main, add_arguments)
+    command("Runs every system of the reports and sets them side by side.", main, add_arguments, alone=True)

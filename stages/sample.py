@@ -1,6 +1,7 @@
 """`make sample LABELS="red cube, cyan sphere"`: a picture from a trained model."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ def main(context: Context) -> None:
         raise UserError(f"--count {a.count}: ask for at least one picture")
     if a.steps is not None and a.steps < 1:
         raise UserError(f"--steps {a.steps}: take at least one step")
-    if a.guidance is not None and a.guidance < 0:
-        raise UserError(f"--guidance {a.guidance}: must not be negative; 1 is none")
+    if a.guidance is not None and not 0 <= a.guidance < math.inf:
+        raise UserError(f"--guidance {a.guidance}: must be a number from 0 on; 1 is none")
     if Path(a.out).suffix.lower() != ".png":
         raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
     sampler, about = LOADERS[a.model](context)
@@ -51,4 +52,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Draws pictures of the objects asked for.", main, add_arguments)
+    command("Draws pictures of the objects asked for.", main, add_arguments, alone=True)

@@ -64,4 +64,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Compares DDPM's sampler with DDIM's by accuracy and time.", main, add_arguments)
+    command("Compares DDPM's sampler with DDIM's by accuracy and time.", main, add_arguments, alone=True)

@@ -80,7 +80,8 @@ def load_perceptual(settings) -> Perceptual:
 def median_picture(images: Tensor) -> Tensor:
     """The median picture (1, 3, 64, 64) in [-1, 1] of a sample of the set: what is scenery and not an object."""
     chosen = torch.linspace(0, len(images) - 1, min(len(images), 501), device=images.device).long()
-    return to_unit(images[chosen]).median(dim=0).values[None]
+    # on the CPU: a GPU has no deterministic median
+    return to_unit(images[chosen]).cpu().median(dim=0).values[None].to(images.device)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from stages.engine import distributed
-from stages.engine.errors import UserError, of_the_system, oneline
+from stages.engine.errors import UserError, is_out_of_memory, of_the_system, oneline
 
 MAGIC = b"ICLEVR-CKPT-1\n"
 
@@ -67,24 +67,36 @@ class Checkpoints:
         return path
 
     def load_latest(self) -> dict | None:
-        """The newest readable checkpoint's state on the CPU, or None where there is none; warns of each it skips."""
-        for stale in self.folder.glob(".*.tmp"):
-            stale.unlink(missing_ok=True)
-        found = self._found()
-        for path in reversed(found):
+        """The newest readable checkpoint's state on the CPU, or None where there is none.
+
+        Damaged ones before it are warned of and renamed, out of the count of those kept. Where none can be read, or
+        the system refuses one that may be whole, nothing changes and UserError is raised.
+        """
+        if distributed.is_main():
+            for stale in self.folder.glob(".*.tmp"):
+                stale.unlink(missing_ok=True)
+        passed: list[tuple[Path, str]] = []
+        for path in reversed(self._found()):
             try:
-                return self._read(path)
-            except PermissionError as error:  # it may be whole: the user's to say
-                raise of_the_system(error) from None
-            except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
-                fault = f"damaged ({oneline(error)})"
+                state = self._read(path)
+            except OSError as error:
+                raise of_the_system(error, f"cannot read {path}") from None
+            except ValueError as error:
+                passed.append((path, f"damaged ({oneline(error)})"))
+                continue
             except Exception as error:  # weights_only refuses with pickle.UnpicklingError
-                fault = f"refused ({oneline(error)})"
-            self.warn(f"warning: {path} is {fault}; using the checkpoint before it")
-            if distributed.is_main():  # out of the count of those kept, but still there
-                path.rename(path.with_suffix(".damaged"))
-        if found:
-            raise UserError(f"no checkpoint in {self.folder} can be read; move the folder aside or run with --fresh")
+                if is_out_of_memory(error):
+                    raise
+                passed.append((path, f"refused ({oneline(error)})"))
+                continue
+            for bad, fault in passed:
+                self.warn(f"warning: {bad} is {fault}; using the checkpoint before it")
+                if distributed.is_main():
+                    bad.rename(bad.with_suffix(".damaged"))
+            return state
+        if passed:
+            path, fault = passed[0]
+            raise UserError(f"{path} is {fault} and none before it can be read; move the folder aside or use --fresh")
         return None
 
     @staticmethod
@@ -111,7 +123,8 @@ def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
     """Writes tensors and a JSON-able `about`. Returns their sha256, which is also written into the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = _digest(tensors)
-    header = {"about": json.dumps(about, sort_keys=True), "sha256": digest}
+    words = json.dumps(about, sort_keys=True)
+    header = {"about": words, "about_sha256": hashlib.sha256(words.encode()).hexdigest(), "sha256": digest}
     write_atomically(path, safetensors_bytes(tensors, metadata=header))
     return digest
 
@@ -123,6 +136,9 @@ def read_about(path: Path, remedy: str) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+        words = hashlib.sha256(header["about"].encode()).hexdigest()
+        if header.get("about_sha256", words) != words:
+            raise ValueError("checksum of its description differs")
         return {**json.loads(header["about"]), "sha256": header["sha256"]}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None

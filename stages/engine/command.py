@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -15,7 +16,7 @@ import torch
 
 from stages.engine import distributed
 from stages.engine.config import Config, derive, load
-from stages.engine.errors import Interrupted, UserError, of_the_system, oneline
+from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
 
 
@@ -129,8 +130,16 @@ def _on_signal(number: int, frame: object) -> None:
     raise Interrupted(number)
 
 
-def command(description: str, body: Callable[[Context], None], add_arguments: Callable = lambda parser: None) -> None:
-    """Runs `body` as the command's main. Exit status: 0 done, 2 the user's mistake, 130 or 143 interrupted."""
+def command(
+    description: str,
+    body: Callable[[Context], None],
+    add_arguments: Callable = lambda parser: None,
+    alone: bool = False,
+) -> None:
+    """Runs `body` as the command's main. Exit status: 0 done, 2 the user's mistake, 130 or 143 interrupted.
+
+    One that is `alone` is not for several processes.
+    """
     began = time.perf_counter()
     parser = Parser(
         description=description,
@@ -147,25 +156,38 @@ def command(description: str, body: Callable[[Context], None], add_arguments: Ca
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
+    threading.excepthook = _of_thread
     try:
+        if alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"{_module()} runs in one process: start it without torchrun")
         with ExitStack() as held:
             body(_context(load(arguments.config, arguments.overrides), arguments, began, held))
         distributed.stop()
     except UserError as error:
         _end(f"error: {error}", 2)
     except Interrupted as stop:
-        _end(f"interrupted: {stop}; the same command goes on from here", stop.exit_status)
+        without = " without --fresh" if getattr(arguments, "fresh", False) else ""
+        _end(f"interrupted: {stop}; the same command{without} goes on from here", stop.exit_status)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if _is_lost_connection(error):
+            _end(f"error: another process has ended ({oneline(error)[:100]}); its own message says why", 2)
+        if not is_out_of_memory(error):
             raise
         _end(f"error: out of memory ({oneline(error)[:100]}); lower the stage's batch, such as ldm.batch=32", 2)
     except OSError as error:
         _end(f"error: {of_the_system(error)}", 2)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """A GPU raises OutOfMemoryError, a CPU a plain RuntimeError of its allocator."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+def _is_lost_connection(error: Exception) -> bool:
+    """What a collective raises where another process has ended."""
+    text = str(error).lower()
+    return distributed.world_size() > 1 and any(word in text for word in ("connection", "gloo", "nccl"))
+
+
+def _of_thread(arguments: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer meets a full disk in a thread of its own: the main one meets it too, and says so."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
 
 
 def _end(message: str, status: int) -> None:

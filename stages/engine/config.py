@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -107,7 +108,8 @@ def _is_text(path: list[str]) -> bool:
 def _section_at(path: tuple) -> type[BaseModel]:
     section = Config
     for part in path:
-        section = section.model_fields[part].annotation
+        annotation = section.model_fields[part].annotation
+        section = next((a for a in get_args(annotation) if a is not type(None)), annotation)  # of `Ddpm | None`
     return section
 
 
@@ -124,7 +126,14 @@ def _explain(error: ValidationError, where: str) -> str:
     if fault["type"] == "missing":
         return f"{where}: {key} is missing; configs/demo.yaml shows it"
     message = fault["msg"].replace("Input should", "should")
-    return f"{where}: {key} {message}, not {json.dumps(fault['input'], default=str)[:60]}"
+    return f"{where}: {key} {message}, not {_shown(fault['input'])[:60]}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError):  # keys that are no text, a YAML alias to itself
+        return repr(value)
 
 
 def load(path: str | Path, overrides: list[str] = ()) -> Config:

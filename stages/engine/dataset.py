@@ -12,6 +12,7 @@ from stages.engine import distributed
 from stages.engine.checkpoint import load_export, save_export
 from stages.engine.config import Config
 from stages.engine.errors import UserError
+from stages.engine.lock import locked
 from stages.engine.log import progress, say
 
 
@@ -38,13 +39,21 @@ def _pack(config: Config, folder: Path) -> tuple[ImageSet, str]:
     path = Path(config.root) / "packs" / f"{fingerprint(folder, config.data.validation_every)}.safetensors"
     remedy = "run the same command again"
     if not path.is_file() and distributed.is_main():
-        images = read_folder(folder, config.data.validation_every, lambda names: progress(names, f"packing {folder}"))
-        tensors = {"images": images.images, "labels": images.labels, "held_out": images.held_out}
-        save_export(path, tensors, {"objects": images.vocabulary.names, "folder": str(folder)})
-        say(f"packed {len(images.images)} pictures of {folder} into {path}")
+        with locked(path.parent, wait=True):  # one command packs, another takes what it packed
+            if not path.is_file():
+                _write_pack(path, config, folder)
     distributed.barrier()
     tensors, about = load_export(path, remedy)
     return ImageSet(**tensors, vocabulary=Vocabulary(about["objects"])), about["sha256"]
+
+
+def _write_pack(path: Path, config: Config, folder: Path) -> None:
+    images = read_folder(folder, config.data.validation_every, lambda names: progress(names, f"packing {folder}"))
+    for stale in path.parent.glob(".*.tmp"):  # of a command that was killed: this one holds the lock
+        stale.unlink()
+    tensors = {"images": images.images, "labels": images.labels, "held_out": images.held_out}
+    save_export(path, tensors, {"objects": images.vocabulary.names, "folder": str(folder)})
+    say(f"packed {len(images.images)} pictures of {folder} into {path}")
 
 
 def load_dataset(config: Config, device: torch.device) -> Dataset:
@@ -65,6 +74,10 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     if config.data.withhold:
         seen = ~withheld(train[1], config.data.withhold)
         train, digest = (train[0][seen], train[1][seen]), f"{digest} withhold {config.data.withhold}"
+        if not len(train[0]):
+            raise UserError(
+                f"data.withhold={config.data.withhold:g} leaves no picture of {folder} to train on; lower it"
+            )
     return Dataset(
         *(t.to(device) for t in train),
         *(t.to(device) for t in held_out),

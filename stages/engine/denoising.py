@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.diffusion import Diffusion, weighted_timesteps
 from models.samplers import Score, ancestral, ddim, dpm_solver, guided, score_guided, score_of
+from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.draws import Draws
@@ -49,12 +50,17 @@ class DiffusionSampler:
     def _denoiser(self, labels: Tensor, how: Eval):
         """Conditional, unconditional and doubled predictions of one batch's labels, guided as `how` says."""
 
+        last: list[Tensor] = []  # the last x_0, where the network wants it
+
         def predict(x: Tensor, t: Tensor, keep: list[bool]) -> Tensor:
             keep_rows = torch.tensor(keep, device=x.device).repeat_interleave(len(labels))
             copies = len(keep)
-            x, t, y = x.repeat(copies, 1, 1, 1), t.repeat(copies), labels.repeat(copies, 1)
+            inputs = x.repeat(copies, 1, 1, 1), t.repeat(copies), labels.repeat(copies, 1)
             with self.context.autocast():
-                return self.network(x.contiguous(memory_format=torch.channels_last), t, y, keep_rows)
+                prediction = apply(self.network, *inputs, keep_rows, last[-1].repeat(copies, 1, 1, 1) if last else None)
+            if wants_estimate(self.network):  # the conditional one: guided, x_0 lies beyond what training showed
+                last[:] = [self.diffusion.to_x0_and_noise(prediction[: len(x)], x, t)[0]]
+            return prediction
 
         return guided(
             lambda x, t: predict(x, t, [True]),
@@ -110,6 +116,30 @@ class DiffusionSampler:
         return in_batches(labels, keys, how.batch, self.shape, self.context.device, make)
 
 
+def wants_estimate(network: nn.Module) -> bool:
+    """True for a network whose last prediction of x_0 is an input of the next."""
+    return getattr(network, "self_condition", False)
+
+
+def apply(network: nn.Module, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None, estimate: Tensor | None):
+    """The network's prediction, the estimate given to those alone that take one."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    return network(x, t, labels, keep, estimate) if wants_estimate(network) else network(x, t, labels, keep)
+
+
+@torch.no_grad()
+def first_estimate(network: nn.Module, diffusion: Diffusion, xt: Tensor, t: Tensor, labels: Tensor, keep) -> Tensor:
+    """x_0 (b, c, h, w) as the network predicts it without an estimate, for every other row; zeros for the rest.
+
+    Self-conditioning is trained so (arXiv 2208.04202, section 3.2): as often without an estimate as with one.
+    """
+    half = slice(distributed.rank() * len(xt) % 2, None, 2)  # of the global batch
+    prediction = apply(network, xt[half], t[half], labels[half], None if keep is None else keep[half], None)
+    estimate = torch.zeros_like(xt)
+    estimate[half] = diffusion.to_x0_and_noise(prediction, xt[half], t[half])[0]
+    return estimate
+
+
 def denoising_errors(
     context: Context,
     network: nn.Module,
@@ -121,9 +151,10 @@ def denoising_errors(
     keep: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error (b,) of the network's prediction from x0 (b, c, h, w), noised to timesteps t (b,)."""
-    xt = diffusion.noised(x0, noise, t).contiguous(memory_format=torch.channels_last)
+    xt = diffusion.noised(x0, noise, t)
     with context.autocast():
-        prediction = network(xt, t, labels, keep)
+        estimate = first_estimate(network, diffusion, xt, t, labels, keep) if wants_estimate(network) else None
+        prediction = apply(network, xt, t, labels, keep, estimate)
     return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
 
 

@@ -41,3 +41,10 @@ def of_the_system(error: OSError, place: object = None) -> UserError:
     where = place or error.filename or "the output folder"
     mend = MENDS.get(error.errno, "see to it and run again")
     return UserError(f"{where}: {error.strerror or oneline(error)}; {mend}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A GPU raises OutOfMemoryError or a RuntimeError of its libraries, a CPU a RuntimeError of its allocator."""
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))

@@ -11,8 +11,10 @@ from stages.engine.errors import UserError
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a stage's folder, or raises UserError where another command does. The main process holds it for all.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Holds a stage's folder, or raises UserError where another command does, or waits for it.
+
+    The main process holds it for all.
 
     The lock lies beside the folder, `.vae.lock` for `vae/`, so that the folder may be moved aside under it. The
     system lets go of it when the process ends, however it ends: none can be left behind.
@@ -23,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.lock"), "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             raise UserError(

@@ -72,7 +72,7 @@ class MetricsLog:
             write_atomically(self.path, kept.encode())
         from torch.utils.tensorboard import SummaryWriter  # a second of imports that `--help` does without
 
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=self._steps, initial=step, desc=self.title, unit="step", disable=not interactive, dynamic_ncols=True

@@ -87,10 +87,7 @@ class Run:
             "processes": distributed.world_size(),
             **{f"parent {name}": digest for name, digest in parents.items()},
         }
-        fresh = getattr(context.arguments, "fresh", False) and stage not in context.config.uses and not begun
-        if fresh and self.folder.exists() and distributed.is_main():
-            say(f"{self.title}: the old run is now {move_aside(self.folder)}")
-        distributed.barrier()
+        self.fresh = getattr(context.arguments, "fresh", False) and stage not in context.config.uses and not begun
 
     @property
     def title(self) -> str:
@@ -103,7 +100,7 @@ class Run:
             read_about(path, f"train it first in the experiment {user_of}, or take {self.stage} out of `uses`")
             say(f"{self.title}: that of the experiment {user_of} serves: {path}")
             return True
-        if not path.exists():
+        if self.fresh or not path.exists():
             return False
         about = read_about(path, f"run {self.context.make(self.stage)} again")
         elsewhere = {key: self.identity[key] for key in ("precision", "processes")}  # how it was made, not what
@@ -128,8 +125,15 @@ class Run:
         plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in optional.items()}
         return flatten(plain, f"{self.stage}.")
 
+    def make_way(self) -> None:
+        """With --fresh, moves the old run aside: once all that the new one needs is there."""
+        if self.fresh and self.folder.exists() and distributed.is_main():
+            say(f"{self.title}: the old run is now {move_aside(self.folder)}")
+        distributed.barrier()
+
     def train(self, task: Task) -> None:
         """Trains to the last step, from the last checkpoint if there is one, and exports."""
+        self.make_way()
         settings, device = self.settings, self.context.device
         checkpoints = Checkpoints(self.folder, settings.keep, say)
         log = MetricsLog(self.folder, settings.log_every, settings.steps, settings.batch, self.title)
@@ -177,6 +181,13 @@ class Run:
 
     def _restore(self, checkpoints: Checkpoints, task: Task, log: MetricsLog) -> tuple[float, int]:
         state = checkpoints.load_latest()
+        step = state["step"] if state else 0
+        most, least = (s * distributed.any_process(s * step, self.context.device) for s in (1, -1))
+        if most != least:
+            raise UserError(
+                f"{self.folder}: the processes see different checkpoints (of steps {least} and {most}); let all "
+                f"machines share one folder"
+            )
         if state is None:
             return 0.0, 0
         self.refuse_other(state["identity"])

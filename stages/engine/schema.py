@@ -19,6 +19,7 @@ Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -41,7 +42,7 @@ class Render(Section):
     size: Positive = 64  # pixels a side
     samples: Positive = 4  # rays a pixel and lamp
     camera_distance: Annotated[float, Field(ge=8.5)] = 11.0  # closer than i-CLEVR's makes objects larger
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Training(Section):
@@ -59,7 +60,7 @@ class Training(Section):
     log_every: Positive = 50
     preview_every: Positive = 500
     checkpoint_every: Positive = 500
-    keep: Positive = 2  # checkpoints kept
+    keep: Annotated[int, Field(ge=2)] = 2  # checkpoints kept: the newest and those before it, should it be damaged
 
     # Keys that may change between a run and its continuation: they do not touch what is learned.
     NEUTRAL: ClassVar = frozenset({"log_every", "preview_every", "checkpoint_every", "keep"})
@@ -86,7 +87,7 @@ class Discriminator(Section):
     adaptive_limit: Annotated[float, Field(gt=0)] = 1.0
     start: Natural = 0  # the step from which it is used
     channels: Positive = 64
-    layers: Positive = 3
+    layers: Annotated[int, Field(ge=1, le=4)] = 3  # of stride 2, but for the last: 64x64 has room for four
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
 
 
@@ -128,6 +129,7 @@ class Network(Section):
     condition: Literal["tokens", "vector"] = "tokens"  # a token a label, or one token for the whole set
     pooled: bool = False  # the labels are added to the time embedding as well
     dropout: Share = 0.0
+    self_condition: bool = False  # its last prediction of x_0 is an input of the next
 
 
 class Denoising(Training):
@@ -151,7 +153,7 @@ class Ldm(Denoising):
 class Ddpm(Denoising):
     """Pixel diffusion by the multiply-add U-Net."""
 
-    width: Positive = 256
+    width: Annotated[int, Field(gt=0, multiple_of=8)] = 256  # in groups of eight
     paths: Literal["up", "up+down"] = "up+down"  # where the conditions enter
     plateau_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # on the learning rate where no accuracy rises ...
     plateau_patience: Positive = 5  # ... for that many previews
@@ -205,7 +207,7 @@ class Eval(Section):
 
 class Config(Section):
     name: str
-    seed: int = 0
+    seed: Seed = 0
     root: str = "checkpoints"
     device: str = "auto"  # auto: cuda where there is one
     deterministic: bool = False  # on a GPU: only algorithms that repeat bit for bit; a CPU always does

@@ -22,6 +22,27 @@ def ldm_folder(root):
     return folder, max(folder.glob("step-*.ckpt"))
 
 
+@pytest.mark.parametrize("file", ["smoke/vae/export.safetensors", "packs"])
+def test_a_changed_word_in_an_export_s_header_is_damage(stage, chain_copy, file):
+    path = chain_copy / file
+    path = next(path.glob("*.safetensors")) if path.is_dir() else path
+    content = path.read_bytes()
+    word = b"red cube" if file == "packs" else b"latent_channels"
+    path.write_bytes(content.replace(word, word[::-1]))
+    shutil.rmtree(chain_copy / "smoke/ldm")
+    assert_one_line(*stage("ldm", f"root={chain_copy}"), str(path), "checksum of its description")
+
+
+def test_where_no_checkpoint_can_be_read_nothing_starts_anew(stage, chain_copy):
+    folder, _ = ldm_folder(chain_copy)
+    for path in folder.glob("step-*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for _ in range(2):
+        assert_one_line(*stage("ldm", f"root={chain_copy}"), "none before it can be read", "--fresh")
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
 DAMAGES = [("cut", tenth) for tenth in range(10)] + [("flipped", tenth) for tenth in range(10)]
 
 

@@ -19,14 +19,15 @@ from tests.stages.test_resume import digest, lines
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("KILLS", "25"))
+PACK = "packs/.*.tmp"  # of the root; the others are of the stage's folder
 WRITES = {  # a write to hit, where the stage makes one
-    "render": [".*.tmp", "iclevr/.*.tmp"],
-    "evaluator": [".step-*.tmp", ".export*.tmp", "../../packs/.*.tmp"],
+    "render": [".*.tmp", "iclevr/.*-CLEVR*.png"],
+    "evaluator": [".step-*.tmp", ".export*.tmp", PACK],
     "vae": [".step-*.tmp", ".export*.tmp"],
     "ldm": [".step-*.tmp", ".export*.tmp"],
     "gan": [".step-*.tmp", ".export*.tmp"],
     "ddpm": [".step-*.tmp", ".export*.tmp"],
-    "evaluate": [".*.tmp", "../../packs/.*.tmp"],
+    "evaluate": [".*.tmp", PACK],
 }
 FOLDERS = {"evaluate": "eval"}
 PACKS = ("evaluator", "evaluate")  # run without a pack, so that packing is killed too
@@ -35,7 +36,7 @@ PACKS = ("evaluator", "evaluate")  # run without a pack, so that packing is kill
 def outcome(root, stage) -> dict:
     """What must be the same bit for bit: tensors, curve, pictures, figures; not how long it took."""
     folder = root / "smoke" / FOLDERS.get(stage, stage)
-    assert not list(root.rglob(".*.tmp")), "a temporary file was left"
+    assert not [*root.rglob(".*.tmp"), *root.rglob(".*.png")], "a temporary file was left"
     if stage == "render":
         return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     pictures = {p.name: p.read_bytes() for p in folder.rglob("*.png")}
@@ -64,7 +65,7 @@ def killed(root, stage, seconds, pattern) -> bool:
     folder = root / "smoke" / FOLDERS.get(stage, stage)
     deadline = time.monotonic() + (60 if pattern else seconds)
     while process.poll() is None and time.monotonic() < deadline:
-        if pattern and folder.exists() and next(folder.glob(pattern), None):
+        if pattern and next((root if pattern == PACK else folder).glob(pattern), None):
             break
         time.sleep(0.0005 if pattern else 0.005)
     process.send_signal(signal.SIGKILL)

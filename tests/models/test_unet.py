@@ -61,3 +61,11 @@ def test_tokens_are_a_set_of_the_labels():
 
 def test_starts_at_zero():
     assert (UNet(channels=16, blocks=1, head_width=8)(*arguments()) == 0).all()
+
+
+def test_self_conditioning_takes_the_last_estimate_and_none_is_zeros():
+    unet = small(self_condition=True)
+    x, t, labels = arguments()
+    out = unet(x, t, labels)
+    torch.testing.assert_close(unet(x, t, labels, None, torch.zeros_like(x)), out)
+    assert not torch.allclose(unet(x, t, labels, None, torch.ones_like(x)), out)

@@ -44,7 +44,7 @@ def loop(name):
     """A fault: a symbolic link that leads to itself."""
 
     def spoil(folder: Path) -> None:
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(name)
 
     return spoil
@@ -86,6 +86,14 @@ def cut_zip(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
+def flipped_zip(folder: Path) -> None:
+    """A byte in the middle of a member's compressed data."""
+    zipped({})(folder)
+    content = bytearray((folder / "iclevr.zip").read_bytes())
+    content[content.index(b"PK", 100) - 30] ^= 255
+    (folder / "iclevr.zip").write_bytes(content)
+
+
 def extra_picture(folder: Path) -> None:
     Image.new("RGB", (64, 64)).save(folder / "iclevr" / "stray.png")
 
@@ -114,6 +122,8 @@ DATA = [
     ("objects.json a gap", changed("objects.json", lambda c: c | {"gray cube": 99}), ["0 to 23"]),
     ("objects.json a text index", changed("objects.json", lambda c: c | {"gray cube": "0"}), ["0 to 23"]),
     ("objects.json a truth", changed("objects.json", lambda c: c | {"gray cube": False}), ["0 to 23"]),
+    ("objects.json a comma", text("objects.json", '{"a, b": 0}'), ["cannot be asked for"]),
+    ("objects.json by case", text("objects.json", '{"Dog": 0, "dog": 1}'), ["cannot be asked for"]),
     ("objects.json twice", text("objects.json", '{"a": 0, "a": 1}'), ["'a' stands twice"]),
     ("train.json cut", text("train.json", '{"CLEVR'), ["train.json", "not valid JSON"]),
     ("train.json a list", text("train.json", "[]"), ["train.json", "expected"]),
@@ -135,18 +145,22 @@ DATA = [
     ("validation.json shared", validation({FIRST: ["red cube"]}), [FIRST, "in train.json too"]),
     ("validation.json unknown", validation({"v.png": ["pink cube"]}), ["validation.json", "pink cube"]),
     ("validation.json cut", text("validation.json", "{"), ["validation.json", "not valid JSON"]),
+    ("validation.json loops", loop("validation.json"), ["validation.json"]),
     ("no pictures", no_pictures, ["no pictures"]),
     ("a picture without labels", extra_picture, ["stray.png has no labels"]),
     ("a picture that is gone", gone(f"iclevr/{FIRST}"), [FIRST, "is missing but has labels"]),
     ("an empty picture", text(f"iclevr/{FIRST}", ""), [FIRST, "not a readable picture"]),
     ("a text picture", text(f"iclevr/{FIRST}", "hello"), [FIRST, "not a readable picture"]),
     ("a cut picture", text(f"iclevr/{FIRST}", b"\x89PNG\r\n\x1a\n" + bytes(40)), [FIRST, "not a readable picture"]),
+    ("a PostScript picture", text(f"iclevr/{FIRST}", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), [FIRST]),
+    ("a picture with damaged EXIF", picture(lambda: (Image.new("RGB", (64, 64)), {"exif": b"Exif\0\0MM\0*"})), [FIRST]),
     ("an animated picture", picture(animated), [FIRST, "animated"]),
     ("16 bits grey", picture(lambda: (Image.fromarray(NOISE16), {})), [FIRST, "16 or 32 bits"]),
     ("a transparent picture", picture(lambda: (Image.new("RGBA", (64, 64), (9, 9, 9, 9)), {})), [FIRST, "transparent"]),
     ("a monstrous picture", picture(lambda: (Image.new("1", (9000, 10)), {})), [FIRST, "9000x10"]),
     ("zip: not one", lambda f: (zipped({})(f), (f / "iclevr.zip").write_text("no")), ["not a readable zip"]),
     ("zip: cut", cut_zip, ["iclevr.zip"]),
+    ("zip: a flipped byte", flipped_zip, ["iclevr.zip"]),
     ("zip: outside", zipped({"../evil.png": b""}), ["'../evil.png' points outside"]),
     ("zip: absolute", zipped({"/evil.png": b""}), ["'/evil.png' points outside"]),
     ("zip: twice", zipped({f"more/{FIRST}": b""}), [f"two members are called {FIRST}"]),
@@ -200,6 +214,36 @@ CONFIGURATION = [
     (["evaluator.steps=[1"], "evaluator.steps"),
     (["=3"], "section.key=value"),
     (["seed.x=1"], "seed"),
+    ([f"seed={2**64}"], "seed"),
+    (["render.scenes=0"], "render.scenes"),
+    (["render.size=0"], "render.size"),
+    (["render.samples=-1"], "render.samples"),
+    (["render.camera_distance=2.0"], "render.camera_distance"),
+    (["render.seed=-1"], "render.seed"),
+    (["evaluator.keep=1"], "evaluator.keep"),
+    (["evaluator.low_resolution=1.5"], "evaluator.low_resolution"),
+    (["vae.perceptual.network=resnet"], "vae.perceptual.network"),
+    (["vae.discriminator.layers=5"], "vae.discriminator.layers"),
+    (["vae.stem=3"], "vae.stem"),
+    (["ldm.network.condition=text"], "ldm.network.condition"),
+    (["ldm.network.self_condition=2"], "ldm.network.self_condition"),
+    (["gan.critic.condition=all"], "gan.critic.condition"),
+    (["gan.penalty_share=0"], "gan.penalty_share"),
+    (["gan.body=vgg"], "gan.body"),
+    (["ddpm.width=12"], "ddpm.width"),
+    (["ddpm.paths=down"], "ddpm.paths"),
+    (["ddpm.plateau_factor=0"], "ddpm.plateau_factor"),
+    (["ddpm.stepz=3"], "did you mean steps"),
+    (["eval.sampler=euler"], "eval.sampler"),
+    (["eval.spacing=log"], "eval.spacing"),
+    (["eval.eta=2"], "eval.eta"),
+    (["eval.clip=0"], "eval.clip"),
+    (["eval.batch=0"], "eval.batch"),
+    (["eval.guidance=-1"], "eval.guidance"),
+    (["device=quantum"], "device"),
+    (["deterministic=maybe"], "deterministic"),
+    (["reported={ldm: [1]}"], "reported.ldm"),
+    (["root=a\0b"], "root"),
 ]
 
 
@@ -228,7 +272,10 @@ def test_bad_data(stage, tmp_path, spoil, parts):
 
 @pytest.mark.parametrize(("overrides", "part"), CONFIGURATION, ids=[" ".join(case[0]) for case in CONFIGURATION])
 def test_bad_configuration(stage, tmp_path, overrides, part):
-    assert_one_line(*stage("evaluator", f"root={tmp_path}", *overrides), part)
+    status, said = stage("evaluator", f"root={tmp_path}", *overrides)
+    said = said.replace(str(tmp_path), "")  # the test's own name is in it
+    assert_one_line(status, said, part)
+    assert "no scenes yet" not in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -186,7 +186,9 @@ def test_the_export_carries_the_latents_own_mean_and_deviation(chain):
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(6), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("change", ["ldm.prediction=noise", "ldm.timestep_draws=uniform"])
+@pytest.mark.parametrize(
+    "change", ["ldm.prediction=noise", "ldm.timestep_draws=uniform", "ldm.network.self_condition=true"]
+)
 def test_other_choices_of_the_ldm_train_and_sample(stage, chain_copy, tmp_path, change):
     arguments = (f"root={chain_copy}", change, "eval.eta=0.5", "eval.seeds=[0]")
     assert stage("ldm", "--fresh", *arguments)[0] == 0

@@ -34,7 +34,17 @@ def end(process):
 
 def losses(folder):
     """Each line's step and what the loss is made of; not what is counted or averaged within a process only."""
-    names = ("step", "loss", "reconstruction", "commitment", "adversarial_weight", "wasserstein", "penalty")
+    names = (
+        "step",
+        "loss",
+        "reconstruction",
+        "commitment",
+        "adversarial_weight",
+        "wasserstein",
+        "penalty",
+        "gradient_norm",
+    )
+    names += ("critic_gradient_norm", "generator_gradient_norm")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k in names} for line in lines]
 
@@ -102,3 +112,12 @@ def test_a_batch_that_cannot_be_shared_is_one_line(chain_copy):
     status, said = end(start(2, "ldm", chain_copy, "ldm.batch=7"))
     assert status != 0
     assert "error: a batch of 7 cannot be shared by 2 processes" in said
+
+
+@pytest.mark.faults
+def test_a_run_does_not_go_on_under_another_number_of_processes(chain_copy):
+    assert end(start(1, "ldm", chain_copy))[0] == 0
+    (chain_copy / "by-1/ldm/export.safetensors").unlink()
+    status, said = end(start(2, "ldm", chain_copy, "name=by-1"))
+    assert status != 0
+    assert "processes: 1 -> 2" in said and "--fresh" in said

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import jinja2
@@ -21,8 +22,12 @@ def data_uri(content: bytes) -> str:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; empty where there is none."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a metrics.jsonl; empty where there is none. A line cut by a full disk is passed over."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def curve(lines: list[dict], names: list[str], title: str, log: bool = False) -> bytes | None:
