@@ -107,7 +107,7 @@ bench: setup ## training steps, sampling and reading beside the plain way, other
 	@$(PY) -m stages.bench --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
 test: setup ## the tests
-	@$(PY) -m pytest -q
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
 faults: setup ## the long tests: kills at random moments (KILLS=25 a stage), damaged files, full disks, processes
 	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
