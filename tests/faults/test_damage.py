@@ -23,14 +23,15 @@ def ldm_folder(root):
 
 
 @pytest.mark.parametrize("file", ["smoke/vae/export.safetensors", "packs"])
-def test_a_changed_word_in_an_export_s_header_is_damage(stage, chain_copy, file):
+def test_a_changed_word_in_an_export_s_header_is_damage(stage, chain, chain_copy, file):
     path = chain_copy / file
     path = next(path.glob("*.safetensors")) if path.is_dir() else path
     content = path.read_bytes()
     word = b"red cube" if file == "packs" else b"latent_channels"
     path.write_bytes(content.replace(word, word[::-1]))
     shutil.rmtree(chain_copy / "smoke/ldm")
-    assert_one_line(*stage("ldm", f"root={chain_copy}"), str(path), "checksum of its description")
+    pictures = f"data.folder={chain}/smoke/render"  # those of the pack: a copied folder would be packed anew
+    assert_one_line(*stage("ldm", f"root={chain_copy}", pictures), str(path), "checksum of its description")
 
 
 def test_where_no_checkpoint_can_be_read_nothing_starts_anew(stage, chain_copy):
@@ -64,7 +65,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(stage, chain, chain_co
 
 @pytest.mark.parametrize(("kind", "tenth"), DAMAGES)
 @pytest.mark.parametrize("file", ["smoke/vae/export.safetensors", "smoke/evaluator/export.safetensors", "packs"])
-def test_a_damaged_export_or_pack_is_one_line(stage, chain_copy, file, kind, tenth):
+def test_a_damaged_export_or_pack_is_one_line(stage, chain, chain_copy, file, kind, tenth):
     path = chain_copy / file
     path = next(path.glob("*.safetensors")) if path.is_dir() else path
     content = bytearray(path.read_bytes())
@@ -74,7 +75,8 @@ def test_a_damaged_export_or_pack_is_one_line(stage, chain_copy, file, kind, ten
         damaged[place] ^= 16
     path.write_bytes(damaged)
     shutil.rmtree(chain_copy / "smoke/ldm")
-    assert_one_line(*stage("ldm", f"root={chain_copy}"), str(path))
+    pictures = f"data.folder={chain}/smoke/render"  # those of the pack: a copied folder would be packed anew
+    assert_one_line(*stage("ldm", f"root={chain_copy}", pictures), str(path))
     assert path.read_bytes() == bytes(damaged)
 
 
