@@ -12,6 +12,11 @@ SHAPES = ("cube", "sphere", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 
 
+def _spoken(name: str) -> str:
+    """A name as it is compared with what is asked for: spacing and case are free."""
+    return " ".join(name.split()).casefold()
+
+
 class DataError(Exception):
     """A fault in the user's data: one line that names the file and the mend."""
 
@@ -54,10 +59,10 @@ class Vocabulary:
 
     def parse(self, text: str) -> Tensor:
         """Text, "red cube, cyan sphere" -> (1, len(self)) multi-hot. Spacing and case are free, grey may be gray."""
-        folded = {name.casefold(): name for name in self.names}
+        folded = {_spoken(name): name for name in self.names}
 
         def known(part: str) -> str:
-            name = " ".join(part.split()).casefold()
+            name = _spoken(part)
             return folded.get(name) or folded.get(name.replace("grey", "gray")) or name
 
         names = [known(part) for part in text.split(",")]
@@ -100,7 +105,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if not whole or sorted(values) != list(range(len(content))):
         raise DataError(f"{path}: the indices must be 0 to {len(content) - 1}, each once")
-    spoken = [" ".join(name.split()).casefold() for name in content]  # as `Vocabulary.parse` reads what is asked for
+    spoken = list(map(_spoken, content))
     for name, words in zip(content, spoken, strict=True):
         if not words or "," in words or spoken.count(words) > 1:
             raise DataError(f"{path}: {name!r} cannot be asked for: names hold no comma and differ in more than case")

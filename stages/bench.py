@@ -161,7 +161,7 @@ def main(context: Context) -> None:
         if not peers.available(package):
             say(f"{name} is not installed: its lines are left out; `.venv/bin/python -m pip install {name}`")
     folder = context.hold("bench")
-    subject = Subject(context, context.held)
+    subject = Subject(context)
     rows = [ROWS[name](subject, context) for name in progress(wanted, "bench") if name != "rates"]
     about = f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
     page = Page(

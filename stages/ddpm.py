@@ -6,6 +6,7 @@ from torch import Tensor
 from data.images import to_unit
 from models.multiply_add_unet import MultiplyAddUNet
 from stages.engine import distributed
+from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import flatten
 from stages.engine.dataset import Dataset, load_dataset
@@ -107,7 +108,8 @@ def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     parents = {"data": dataset.sha256}
     if settings.plateau_factor < 1:  # then the previews' accuracy is part of the training
-        parents["evaluator"] = load_evaluator(context, len(dataset.vocabulary))[1]["sha256"]
+        judged_by = read_about(context.export("evaluator"), f"run {context.make('evaluator')}")
+        parents["evaluator"] = judged_by["sha256"]
         parents |= flatten(context.config.eval, "eval.")
     run = Run(context, "ddpm", parents)
     if not run.finished():

@@ -161,8 +161,13 @@ def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) ->
         "steps": {stage: about["steps"] for stage, about in exports.items()},
         "exports": {stage: about["identity"] for stage, about in exports.items()},  # how each was really trained
         "processes": distributed.world_size(),
-        "code_sha256": _digest_of({str(p.relative_to(CODE)): p.read_text() for p in sorted(CODE.rglob("*.py"))}),
+        "code_sha256": _digest_of({str(p.relative_to(CODE)): p.read_text() for p in _sources()}),
     }
+
+
+def _sources() -> list[Path]:
+    """The project's own files: the folder above them may hold an environment with every package's."""
+    return sorted(path for part in ("data", "models", "stages") for path in (CODE / part).rglob("*.py"))
 
 
 def _digest_of(*content: object) -> str:

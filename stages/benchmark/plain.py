@@ -16,7 +16,7 @@ from torchvision import transforms
 from vector_quantize_pytorch import VectorQuantize
 
 from data.labels import CLEVR
-from models.adversarial import LOSSES
+from models.adversarial import LOSSES, gradient_penalty
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.vqvae import VQVAE
 from stages.benchmark.clock import Work
@@ -132,13 +132,6 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE) -> 
         with torch.no_grad():
             return (vae.encode(images) if width else F.pixel_unshuffle(images, s.stem)), labels
 
-    def penalty(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
-        mix = torch.rand(len(real), 1, 1, 1, device=device)
-        between = (mix * real + (1 - mix) * fake).requires_grad_()
-        scored, _ = critic(between, labels)
-        (gradient,) = torch.autograd.grad(scored.sum(), between, create_graph=True)
-        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
-
     def classified(logits: Tensor | None, labels: Tensor) -> Tensor | float:
         return 0.0 if logits is None else s.auxiliary * F.binary_cross_entropy_with_logits(logits, labels)
 
@@ -147,7 +140,9 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE) -> 
             real, labels = real_batch()
             fake = generator(torch.randn(len(real), s.generator.noise, device=device), labels).detach()
             (on_real, logits), (on_fake, _) = critic(real, labels), critic(fake, labels)
-            loss = loss_of.critic(on_real, on_fake) + s.penalty * penalty(real, fake, labels)
+            mix = torch.rand(len(real), 1, 1, 1, device=device)
+            penalty, _ = gradient_penalty(critic, real, fake, labels, mix)
+            loss = loss_of.critic(on_real, on_fake) + s.penalty * penalty
             optimizers[1].zero_grad()
             (loss + classified(logits, labels)).backward()
             optimizers[1].step()

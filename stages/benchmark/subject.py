@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data.images import to_unit
 from data.labels import CLEVR
 from stages import evaluator, vae
 from stages.benchmark.clock import Work
@@ -47,7 +47,7 @@ def write_pictures(folder: Path) -> None:
 class Subject:
     """The configuration's networks and recipes, untrained, with everything in them switched on from the first step."""
 
-    def __init__(self, context: Context, held: ExitStack):
+    def __init__(self, context: Context):
         work = context.folder("bench") / "work"
         self.folder = work / "pictures"
         write_pictures(self.folder)
@@ -58,8 +58,7 @@ class Subject:
 
         def of(steps: int) -> Context:
             settings = [*always, *(f"{stage}.steps={steps}" for stage in (*UNTRAINED, "ldm", "gan"))]
-            arguments = {"holding": set(), "held": held, "is_variant": True}
-            return replace(context, config=derive(context.config, settings), **arguments)
+            return replace(context, config=derive(context.config, settings), holding=set(), is_variant=True)
 
         first = of(1)
         evaluator.main(first)
@@ -109,8 +108,6 @@ class Subject:
 
     def reading(self, batch: int) -> Work:
         """Calls that each bring a batch of pictures, in [-1, 1], onto the device."""
-        from data.images import to_unit
-
         step = iter(range(LONG))
 
         def work() -> torch.Tensor:
