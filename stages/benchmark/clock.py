@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from stages.engine.command import Context
 
@@ -38,9 +39,21 @@ def interleaved(contenders: dict[str, Work], device: torch.device) -> dict[str, 
     return times
 
 
+class _OneModule(ModuleTracker):
+    """No count by module: its hooks cannot be where `autograd.grad` is, as in a gradient penalty."""
+
+    def __enter__(self) -> "_OneModule":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
 def flops(work: Work) -> int:
     """Multiplications and additions of one call, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _OneModule()
+    with counter:
         work()
     return counter.get_total_flops()
 

@@ -4,8 +4,9 @@ An optional extra, `pip install .[bench]`; `available` says what is there.
 """
 
 import math
-from collections.abc import Callable
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -144,10 +145,15 @@ def sampling(context: Context, sampler: DiffusionSampler, vae: VQVAE, labels: Te
     return work
 
 
-def pixel_sampling(device: torch.device, count: int, steps: int, width: int) -> Callable[[], Tensor]:
+def pixel_sampling(device: torch.device, count: int, steps: int, width: int) -> Work:
     """denoising-diffusion-pytorch's DDIM on 64x64 pictures, its default U-Net."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     network = Unet(dim=width, dim_mults=(1, 2, 4, 8), flash_attn=False)
     diffusion = GaussianDiffusion(network, image_size=64, timesteps=1000, sampling_timesteps=steps).to(device)
-    return lambda: diffusion.sample(batch_size=count)
+
+    def work() -> Tensor:
+        with redirect_stderr(StringIO()):  # its progress bar
+            return diffusion.sample(batch_size=count)
+
+    return work
