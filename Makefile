@@ -28,7 +28,7 @@ EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench test faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench growth test faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -105,6 +105,9 @@ reproduce: vae ## every system of the reports, one page (days on a CPU: stages.r
 
 bench: setup ## training steps, sampling and reading beside the plain way, other packages and the machine's rates
 	@$(PY) -m stages.bench --config "$(CONFIG)" $(FLAGS) -- $(SETS)
+
+growth: setup ## a step's time and memory against batch, networks, pictures (12 KiB of disk each, twice) and processes
+	@$(PY) -m stages.growth --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
 test: setup ## the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2

@@ -33,7 +33,7 @@ CONDITION_FILES = ("test", "new_test")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images (n, 3, 64, 64) uint8; labels (n, k) uint8; held_out (n,) bool: validation pictures."""
+    """images (n, 3, 64, 64) uint8; labels (n, k) uint8; held_out (n,) bool: validation pictures, after all others."""
 
     images: Tensor
     labels: Tensor
@@ -41,9 +41,14 @@ class ImageSet:
     vocabulary: Vocabulary
 
     def part(self, held_out: bool) -> tuple[Tensor, Tensor]:
-        """The images and float labels of the training or of the held-out pictures."""
-        chosen = self.held_out == held_out
-        return self.images[chosen], self.labels[chosen].float()
+        """The images and float labels of the training or of the held-out pictures.
+
+        The images are a view where those pictures lie together: an array that is mapped from a file stays so.
+        """
+        (chosen,) = (self.held_out == held_out).nonzero(as_tuple=True)
+        first, last = int(chosen[0]), int(chosen[-1]) + 1
+        images = self.images[first:last] if last - first == len(chosen) else self.images[chosen]
+        return images, self.labels[chosen].float()
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -172,10 +177,17 @@ def fingerprint(folder: Path, validation_every: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_folder(folder: Path, validation_every: int, progress: Callable = iter) -> ImageSet:
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+def read_folder(
+    folder: Path, validation_every: int, progress: Callable = iter, empty: Callable[..., Tensor] = _empty
+) -> ImageSet:
     """Reads, checks and decodes a whole folder. `progress` wraps the iterator over pictures.
 
-    Without a validation.json each `validation_every`-th scene is held out. Raises DataError.
+    Without a validation.json each `validation_every`-th scene is held out. `empty(n, 3, 64, 64)` makes the uint8
+    array that is filled. Raises DataError.
     """
     vocabulary = read_vocabulary(folder / "objects.json")
     names, labels = read_picture_labels(folder / "train.json", vocabulary)
@@ -200,7 +212,9 @@ def read_folder(folder: Path, validation_every: int, progress: Callable = iter) 
     if held_out.all() or not held_out.any():
         mend = "change data.validation_every or write a validation.json"
         raise DataError(f"{folder}: nothing on one side of the validation split; {mend}")
-    images = torch.empty(len(names), 3, SIZE, SIZE, dtype=torch.uint8)
+    order = held_out.int().argsort(stable=True)
+    names, labels, held_out = [names[i] for i in order.tolist()], labels[order], held_out[order]
+    images = empty(len(names), 3, SIZE, SIZE)
     for i, name in enumerate(progress(names)):
         images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}").copy())
     return ImageSet(images, labels.to(torch.uint8), held_out, vocabulary)

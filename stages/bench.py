@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import date
 
 from stages.benchmark import peers, plain
-from stages.benchmark.clock import Work, convolution_rate, flops, interleaved, matrix_rate
+from stages.benchmark.clock import Work, convolution_rate, flops, interleaved, matrix_rate, shown
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
@@ -47,12 +47,8 @@ class Row:
         lines = []
         for name, seconds in self.others.items():
             theirs = statistics.median(seconds)
-            lines.append([self.what, _shown(mine), name, _shown(theirs), f"{theirs / mine:.2f}"])
-        return lines or [[self.what, _shown(mine), None, None, None]]
-
-
-def _shown(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+            lines.append([self.what, shown(mine), name, shown(theirs), f"{theirs / mine:.2f}"])
+        return lines or [[self.what, shown(mine), None, None, None]]
 
 
 def ldm_row(subject: Subject, context: Context) -> Row:
@@ -161,7 +157,7 @@ def main(context: Context) -> None:
         if not peers.available(package):
             say(f"{name} is not installed: its lines are left out; `.venv/bin/python -m pip install {name}`")
     folder = context.hold("bench")
-    subject = Subject(context)
+    subject = Subject(context, folder / "work")
     rows = [ROWS[name](subject, context) for name in progress(wanted, "bench") if name != "rates"]
     about = f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
     page = Page(
@@ -179,7 +175,7 @@ def main(context: Context) -> None:
             f"Arithmetic (matrix product 2048^3: {result['matrix_rate'] / 1e9:.0f} GFLOP/s)",
             ["step", "GFLOP", "time", "GFLOP/s", "bare convolutions, GFLOP/s", "share"],
             [
-                [n, f"{r['flop'] / 1e9:.1f}", _shown(r["seconds"]), f"{r['rate'] / 1e9:.0f}",
+                [n, f"{r['flop'] / 1e9:.1f}", shown(r["seconds"]), f"{r['rate'] / 1e9:.0f}",
                  f"{r['convolutions'] / 1e9:.0f}", f"{r['rate'] / r['convolutions']:.2f}"]
                 for n, r in result["rates"].items()
             ],

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from data.images import to_unit
 from models.multiply_add_unet import MultiplyAddUNet
 from stages.engine import distributed
 from stages.engine.checkpoint import read_about
@@ -89,7 +88,7 @@ class DdpmTask(DiffusionTask):
             settings,
             dataset,
             network,
-            lambda index: to_unit(dataset.images[index]),
+            dataset.pictures,
             lambda average: pixel_sampler(context, average, settings, guide),
             judge(evaluator, context),
             {"classes": len(dataset.vocabulary), "objects": dataset.vocabulary.names},

@@ -70,8 +70,7 @@ class EvaluatorTask:
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         index = draws.indices(len(self.dataset.images))
-        images, labels = to_unit(self.dataset.images[index]), self.dataset.labels[index]
-        images = self._augment(images, draws)
+        images, labels = self._augment(self.dataset.pictures(index), draws), self.dataset.labels[index]
         self.network.train()
         with self.context.autocast():
             logits = self.network.logits(images.contiguous(memory_format=torch.channels_last))

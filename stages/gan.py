@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.images import to_unit
 from models.adversarial import LOSSES, gradient_penalty
 from models.vqvae import VQVAE
 from models.wgan import Critic, Generator
@@ -100,10 +99,7 @@ class GanTask:
         self.context, self.dataset, self.settings, self.vae = context, dataset, context.config.gan, vae
         s = self.settings
         self.loss = LOSSES[s.loss]
-        if vae is not None:
-            self.real = encode_set(vae, dataset.images, context)
-        else:
-            self.real = dataset.images
+        self.latents = None if vae is None else encode_set(vae, dataset.images, context)
         self.latent_channels = vae.latent_mean.numel() if vae is not None else 0
         torch.manual_seed(context.config.seed)
         build = (s, len(dataset.vocabulary), self.latent_channels)
@@ -124,14 +120,15 @@ class GanTask:
         self.evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
 
     def _real_batch(self, index: Tensor) -> Tensor:
-        batch = self.real[index]
-        if self.vae is None:
-            batch = F.pixel_unshuffle(to_unit(batch), self.settings.stem)
+        if self.latents is not None:
+            batch = self.latents[index]
+        else:
+            batch = F.pixel_unshuffle(self.dataset.pictures(index), self.settings.stem)
         return batch.contiguous(memory_format=torch.channels_last)
 
     def _critic_step(self, step: int, draws: Draws, part: int) -> dict[str, Tensor]:
         s = self.settings
-        index = draws.indices(len(self.real), part, s.critic_steps + 1)
+        index = draws.indices(len(self.dataset.images), part, s.critic_steps + 1)
         real, labels = self._real_batch(index), self.dataset.labels[index]
         with self.context.autocast():
             with torch.no_grad():
@@ -170,7 +167,7 @@ class GanTask:
         s = self.settings
         for part in range(s.critic_steps):
             metrics = self._critic_step(step, draws, part)
-        labels = self.dataset.labels[draws.indices(len(self.real), s.critic_steps, s.critic_steps + 1)]
+        labels = self.dataset.labels[draws.indices(len(self.dataset.images), s.critic_steps, s.critic_steps + 1)]
         with self.context.autocast():
             scored, logits = self.critic(self.generator(draws.normal(s.generator.noise), labels), labels)
         loss = self.loss.generator(scored)

@@ -23,8 +23,9 @@ def encode_set(vae: VQVAE, images: Tensor, context: Context) -> Tensor:
     """The whole set (n, 3, 64, 64) uint8 -> normalised latents (n, c, 8, 8) float32 on the device."""
     rows = []
     for part in images.split(256):
+        pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
         with context.autocast():
-            rows.append(vae.encode(to_unit(part).to(memory_format=torch.channels_last)))
+            rows.append(vae.encode(pictures))
     return torch.cat(rows)
 
 
@@ -60,10 +61,9 @@ def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
     return latent_sampler(context, unet, load_vae_of(context, "ldm", about), settings, guide), about
 
 
-def ldm_task(context: Context, dataset: Dataset, vae: VQVAE) -> DiffusionTask:
-    """Diffusion on the set's latents, encoded once."""
+def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) -> DiffusionTask:
+    """Diffusion on the set's latents (n, c, 8, 8), encoded once."""
     settings = context.config.ldm
-    latents = encode_set(vae, dataset.images, context)
     facts = {
         "inputs": latents.shape[1],
         "classes": len(dataset.vocabulary),
@@ -92,7 +92,7 @@ def main(context: Context) -> None:
     vae, about = load_vae(context)
     run = Run(context, "ldm", {"data": dataset.sha256, "vae": about["sha256"]})
     if not run.finished():
-        run.train(ldm_task(context, dataset, vae))
+        run.train(ldm_task(context, dataset, vae, encode_set(vae, dataset.images, context)))
 
 
 if __name__ == "__main__":

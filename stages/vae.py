@@ -77,11 +77,11 @@ def load_perceptual(settings) -> Perceptual:
         ) from None
 
 
-def median_picture(images: Tensor) -> Tensor:
+def median_picture(images: Tensor, device: torch.device) -> Tensor:
     """The median picture (1, 3, 64, 64) in [-1, 1] of a sample of the set: what is scenery and not an object."""
     chosen = torch.linspace(0, len(images) - 1, min(len(images), 501), device=images.device).long()
     # on the CPU: a GPU has no deterministic median
-    return to_unit(images[chosen]).cpu().median(dim=0).values[None].to(images.device)
+    return to_unit(images[chosen]).cpu().median(dim=0).values[None].to(device)
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ class VaeTask:
             self.optimizers.append(Optimizer(self.discriminator, settings))
             self.parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizers[1]}
         self.perceptual = load_perceptual(s.perceptual).to(context.device) if s.perceptual.weight > 0 else None
-        self.background = median_picture(dataset.images) if s.foreground > 0 else None
+        self.background = median_picture(dataset.images, context.device) if s.foreground > 0 else None
         self.evaluator, self.evaluator_about = load_evaluator(context, len(dataset.vocabulary))
 
     def _reconstruction_loss(self, images: Tensor, made: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class VaeTask:
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s, d = self.settings, self.settings.discriminator
-        images = to_unit(self.dataset.images[draws.indices(len(self.dataset.images))])
+        images = self.dataset.pictures(draws.indices(len(self.dataset.images)))
         images = images.contiguous(memory_format=torch.channels_last)
         self.network.train()
         if step == s.codebook.start and s.codebook.init == "kmeans":
@@ -185,10 +185,10 @@ class VaeTask:
 
     def _start_codebook(self, batches: int = 16) -> None:
         """K-means over the latents of pictures spread evenly over the set, the same in every process."""
-        images = self.dataset.images
-        chosen = torch.linspace(0, len(images) - 1, min(len(images), batches * self.settings.batch)).long()
+        count = len(self.dataset.images)
+        chosen = torch.linspace(0, count - 1, min(count, batches * self.settings.batch)).long()
         with torch.no_grad(), self.context.autocast():
-            parts = [self.network.encoder(to_unit(part)) for part in images[chosen.to(images.device)].split(256)]
+            parts = [self.network.encoder(self.dataset.pictures(part)) for part in chosen.split(256)]
         self.network.quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)
 
     def _discriminator_step(self, images: Tensor, made: Tensor, step: int) -> Tensor:
@@ -212,8 +212,9 @@ class VaeTask:
         """Sets the export's per-channel mean and deviation, over the whole training set, in float64."""
         vae, count, total, squares = self.ema.average, 0, 0.0, 0.0
         for part in self.dataset.images.split(256):
+            images = to_unit(part.to(self.context.device))
             with self.context.autocast():
-                latents = vae.encoder(to_unit(part).to(memory_format=torch.channels_last))
+                latents = vae.encoder(images.to(memory_format=torch.channels_last))
             latents = latents.double().transpose(0, 1).flatten(1)
             count, total = count + latents.shape[1], total + latents.sum(1)
             squares = squares + latents.square().sum(1)

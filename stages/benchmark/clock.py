@@ -49,6 +49,11 @@ class _OneModule(ModuleTracker):
         pass
 
 
+def shown(seconds: float) -> str:
+    """Seconds for a table."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
 def flops(work: Work) -> int:
     """Multiplications and additions of one call, as torch counts them."""
     counter = FlopCounterMode(display=False)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from data.images import to_unit
 from data.labels import CLEVR
 from stages import evaluator, vae
 from stages.benchmark.clock import Work
@@ -21,7 +21,7 @@ from stages.engine.denoising import DiffusionSampler
 from stages.engine.draws import Draws
 from stages.engine.run import Task
 from stages.gan import GanTask
-from stages.ldm import ldm_task
+from stages.ldm import encode_set, ldm_task
 from stages.vae import VaeTask, load_vae
 
 PICTURES = 600
@@ -45,13 +45,16 @@ def write_pictures(folder: Path) -> None:
 
 
 class Subject:
-    """The configuration's networks and recipes, untrained, with everything in them switched on from the first step."""
+    """The configuration's networks and recipes, untrained, with everything in them switched on from the first step.
 
-    def __init__(self, context: Context):
-        work = context.folder("bench") / "work"
+    `work`: a folder for its pictures and exports. `again`: what an earlier one left there serves.
+    """
+
+    def __init__(self, context: Context, work: Path, again: bool = False):
         self.folder = work / "pictures"
-        write_pictures(self.folder)
-        shutil.rmtree(work / "subject", ignore_errors=True)
+        if not again:
+            write_pictures(self.folder)
+            shutil.rmtree(work / "subject", ignore_errors=True)
         always = [f"root={work}", "name=subject", f"data.folder={self.folder}", "data.validation_every=20", "uses={}"]
         always += ["evaluator.checkpoint=null", "vae.codebook.start=0", "vae.discriminator.start=0", "reported={}"]
         always += [f"{stage}.warmup=0" for stage in ("evaluator", "vae", "ldm", "gan")]
@@ -60,9 +63,10 @@ class Subject:
             settings = [*always, *(f"{stage}.steps={steps}" for stage in (*UNTRAINED, "ldm", "gan"))]
             return replace(context, config=derive(context.config, settings), holding=set(), is_variant=True)
 
-        first = of(1)
-        evaluator.main(first)
-        vae.main(first)
+        if not again:
+            first = of(1)
+            evaluator.main(first)
+            vae.main(first)
         self.context = of(LONG)
         self.dataset: Dataset = load_dataset(self.context.config, context.device)
         self.vae, _ = load_vae(self.context)
@@ -81,9 +85,12 @@ class Subject:
 
         return work
 
-    def ldm_step(self, *overrides: str) -> Work:
+    def ldm_step(self, *overrides: str, latents: Tensor | None = None) -> Work:
+        """`latents` (n, c, h, w), one for each picture, in place of the autoencoder's."""
         context = self.changed(*overrides)
-        return self.stepper(ldm_task(context, self.dataset, self.vae), "ldm", context.config.ldm.batch)
+        if latents is None:
+            latents = encode_set(self.vae, self.dataset.images, context)
+        return self.stepper(ldm_task(context, self.dataset, self.vae, latents), "ldm", context.config.ldm.batch)
 
     def vae_step(self, *overrides: str) -> Work:
         context = self.changed(*overrides)
@@ -97,10 +104,11 @@ class Subject:
 
     def sampler(self) -> DiffusionSampler:
         """The LDM's sampler, of an untrained network: as fast as a trained one."""
-        task = ldm_task(self.context, self.dataset, self.vae)
+        latents = encode_set(self.vae, self.dataset.images, self.context)
+        task = ldm_task(self.context, self.dataset, self.vae, latents)
         return task.sampler_of(task.ema.average)
 
-    def sampling(self, sampler: DiffusionSampler, count: int, *overrides: str) -> Callable[[], torch.Tensor]:
+    def sampling(self, sampler: DiffusionSampler, count: int, *overrides: str) -> Callable[[], Tensor]:
         """Calls that each make `count` pictures, as `make eval` does."""
         how = self.changed(*overrides).config.eval
         labels = self.dataset.labels[:count].cpu()
@@ -110,8 +118,8 @@ class Subject:
         """Calls that each bring a batch of pictures, in [-1, 1], onto the device."""
         step = iter(range(LONG))
 
-        def work() -> torch.Tensor:
+        def work() -> Tensor:
             draws = Draws(0, "bench", next(step), batch, self.context.device)
-            return to_unit(self.dataset.images[draws.indices(len(self.dataset.images))])
+            return self.dataset.pictures(draws.indices(len(self.dataset.images)))
 
         return work

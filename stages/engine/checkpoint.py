@@ -15,22 +15,32 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from stages.engine import distributed
 from stages.engine.errors import UserError, is_out_of_memory, of_the_system, oneline
 
 MAGIC = b"ICLEVR-CKPT-1\n"
+DTYPES = {  # of exports, as safetensors names them
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, *content: bytes | memoryview) -> None:
     """Writes a whole file or none: temporary file in the same folder, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -110,13 +120,37 @@ class Checkpoints:
         return torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
 
 
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous CPU tensor's memory, not a copy: a pack may be as large as memory."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
 def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """The parts of a safetensors file: the header's length, the header, each tensor's memory.
+
+    The library would first copy all tensors into one string. Wider types come first, so that all are aligned.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, end = {"__metadata__": metadata}, 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    words = json.dumps(header).encode()
+    words += b" " * (-len(words) % 8)
+    yield len(words).to_bytes(8, "little")
+    yield words
+    for name in names:
+        yield _bytes_of(tensors[name])
 
 
 def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
@@ -125,7 +159,7 @@ def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
     digest = _digest(tensors)
     words = json.dumps(about, sort_keys=True)
     header = {"about": words, "about_sha256": hashlib.sha256(words.encode()).hexdigest(), "sha256": digest}
-    write_atomically(path, safetensors_bytes(tensors, metadata=header))
+    write_atomically(path, *_safetensors(tensors, header))
     return digest
 
 
@@ -156,7 +190,7 @@ def of_this_version(path: Path, remedy: str) -> Iterator[None]:
 
 
 def load_export(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
-    """An export's tensors on the CPU and its `about`; the checksum in the header must hold."""
+    """An export's tensors, mapped from the file, and its `about`; the checksum in the header must hold."""
     about = read_about(path, remedy)
     try:
         with safe_open(path, framework="pt") as file:

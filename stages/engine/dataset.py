@@ -1,24 +1,32 @@
 """The image set of an experiment, packed once into one file and held on the device."""
 
+import math
+import mmap
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data.images import ImageSet, fingerprint, read_folder, read_test_sets
+from data.images import ImageSet, fingerprint, read_folder, read_test_sets, to_unit
 from data.labels import DataError, Vocabulary, read_vocabulary, withheld
 from stages.engine import distributed
 from stages.engine.checkpoint import load_export, save_export
 from stages.engine.config import Config
-from stages.engine.errors import UserError
+from stages.engine.errors import UserError, of_the_system
 from stages.engine.lock import locked
 from stages.engine.log import progress, say
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures (n, 3, 64, 64) uint8 and labels (n, k) float on the device: of training, and held out."""
+    """Pictures (n, 3, 64, 64) uint8 and labels (n, k) float: of training, and held out.
+
+    All on the device, but for training pictures that are too many for it: those stay in the pack, mapped from the
+    disk. On a CPU they always are: what is used of them is kept in memory by the system, as far as there is any.
+    """
 
     images: Tensor
     labels: Tensor
@@ -28,6 +36,10 @@ class Dataset:
     vocabulary: Vocabulary
     sha256: str
     folder: Path
+
+    def pictures(self, index: Tensor) -> Tensor:
+        """Training pictures (b, 3, 64, 64) in [-1, 1] on the device."""
+        return to_unit(self.images[index.to(self.images.device)].to(self.labels.device))
 
 
 def data_folder(config: Config) -> Path:
@@ -48,12 +60,39 @@ def _pack(config: Config, folder: Path) -> tuple[ImageSet, str]:
 
 
 def _write_pack(path: Path, config: Config, folder: Path) -> None:
-    images = read_folder(folder, config.data.validation_every, lambda names: progress(names, f"packing {folder}"))
     for stale in path.parent.glob(".*.tmp"):  # of a command that was killed: this one holds the lock
         stale.unlink()
+    images = read_folder(
+        folder,
+        config.data.validation_every,
+        lambda names: progress(names, f"packing {folder}"),
+        lambda *shape: on_disk(path.parent, *shape),
+    )
     tensors = {"images": images.images, "labels": images.labels, "held_out": images.held_out}
     save_export(path, tensors, {"objects": images.vocabulary.names, "folder": str(folder)})
     say(f"packed {len(images.images)} pictures of {folder} into {path}")
+
+
+def on_disk(folder: Path, *shape: int) -> Tensor:
+    """A uint8 tensor of zeros in a nameless file of `folder`, gone with the tensor: it may be larger than memory."""
+    size = math.prod(shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and would be a signal later
+            else:
+                file.truncate(size)
+            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8).view(shape)
+    except OSError as error:
+        raise of_the_system(error, f"cannot write {size} bytes into {folder}") from None
+
+
+def placed(images: Tensor, device: torch.device) -> Tensor:
+    """The pictures on the device if they take at most half of what is free there, else where they are."""
+    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return images
+    return images.to(device)
 
 
 def load_dataset(config: Config, device: torch.device) -> Dataset:
@@ -79,7 +118,8 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
                 f"data.withhold={config.data.withhold:g} leaves no picture of {folder} to train on; lower it"
             )
     return Dataset(
-        *(t.to(device) for t in train),
+        placed(train[0], device),
+        train[1].to(device),
         *(t.to(device) for t in held_out),
         test_sets,
         images.vocabulary,

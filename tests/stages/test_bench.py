@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from stages.benchmark import clock, peers, plain
+from stages.benchmark import cell, clock, peers, plain
 from stages.engine.config import load
 from tests.conftest import SMOKE
 from tests.stages.test_bad_inputs import assert_one_line
@@ -28,6 +28,23 @@ def test_the_page_of_a_small_bench(stage, tmp_path, monkeypatch):
         assert all(s > 0 for s in row["ours"])
         assert row["others"]
     assert "times ours" in (tmp_path / "smoke/bench/report.md").read_text()
+
+
+def test_growth_measures_steps_packs_and_processes(stage, tmp_path, monkeypatch):
+    monkeypatch.setitem(cell.AXES, "LDM: batch", ((4, 8), cell.AXES["LDM: batch"][1]))
+    only = ("--only", "LDM: batch,pictures,processes", "--pictures", "640")
+    status, said = stage("growth", f"root={tmp_path}", *only)
+    assert status == 0, said
+    result = json.loads((tmp_path / "smoke/growth/report.json").read_text())
+    assert [row[:2] for row in result["steps"]] == [["LDM: batch", "4"], ["LDM: batch", "8"]]
+    assert [row[0] for row in result["pictures"]] == ["640"]
+    assert [row[0] for row in result["processes"]] == ["1", "2"]
+    assert not list(tmp_path.rglob("pack.safetensors"))
+
+
+@pytest.mark.parametrize("bad", ["--pictures=many", "--pictures=3", "--only=sleep"])
+def test_a_wrong_flag_of_growth_is_one_line(stage, tmp_path, bad):
+    assert_one_line(*stage("growth", f"root={tmp_path}", bad), bad.split("=")[1])
 
 
 def test_an_unknown_row_is_one_line(stage, tmp_path):

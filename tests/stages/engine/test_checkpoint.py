@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stages.engine.checkpoint import Checkpoints, load_export, read_about, save_export, write_atomically
 from stages.engine.errors import UserError
@@ -89,6 +90,18 @@ def test_export_round_trip_and_damage(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="missing: mend it"):
         load_export(path, "mend it")
+
+
+def test_an_export_is_what_safetensors_reads(tmp_path):
+    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8]
+    tensors = {str(i): torch.arange(3 + i).to(kind) for i, kind in enumerate(kinds)}
+    tensors |= {"flag": torch.tensor([True, False]), "scalar": torch.tensor(7.0), "empty": torch.zeros(0, 2)}
+    save_export(tmp_path / "e.safetensors", tensors, {"kind": "x"})
+    found = load_file(tmp_path / "e.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

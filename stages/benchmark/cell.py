@@ -1,0 +1,71 @@
+"""One value of what grows, measured in a process of its own, so that the memory is that value's."""
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from data.images import SIZE
+from stages.benchmark.clock import interleaved
+from stages.benchmark.subject import Subject
+from stages.engine.checkpoint import load_export, save_export
+from stages.engine.command import Context
+from stages.engine.dataset import on_disk, placed
+from stages.engine.run import peak_memory
+
+PICTURE_BYTES = 3 * SIZE * SIZE
+BATCH, BATCHES = 64, 100  # pictures read at once, and how often for one time
+PACK = "pack.safetensors"
+# what grows -> its values, and the step that is measured, of a subject and a value
+AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
+    "LDM: batch": ((16, 32, 64, 128, 256), lambda s, n: s.ldm_step(f"ldm.batch={n}")),
+    "LDM: latent side": ((8, 16, 32), lambda s, n: s.ldm_step(latents=torch.randn(len(s.dataset.images), 6, n, n))),
+    "LDM: width": ((48, 80, 128, 192, 256), lambda s, n: s.ldm_step(f"ldm.network.channels={n}", HEADS)),
+    "stage 1: batch": ((8, 16, 32, 64, 128), lambda s, n: s.vae_step(f"vae.batch={n}")),
+    "stage 1: codes": ((512, 1024, 2048, 8192, 32768), lambda s, n: s.vae_step(f"vae.codebook.codes={n}", FEW)),
+}
+HEADS = "ldm.network.heads=2"  # a width need not be a multiple of the configuration's head width
+FEW = "vae.codebook.init=random"  # k-means needs as many latents as codes
+
+
+def measured(context: Context, work: Path, axis: str, value: int) -> tuple[float, int]:
+    """Median seconds of a step and the process's peak bytes. Runs in a process of its own: memory is the value's."""
+    step = AXES[axis][1](Subject(context, work, again=True), value)
+    return statistics.median(interleaved({"": step}, context.device)[""]), peak_memory(context.device)
+
+
+def in_a_process(function: Callable, context: Context, *arguments: object) -> tuple:
+    """function(context, *arguments), in a fresh process."""
+    plain = replace(context, held=ExitStack(), holding=set())
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, plain, *arguments).result()
+
+
+def write_pack(path: Path, count: int) -> None:
+    """An export with `count` made-up pictures: noise, repeated."""
+    images = on_disk(path.parent, count, 3, SIZE, SIZE)
+    block = torch.randint(256, (4096, 3, SIZE, SIZE), dtype=torch.uint8)
+    for part in images.split(len(block)):
+        part.copy_(block[: len(part)])
+    save_export(path, {"images": images}, {"pictures": count})
+
+
+def read_pack(context: Context, work: Path) -> tuple[float, float, float, int]:
+    """Seconds to open (its checksum included), of a picture read at random, of a stage-1 step, and peak bytes."""
+    subject, path = Subject(context, work, again=True), work / PACK
+    began = time.perf_counter()
+    images = placed(load_export(path, "run the same command again")[0]["images"], context.device)
+    opened = time.perf_counter() - began
+    labels = torch.zeros(len(images), len(subject.dataset.vocabulary), device=context.device)
+    labels[:, 0] = 1
+    subject.dataset = replace(subject.dataset, images=images, labels=labels)
+    read, step = subject.reading(BATCH), subject.vae_step()
+    times = interleaved({"read": lambda: [read() for _ in range(BATCHES)], "step": step}, context.device)
+    seconds = {name: statistics.median(found) for name, found in times.items()}
+    return opened, seconds["read"] / (BATCHES * BATCH), seconds["step"], peak_memory(context.device)
