@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from data.images import fingerprint
+from stages.engine.config import load
+from stages.engine.lock import locked
+
 HERE = Path(__file__).resolve().parent.parent
 SMOKE = "configs/smoke.yaml"
 
@@ -25,6 +29,11 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Exit status and everything said."""
     out, err = process.communicate(timeout=300)
     return process.returncode, out + err
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: by two workers, all end together."""
+    items.sort(key=lambda item: "test_reproduce" not in item.name)
 
 
 @pytest.fixture
@@ -54,10 +63,20 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory) -> Path:
-    """The root folder of `make vae ldm gan eval` on the smoke configuration. Tests must not change it."""
-    root = tmp_path_factory.mktemp("chain")
-    result = make("-j2", "vae", "ldm", "gan", "eval", f"CONFIG={SMOKE}", f"SET=root={root}")
-    assert result.returncode == 0, result.stdout + result.stderr
+    """The root folder of `make vae ldm gan eval` on the smoke configuration. Tests must not change it.
+
+    Made once; each of pytest's workers has a copy.
+    """
+    own, workers = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    made, root = (own.parent if workers else own) / "made", own / "chain"
+    with locked(made, wait=True):
+        if not made.exists():
+            result = make("-j2", "vae", "ldm", "gan", "eval", f"CONFIG={SMOKE}", f"SET=root={made}.partly")
+            assert result.returncode == 0, result.stdout + result.stderr
+            made.with_suffix(".partly").rename(made)
+    shutil.copytree(made, root)
+    (pack,) = (root / "packs").glob("*.safetensors")  # its name follows from the folder's place
+    pack.rename(pack.with_stem(fingerprint(root / "smoke/render", load(SMOKE).data.validation_every)))
     return root
 
 

@@ -65,7 +65,8 @@ def assert_equal_runs(root, stage):
     ("stage", "overrides"),
     [
         ("vae", ("vae.codebook.dead_below=0.5", "vae.codebook.init=kmeans")),
-        pytest.param("evaluator", (), marks=pytest.mark.faults),
+        # its batch norms spread the rounding of a gradient over all: at small steps it stays rounding
+        pytest.param("evaluator", ("evaluator.learning_rate=1e-4",), marks=pytest.mark.faults),
         pytest.param("ldm", (), marks=pytest.mark.faults),
         pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=pytest.mark.faults),
         pytest.param("ddpm", (), marks=pytest.mark.faults),
