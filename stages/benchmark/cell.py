@@ -31,7 +31,7 @@ AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
     "stage 1: codes": ((512, 1024, 2048, 8192, 32768), lambda s, n: s.vae_step(f"vae.codebook.codes={n}", FEW)),
 }
 HEADS = "ldm.network.heads=2"  # a width need not be a multiple of the configuration's head width
-FEW = "vae.codebook.init=random"  # k-means needs as many latents as codes
+FEW = "vae.codebook.init=uniform"  # k-means needs as many latents as codes
 
 
 def measured(context: Context, work: Path, axis: str, value: int) -> tuple[float, int]:

@@ -158,6 +158,15 @@ def denoising_errors(
     return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
 
 
+def drawn_rows(labels: Tensor, how: str) -> Tensor:
+    """Multi-hot (n, k) -> the n pictures' indices as an epoch has them: each once, or as often as it has labels.
+
+    Tests ask for labels, and accuracy counts them: by labels a picture of three is worth three of one.
+    """
+    rows = torch.arange(len(labels), device=labels.device)
+    return rows.repeat_interleave(labels.sum(1).long()) if how == "by-labels" else rows
+
+
 class DiffusionTask:
     """Weighted squared error on what is predicted of noised x_0; labels dropped for guidance.
 
@@ -187,11 +196,12 @@ class DiffusionTask:
         self.optimizers = [Optimizer(network, settings)]
         self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
+        self.rows = drawn_rows(dataset.labels, settings.picture_draws)
         every = torch.arange(settings.timesteps, device=context.device)
         self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound, settings.log_snr)
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
-        s, index = self.settings, draws.indices(len(self.dataset.images))
+        s, index = self.settings, self.rows[draws.indices(len(self.rows))]
         x0, labels = self.clean(index), self.dataset.labels[index]
         (t, weights), noise = self._timesteps(draws), draws.normal(*x0.shape[1:])
         keep = draws.uniform() >= s.label_dropout

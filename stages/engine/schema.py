@@ -143,6 +143,7 @@ class Denoising(Training):
     log_snr: Bell | None = None  # of log SNR: v's error weighs as much as its place under the bell is high
     bound: bool = False  # the variational bound's weights; like log_snr's, whatever min_snr says
     timestep_draws: Literal["uniform", "weighted"] = "uniform"  # or as often as a timestep's loss weighs
+    picture_draws: Literal["uniform", "by-labels"] = "uniform"  # or each as often as it has labels
     label_dropout: Share = 0.1
 
 
