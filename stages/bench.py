@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import date
 
 from stages.benchmark import peers, plain
-from stages.benchmark.clock import Work, convolution_rate, flops, interleaved, matrix_rate, shown
+from stages.benchmark.clock import Work, add_seconds, convolution_rate, flops, interleaved, matrix_rate, shown
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
@@ -36,7 +36,7 @@ class Row:
     @staticmethod
     def of(what: str, contenders: dict[str, Work], context: Context, scales: dict[str, float] | None = None) -> "Row":
         """The first contender is ours."""
-        times = interleaved(contenders, context.device)
+        times = interleaved(contenders, context)
         scaled = {name: [s * (scales or {}).get(name, 1.0) for s in seconds] for name, seconds in times.items()}
         ours, *others = scaled
         return Row(what, scaled[ours], {name: scaled[name] for name in others})
@@ -138,7 +138,7 @@ def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
     ]:
         step()  # k-means, first allocations
         work = flops(step)
-        seconds = statistics.median(interleaved({"": step}, context.device)[""])
+        seconds = statistics.median(interleaved({"": step}, context)[""])
         bare = statistics.mean(convolution_rate(context, *shape) for shape in shapes)
         found[name] = {"flop": work, "seconds": seconds, "rate": work / seconds, "convolutions": bare}
     return found
@@ -146,6 +146,7 @@ def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="ROW,...", help=f"of {', '.join(ROWS)}, rates")
+    add_seconds(parser)
     add_fresh(parser)
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from stages.benchmark.cell import AXES, BATCH, PACK, PICTURE_BYTES, in_a_process, measured, read_pack, write_pack
-from stages.benchmark.clock import shown
+from stages.benchmark.clock import add_seconds, shown
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures", default="18000,180000,1800000", metavar="N,...", help="sizes of made-up packs, 12 KiB a picture"
     )
     parser.add_argument("--only", default="", metavar="NAME,...", help=f"of {', '.join(AXES)}, pictures, processes")
+    add_seconds(parser)
     add_fresh(parser)
 
 

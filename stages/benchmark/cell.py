@@ -20,7 +20,7 @@ from stages.engine.dataset import on_disk, placed
 from stages.engine.run import peak_memory
 
 PICTURE_BYTES = 3 * SIZE * SIZE
-BATCH, BATCHES = 64, 100  # pictures read at once, and how often for one time
+BATCH = 64  # pictures read at once
 PACK = "pack.safetensors"
 # what grows -> its values, and the step that is measured, of a subject and a value
 AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
@@ -37,7 +37,7 @@ FEW = "vae.codebook.init=uniform"  # k-means needs as many latents as codes
 def measured(context: Context, work: Path, axis: str, value: int) -> tuple[float, int]:
     """Median seconds of a step and the process's peak bytes. Runs in a process of its own: memory is the value's."""
     step = AXES[axis][1](Subject(context, work, again=True), value)
-    return statistics.median(interleaved({"": step}, context.device)[""]), peak_memory(context.device)
+    return statistics.median(interleaved({"": step}, context)[""]), peak_memory(context.device)
 
 
 def in_a_process(function: Callable, context: Context, *arguments: object) -> tuple:
@@ -66,6 +66,6 @@ def read_pack(context: Context, work: Path) -> tuple[float, float, float, int]:
     labels[:, 0] = 1
     subject.dataset = replace(subject.dataset, images=images, labels=labels)
     read, step = subject.reading(BATCH), subject.vae_step()
-    times = interleaved({"read": lambda: [read() for _ in range(BATCHES)], "step": step}, context.device)
+    times = interleaved({"read": read, "step": step}, context)
     seconds = {name: statistics.median(found) for name, found in times.items()}
-    return opened, seconds["read"] / (BATCHES * BATCH), seconds["step"], peak_memory(context.device)
+    return opened, seconds["read"] / BATCH, seconds["step"], peak_memory(context.device)

@@ -1,5 +1,7 @@
 """Times of contenders in turn, arithmetic as torch counts it, and the machine's own rates."""
 
+import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,26 +18,37 @@ REPEATS = 7
 LONGEST = 60.0  # seconds of one contender in all: a slow one is measured fewer times
 
 
-def _once(work: Work, device: torch.device) -> float:
+def add_seconds(parser: argparse.ArgumentParser) -> None:
+    """The flag of commands that measure."""
+    parser.add_argument("--seconds", type=float, default=1.5, help="of one time of the medians (default: %(default)s)")
+
+
+def _seconds(work: Work, device: torch.device, calls: int) -> float:
+    """Mean seconds of a call."""
     began = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / calls
 
 
-def interleaved(contenders: dict[str, Work], device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call: all contenders in turn, `REPEATS` times, after two turns that warm up.
+def interleaved(contenders: dict[str, Work], context: Context) -> dict[str, list[float]]:
+    """Seconds of a call, `REPEATS` times: all contenders in turn, after two turns of a call that warm up.
 
-    In turn, so that what else the machine does falls on all alike.
+    In turn, so that what else the machine does falls on all alike; as many calls a time as take `--seconds`, so that
+    a loader's workers have to keep up.
     """
+    device, at_least = context.device, context.arguments.seconds
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(REPEATS + 2):
+    calls = {}
+    for _ in range(2):
         for name, work in contenders.items():
-            if sum(times[name]) < LONGEST:
-                seconds = _once(work, device)
-                if turn >= 2:
-                    times[name].append(seconds)
+            calls[name] = max(1, math.ceil(at_least / max(_seconds(work, device, 1), 1e-6)))
+    for _ in range(REPEATS):
+        for name, work in contenders.items():
+            if sum(times[name]) * calls[name] < LONGEST:
+                times[name].append(_seconds(work, device, calls[name]))
     return times
 
 
@@ -63,9 +76,9 @@ def flops(work: Work) -> int:
     return counter.get_total_flops()
 
 
-def rate(work: Work, device: torch.device) -> float:
+def rate(work: Work, context: Context) -> float:
     """FLOP/s of a call."""
-    return flops(work) / statistics.median(interleaved({"": work}, device)[""])
+    return flops(work) / statistics.median(interleaved({"": work}, context)[""])
 
 
 def convolution_rate(context: Context, batch: int, channels: int, side: int, repeat: int = 4) -> float:
@@ -80,7 +93,7 @@ def convolution_rate(context: Context, batch: int, channels: int, side: int, rep
             y = layers(x)
         y.backward(torch.ones_like(y))
 
-    return rate(work, context.device)
+    return rate(work, context)
 
 
 def matrix_rate(context: Context, side: int = 2048) -> float:
@@ -90,4 +103,4 @@ def matrix_rate(context: Context, side: int = 2048) -> float:
     def work() -> Tensor:
         return a @ b
 
-    return rate(work, context.device)
+    return rate(work, context)
