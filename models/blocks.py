@@ -23,7 +23,7 @@ class GroupNorm(nn.GroupNorm):
     """torch's, in float32: on a CPU its kernel for channels_last takes two to four times as long in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if x.is_cuda else x.float()).to(x.dtype)
+        return super().forward(x) if x.is_cuda else super().forward(x.float()).to(x.dtype)
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:

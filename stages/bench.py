@@ -17,9 +17,10 @@ from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.report.page import Page
 from stages.engine.run import describe_device, versions
+from stages.ldm import encode_set
 
 PICTURES = 64  # sampled at once
-PIXEL_PICTURES, PIXEL_STEPS = 2, 5  # of the slow peer; its time is scaled to PICTURES and DDIM_STEPS
+PIXEL_PICTURES, PIXEL_STEPS = 16, 2  # of the slow peer on a CPU; its time is scaled to PICTURES and DDIM_STEPS
 DDIM_STEPS, SOLVER_STEPS, GUIDANCE = 50, 8, 3.0
 DDIM = ("eval.sampler=ddim", f"eval.steps={DDIM_STEPS}", "eval.eta=0.0", "eval.interval=[0.0,1.0]")
 ALIKE = (f"eval.batch={PICTURES}", f"eval.guidance={GUIDANCE}", "eval.classifier_guidance=0.0")
@@ -27,28 +28,36 @@ ALIKE = (f"eval.batch={PICTURES}", f"eval.guidance={GUIDANCE}", "eval.classifier
 
 @dataclass
 class Row:
-    """One table row: this project's seconds a call, and each contender's, scaled to the same work."""
+    """One table row: this project's seconds a call, and each contender's, scaled to the same work.
+
+    `arithmetic`: each contender's FLOP over ours, where there is any.
+    """
 
     what: str
     ours: list[float]
     others: dict[str, list[float]] = field(default_factory=dict)
+    arithmetic: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(what: str, contenders: dict[str, Work], context: Context, scales: dict[str, float] | None = None) -> "Row":
         """The first contender is ours."""
         times = interleaved(contenders, context)
-        scaled = {name: [s * (scales or {}).get(name, 1.0) for s in seconds] for name, seconds in times.items()}
+        scale = {name: (scales or {}).get(name, 1.0) for name in contenders}
+        scaled = {name: [s * scale[name] for s in seconds] for name, seconds in times.items()}
+        work = {name: flops(work) * scale[name] for name, work in contenders.items()}
         ours, *others = scaled
-        return Row(what, scaled[ours], {name: scaled[name] for name in others})
+        arithmetic = {name: work[name] / work[ours] for name in others if work[ours]}
+        return Row(what, scaled[ours], {name: scaled[name] for name in others}, arithmetic)
 
     def cells(self) -> list[list]:
-        """A line for each contender: what, ours, against, theirs, how many times ours is faster."""
+        """A line for each contender: what, ours, against, theirs, how many times ours is faster, their arithmetic."""
         mine = statistics.median(self.ours)
         lines = []
         for name, seconds in self.others.items():
             theirs = statistics.median(seconds)
-            lines.append([self.what, shown(mine), name, shown(theirs), f"{theirs / mine:.2f}"])
-        return lines or [[self.what, shown(mine), None, None, None]]
+            work = f"{self.arithmetic[name]:.2f}" if name in self.arithmetic else None
+            lines.append([self.what, shown(mine), name, shown(theirs), f"{theirs / mine:.2f}", work])
+        return lines or [[self.what, shown(mine), None, None, None, None]]
 
 
 def ldm_row(subject: Subject, context: Context) -> Row:
@@ -76,7 +85,12 @@ def gan_row(subject: Subject, context: Context) -> Row:
     changes = ("gan.critic_steps=5", "gan.loss=wgan-gp")
     config = subject.changed(*changes).config
     contenders = {"ours": subject.gan_step(*changes)}
-    contenders["the plain way"] = plain.gan_step(config, subject.folder, context.device, subject.vae)
+    arguments = (config, subject.folder, context.device, subject.vae)
+    contenders["the plain way"] = plain.gan_step(*arguments)
+    if config.gan.space == "latents":
+        latents = encode_set(subject.vae, subject.dataset.images[: config.gan.batch], context)
+        kept = latents, subject.dataset.labels[: config.gan.batch]
+        contenders["the plain way, latents kept"] = plain.gan_step(*arguments, kept)
     return Row.of(f"WGAN-GP step, 5 of the critic and 1, batch {config.gan.batch}", contenders, context)
 
 
@@ -89,9 +103,12 @@ def sampling_row(subject: Subject, context: Context) -> Row:
         arguments = (context, sampler, subject.vae, labels, DDIM_STEPS, GUIDANCE)
         contenders["diffusers' DDIM loop, our network"] = peers.sampling(*arguments)
     if peers.available("denoising_diffusion_pytorch"):
-        name = "denoising-diffusion-pytorch, pixels, width 64"
-        contenders[name] = peers.pixel_sampling(context.device, PIXEL_PICTURES, PIXEL_STEPS, 64)
-        scales[name] = PICTURES / PIXEL_PICTURES * DDIM_STEPS / PIXEL_STEPS
+        name, count, steps = "denoising-diffusion-pytorch, pixels, width 64, no guidance", PICTURES, DDIM_STEPS
+        if context.device.type == "cpu":
+            count, steps = PIXEL_PICTURES, PIXEL_STEPS
+            name += f" (from {count} pictures, {steps} steps)"
+        contenders[name] = peers.pixel_sampling(context, count, steps, 64)
+        scales[name] = PICTURES / count * DDIM_STEPS / steps
     return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, guidance {GUIDANCE:g}", contenders, context, scales)
 
 
@@ -166,7 +183,7 @@ def main(context: Context) -> None:
         f"{about}; {date.today()}; {', '.join(f'{k} {v}' for k, v in versions().items() if v)}. Medians of calls in "
         f"turn in one process. The networks are the configuration's, untrained, on pictures made up for the purpose.",
     )
-    head = ["what", "ours", "against", "takes", "times ours"]
+    head = ["what", "ours", "against", "takes", "times ours", "arithmetic, times ours"]
     page.add_table("Beside others", head, [line for row in rows for line in row.cells()])
     result = {"device": about, "versions": versions(), "rows": [asdict(row) for row in rows]}
     if "rates" in wanted:

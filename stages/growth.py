@@ -4,10 +4,12 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from stages.benchmark.cell import AXES, BATCH, PACK, PICTURE_BYTES, in_a_process
 from stages.benchmark.clock import add_seconds, shown
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
+from stages.engine.config import Config
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.report.page import Page
@@ -44,46 +47,73 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def picture_rows(context: Context, work: Path, sizes: list[int]) -> Iterator[list[str]]:
-    """One a number of pictures. A pack that the disk has no room for is left out, and said."""
-    for count in sizes:
+def row(words: list[str], work: Callable[[], list[str]]) -> list[str | None]:
+    """A table's row, or why there is none: a value that this machine cannot hold must not cost the others."""
+    try:
+        return words + work()
+    except UserError as error:
+        say(f"{' '.join(words)}: {error}")
+        return [*words, f"failed: {error}"]
+
+
+def step_row(context: Context, work: Path, axis: str, value: int) -> list[str | None]:
+    def cells() -> list[str]:
+        seconds, peak = in_a_process(measured, context, work, axis, value)
+        return [shown(seconds), gibibytes(peak)]
+
+    return row([axis, f"{value}"], cells)
+
+
+def picture_row(context: Context, work: Path, count: int) -> list[str | None]:
+    def cells() -> list[str]:
         free, needed = shutil.disk_usage(work).free, 2 * count * PICTURE_BYTES  # twice while it is written
         if needed > free:
-            say(f"{count} pictures are left out: they need {needed / 1e9:.0f} GB of disk, {free / 1e9:.0f} are free")
-            continue
+            raise UserError(f"it needs {needed / 1e9:.0f} GB of disk, {free / 1e9:.0f} are free")
         try:
             write_pack(work / PACK, count)
             opened, read, step, peak = in_a_process(read_pack, context, work)
         finally:
             (work / PACK).unlink(missing_ok=True)
-        pack = gibibytes(count * PICTURE_BYTES)
-        yield [f"{count:,}", pack, shown(opened), f"{1 / read:,.0f}", shown(step), gibibytes(peak)]
+        return [shown(opened), f"{1 / read:,.0f}", shown(step), gibibytes(peak)]
+
+    return row([f"{count:,}", gibibytes(count * PICTURE_BYTES)], cells)
 
 
-def process_rows(subject: Subject, work: Path) -> Iterator[list[str]]:
-    """The LDM's training by one and by several processes, each with its share of the cores or a GPU of its own."""
-    config, device = subject.context.config, subject.context.device
-    file = work / "processes.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    for count in PROCESSES:
-        if device.type == "cuda" and count > torch.cuda.device_count():
-            say(f"{count} processes are left out: there are not as many GPUs")
-            continue
-        threads = max(1, (os.cpu_count() or 1) // count)
+def process_row(config: Config, work: Path, count: int) -> list[str | None]:
+    """The LDM's training by `count` processes, each with its share of the cores or a GPU of its own."""
+    threads, name = max(1, (os.cpu_count() or 1) // count), f"processes-{count}"
+
+    def cells() -> list[str]:
+        if config.device != "cpu" and 0 < torch.cuda.device_count() < count:
+            raise UserError("there are not as many GPUs")
+        file = work / "processes.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-        overrides = [f"name=processes-{count}", "uses.evaluator=subject", "uses.vae=subject"]
-        overrides += ["ldm.steps=60", "ldm.log_every=20", "ldm.preview_every=60", "eval.steps=1"]
-        command = [sys.executable, *launcher, "-m", "stages.ldm", "--config", str(file), "--fresh", *overrides]
+        overrides = [f"name={name}", "uses.evaluator=subject", "uses.vae=subject", "ldm.steps=80"]
+        overrides += ["ldm.log_every=10", "ldm.preview_every=80", "eval.steps=1"]
+        command = [sys.executable, *launcher, "-m", "stages.ldm", "--config", str(file), *overrides]
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True)
         if done.returncode:
-            raise UserError(f"{count} processes ended: {done.stderr.decode(errors='replace').strip()[-200:]}")
-        lines = (work / f"processes-{count}" / "ldm" / "metrics.jsonl").read_text().splitlines()
+            raise UserError(done.stderr.decode(errors="replace").strip()[-200:])
+        lines = (work / name / "ldm" / "metrics.jsonl").read_text().splitlines()
         rates = [line["images_per_second"] for line in map(json.loads, lines) if "images_per_second" in line]
-        yield [str(count), str(threads), shown(config.ldm.batch / rates[-1]), f"{rates[-1]:.0f}"]
+        rate = statistics.median(rates[1:])  # the first interval warms up
+        return [shown(config.ldm.batch / rate), f"{rate:.0f}"]
+
+    return row([f"{count}", f"{threads}"], cells)
 
 
 def gibibytes(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
+
+
+def clean(work: Path) -> None:
+    """Removes what an earlier run, killed perhaps, left: as large as the largest pack."""
+    for path in work.glob(f"*{PACK}*"):
+        path.unlink()
+    (work / f".{PACK}.tmp").unlink(missing_ok=True)
+    for count in PROCESSES:
+        shutil.rmtree(work / f"processes-{count}", ignore_errors=True)
 
 
 def main(context: Context) -> None:
@@ -93,30 +123,39 @@ def main(context: Context) -> None:
         raise UserError(f"--only {sorted(unknown)[0]}: what grows is {', '.join((*AXES, *others))}")
     folder = context.hold("growth")
     work = (folder / "work").resolve()
-    subject = Subject(context, work)
+    clean(work)
+    config = Subject(context, work).context.config
     about = f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
     page = Page(
         f"{context.config.name}: how its cost grows",
         f"{about}; {date.today()}; {', '.join(f'{k} {v}' for k, v in versions().items() if v)}. One thing at a time "
-        f"from the configuration's value; medians of calls; each line in a process of its own, with its peak memory.",
+        f"from the configuration's value, each line in a process of its own; medians of times in turn; memory is the "
+        f"most that was held in training steps, without what is mapped from files.",
     )
+    steps = [(axis, value) for axis in AXES if axis in wanted for value in AXES[axis][0]]
+    tables = {
+        "steps": (
+            "A training step",
+            ["what grows", "to", "a step", "peak memory"],
+            [partial(step_row, context, work, *step) for step in steps],
+        ),
+        "pictures": (
+            "Pictures, read at random from the mapped pack",
+            ["pictures", "pack", "opened in", "pictures read a second", "a stage-1 step", "peak memory"],
+            [partial(picture_row, context, work, size) for size in sizes if "pictures" in wanted],
+        ),
+        "processes": (
+            "Processes on this machine, the same global batch",
+            ["processes", "threads each", "an LDM step", "pictures a second"],
+            [partial(process_row, config, work, count) for count in PROCESSES if "processes" in wanted],
+        ),
+    }
     result: dict[str, object] = {"device": about, "versions": versions()}
-    rows = []
-    for axis, value in progress([(a, v) for a in AXES if a in wanted for v in AXES[a][0]], "growth"):
-        seconds, peak = in_a_process(measured, context, work, axis, value)
-        rows.append([axis, f"{value}", shown(seconds), gibibytes(peak)])
-    if rows:
-        result["steps"] = rows
-        page.add_table("A training step", ["what grows", "to", "a step", "peak memory"], rows)
-    if "pictures" in wanted:
-        head = ["pictures", "pack", "opened in", "pictures read a second", "a stage-1 step", "peak memory"]
-        result["pictures"] = list(picture_rows(context, work, sizes))
-        page.add_table("Pictures, read at random from the mapped pack", head, result["pictures"])
-    if "processes" in wanted:
-        head = ["processes", "threads each", "an LDM step", "pictures a second"]
-        result["processes"] = list(process_rows(subject, work))
-        page.add_table("Processes on this machine, the same global batch", head, result["processes"])
-    path = page.write(folder, result)
+    for name, (caption, head, jobs) in tables.items():
+        if jobs:
+            result[name] = [job() for job in progress(jobs, f"growth of {name}")]
+            page.add_table(caption, head, [line + [None] * (len(head) - len(line)) for line in result[name]])
+            path = page.write(folder, result)
     say((folder / "report.md").read_text())
     print(path)
 

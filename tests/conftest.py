@@ -76,7 +76,7 @@ def chain(tmp_path_factory) -> Path:
             made.with_suffix(".partly").rename(made)
     shutil.copytree(made, root)
     (pack,) = (root / "packs").glob("*.safetensors")  # its name follows from the folder's place
-    pack.rename(pack.with_stem(fingerprint(root / "smoke/render", load(SMOKE).data.validation_every)))
+    pack.rename(pack.with_stem(fingerprint(root / "smoke/render", load(HERE / SMOKE).data.validation_every)))
     return root
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -10,14 +11,16 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data.images import SIZE
-from stages.benchmark.clock import interleaved
+from stages.benchmark.clock import interleaved, peak, reset_peak
 from stages.benchmark.subject import Subject
 from stages.engine.checkpoint import load_export, save_export
-from stages.engine.command import Context
+from stages.engine.command import Context, context_of
+from stages.engine.config import Config
 from stages.engine.dataset import on_disk, placed
-from stages.engine.run import peak_memory
+from stages.engine.errors import UserError, oneline
 
 PICTURE_BYTES = 3 * SIZE * SIZE
 BATCH = 64  # pictures read at once
@@ -25,26 +28,41 @@ PACK = "pack.safetensors"
 # what grows -> its values, and the step that is measured, of a subject and a value
 AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
     "LDM: batch": ((16, 32, 64, 128, 256), lambda s, n: s.ldm_step(f"ldm.batch={n}")),
-    "LDM: latent side": ((8, 16, 32), lambda s, n: s.ldm_step(latents=torch.randn(len(s.dataset.images), 6, n, n))),
-    "LDM: width": ((48, 80, 128, 192, 256), lambda s, n: s.ldm_step(f"ldm.network.channels={n}", HEADS)),
+    "LDM: latent side": ((8, 16, 32), lambda s, n: s.ldm_step(latents=noise(s, n))),
+    "LDM: width": ((48, 80, 128, 192, 256), lambda s, n: s.ldm_step(f"ldm.network.channels={n}", *HEADS)),
     "stage 1: batch": ((8, 16, 32, 64, 128), lambda s, n: s.vae_step(f"vae.batch={n}")),
     "stage 1: codes": ((512, 1024, 2048, 8192, 32768), lambda s, n: s.vae_step(f"vae.codebook.codes={n}", FEW)),
 }
-HEADS = "ldm.network.heads=2"  # a width need not be a multiple of the configuration's head width
+HEADS = ("ldm.network.heads=2", "ldm.network.head_width=null")  # the width need not be a multiple of some head's
 FEW = "vae.codebook.init=uniform"  # k-means needs as many latents as codes
 
 
+def noise(subject: Subject, side: int) -> Tensor:
+    """Latents of another size, one for each picture."""
+    channels = subject.context.config.vae.latent_channels
+    return torch.randn(len(subject.dataset.images), channels, side, side, device=subject.context.device)
+
+
 def measured(context: Context, work: Path, axis: str, value: int) -> tuple[float, int]:
-    """Median seconds of a step and the process's peak bytes. Runs in a process of its own: memory is the value's."""
+    """Median seconds of a step, and the most bytes held while it was repeated."""
     step = AXES[axis][1](Subject(context, work, again=True), value)
-    return statistics.median(interleaved({"": step}, context)[""]), peak_memory(context.device)
+    step()
+    reset_peak(context.device)
+    return statistics.median(interleaved({"": step}, context)[""]), peak(context.device)
 
 
 def in_a_process(function: Callable, context: Context, *arguments: object) -> tuple:
-    """function(context, *arguments), in a fresh process."""
-    plain = replace(context, held=ExitStack(), holding=set())
+    """function(context, *arguments), in a fresh process. Raises UserError where that ends without an answer."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, plain, *arguments).result()
+        try:
+            return pool.submit(_answer, context.config, context.arguments, function, arguments).result()
+        except Exception as error:  # out of memory, mostly: as the device's error, or because the system ended it
+            raise UserError(oneline(error)[:80]) from None
+
+
+def _answer(config: Config, arguments: Namespace, function: Callable, more: tuple) -> tuple:
+    with ExitStack() as held:
+        return function(context_of(config, arguments, time.perf_counter(), held), *more)
 
 
 def write_pack(path: Path, count: int) -> None:
@@ -53,19 +71,24 @@ def write_pack(path: Path, count: int) -> None:
     block = torch.randint(256, (4096, 3, SIZE, SIZE), dtype=torch.uint8)
     for part in images.split(len(block)):
         part.copy_(block[: len(part)])
-    save_export(path, {"images": images}, {"pictures": count})
+    try:
+        save_export(path, {"images": images}, {"pictures": count})
+    finally:
+        path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)  # as large as the pack
 
 
 def read_pack(context: Context, work: Path) -> tuple[float, float, float, int]:
     """Seconds to open (its checksum included), of a picture read at random, of a stage-1 step, and peak bytes."""
     subject, path = Subject(context, work, again=True), work / PACK
     began = time.perf_counter()
-    images = placed(load_export(path, "run the same command again")[0]["images"], context.device)
+    images = placed(load_export(path, "run the same command again", mapped=True)[0]["images"], context.device)
     opened = time.perf_counter() - began
     labels = torch.zeros(len(images), len(subject.dataset.vocabulary), device=context.device)
     labels[:, 0] = 1
     subject.dataset = replace(subject.dataset, images=images, labels=labels)
     read, step = subject.reading(BATCH), subject.vae_step()
+    step()
+    reset_peak(context.device)
     times = interleaved({"read": read, "step": step}, context)
     seconds = {name: statistics.median(found) for name, found in times.items()}
-    return opened, seconds["read"] / BATCH, seconds["step"], peak_memory(context.device)
+    return opened, seconds["read"] / BATCH, seconds["step"], peak(context.device)

@@ -1,10 +1,11 @@
 """Times of contenders in turn, arithmetic as torch counts it, and the machine's own rates."""
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,44 +13,83 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from stages.engine.command import Context
+from stages.engine.run import peak_memory
 
 Work = Callable[[], object]
-REPEATS = 7
-LONGEST = 60.0  # seconds of one contender in all: a slow one is measured fewer times
+REPEATS, LEAST = 7, 5
+LONGEST = 60.0  # seconds of one contender in all, from its fifth time on: a slow one is measured fewer times
 
 
 def add_seconds(parser: argparse.ArgumentParser) -> None:
     """The flag of commands that measure."""
-    parser.add_argument("--seconds", type=float, default=1.5, help="of one time of the medians (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=_duration, default=1.0, help="that each of a median's times is of, at least (%(default)s)"
+    )
+
+
+def _duration(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < LONGEST:
+        raise ValueError(text)
+    return seconds
 
 
 def _seconds(work: Work, device: torch.device, calls: int) -> float:
-    """Mean seconds of a call."""
+    """Seconds of so many calls together."""
     began = time.perf_counter()
     for _ in range(calls):
         work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / calls
+    return time.perf_counter() - began
+
+
+def _calls(work: Work, context: Context) -> int:
+    """How many calls take `--seconds`: so many that a loader's workers have to keep up. Warms up."""
+    calls = 1
+    while _seconds(work, context.device, calls) < context.arguments.seconds:
+        calls *= 2
+    return calls
 
 
 def interleaved(contenders: dict[str, Work], context: Context) -> dict[str, list[float]]:
-    """Seconds of a call, `REPEATS` times: all contenders in turn, after two turns of a call that warm up.
+    """Seconds of a call, `REPEATS` times, after a warm-up: all contenders in turn.
 
-    In turn, so that what else the machine does falls on all alike; as many calls a time as take `--seconds`, so that
-    a loader's workers have to keep up.
+    In turn, so that what else the machine does falls on all alike.
     """
-    device, at_least = context.device, context.arguments.seconds
+    calls = {name: _calls(work, context) for name, work in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    calls = {}
-    for _ in range(2):
+    for turn in range(REPEATS):
         for name, work in contenders.items():
-            calls[name] = max(1, math.ceil(at_least / max(_seconds(work, device, 1), 1e-6)))
-    for _ in range(REPEATS):
-        for name, work in contenders.items():
-            if sum(times[name]) * calls[name] < LONGEST:
-                times[name].append(_seconds(work, device, calls[name]))
+            if turn < LEAST or sum(times[name]) * calls[name] < LONGEST:
+                times[name].append(_seconds(work, context.device, calls[name]) / calls[name])
     return times
+
+
+def shown(seconds: float) -> str:
+    """Seconds for a table."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def reset_peak(device: torch.device) -> None:
+    """From here on `peak` counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # of Linux
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes held since `reset_peak`, without what is mapped from files and can be let go of."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kibibytes = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines) if "kB" in rest}
+        return 1024 * (kibibytes["VmHWM"] - kibibytes["RssFile"])
+    except (OSError, KeyError):
+        return peak_memory(device)
 
 
 class _OneModule(ModuleTracker):
@@ -60,11 +100,6 @@ class _OneModule(ModuleTracker):
 
     def __exit__(self, *_) -> None:
         pass
-
-
-def shown(seconds: float) -> str:
-    """Seconds for a table."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def flops(work: Work) -> int:

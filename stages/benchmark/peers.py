@@ -92,20 +92,23 @@ class _VQModel(nn.Module):
         from diffusers import VQModel
 
         super().__init__()
-        widths = (*config.vae.channels, config.vae.channels[-1])  # four levels: three halvings
+        widths, self.stem = config.vae.channels, 64 // (8 << len(config.vae.channels) - 1)
         self.model = VQModel(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
+            in_channels=3 * self.stem**2,
+            out_channels=3 * self.stem**2,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
             block_out_channels=widths,
             layers_per_block=config.vae.blocks,
             latent_channels=config.vae.latent_channels,
             num_vq_embeddings=config.vae.codebook.codes,
             norm_num_groups=math.gcd(32, *widths),
         )
+        self.last = self.model.decoder.conv_out.weight
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.model(images)
-        return out.sample, out.commit_loss.mean()
+        out = self.model(F.pixel_unshuffle(images, self.stem))
+        return F.pixel_shuffle(out.sample, self.stem), out.commit_loss.mean()
 
 
 def vae_step(config: Config, folder: Path, device: torch.device) -> Work:
@@ -145,15 +148,15 @@ def sampling(context: Context, sampler: DiffusionSampler, vae: VQVAE, labels: Te
     return work
 
 
-def pixel_sampling(device: torch.device, count: int, steps: int, width: int) -> Work:
+def pixel_sampling(context: Context, count: int, steps: int, width: int) -> Work:
     """denoising-diffusion-pytorch's DDIM on 64x64 pictures, its default U-Net."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     network = Unet(dim=width, dim_mults=(1, 2, 4, 8), flash_attn=False)
-    diffusion = GaussianDiffusion(network, image_size=64, timesteps=1000, sampling_timesteps=steps).to(device)
+    diffusion = GaussianDiffusion(network, image_size=64, timesteps=1000, sampling_timesteps=steps).to(context.device)
 
     def work() -> Tensor:
-        with redirect_stderr(StringIO()):  # its progress bar
+        with redirect_stderr(StringIO()), context.autocast():  # its progress bar goes nowhere
             return diffusion.sample(batch_size=count)
 
     return work

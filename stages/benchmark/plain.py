@@ -25,6 +25,7 @@ from stages.gan import build_critic, build_generator
 from stages.vae import build_vae
 
 WORKERS = 2
+Batch = tuple[Tensor, Tensor]
 
 
 class Pictures(Dataset):
@@ -94,7 +95,7 @@ def vae_step(config: Config, folder: Path, device: torch.device, network: nn.Mod
         if discriminator is not None:
             adversarial = -discriminator(made).mean()
             weight = d.weight
-            if d.adaptive and hasattr(network, "last"):
+            if d.adaptive:
                 weight = d.weight * adaptive_weight(error, adversarial, network.last, d.adaptive_limit)
             loss = loss + weight * adversarial
         optimizer.zero_grad()
@@ -119,15 +120,21 @@ class _Reconstructing(nn.Module):
         return made, commitment.sum()
 
 
-def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE) -> Work:
-    """`critic_steps` updates of the critic, three passes each, and one of the generator."""
+def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kept: Batch | None = None) -> Work:
+    """`critic_steps` updates of the critic, three passes each, and one of the generator.
+
+    With `kept` inputs of the critic and labels nothing is read and encoded.
+    """
     s = config.gan
     width = vae.latent_mean.numel() if s.space == "latents" else 0
     generator, critic = (build(s, len(CLEVR), width).to(device) for build in (build_generator, build_critic))
     optimizers = [torch.optim.Adam(n.parameters(), s.learning_rate, s.betas) for n in (generator, critic)]
-    source, loss_of = batches(folder, s.batch, device), LOSSES["wgan-gp"]
+    loss_of = LOSSES["wgan-gp"]
+    source = batches(folder, s.batch, device) if kept is None else None
 
-    def real_batch() -> tuple[Tensor, Tensor]:
+    def real_batch() -> Batch:
+        if kept is not None:
+            return kept
         images, labels = next(source)
         with torch.no_grad():
             return (vae.encode(images) if width else F.pixel_unshuffle(images, s.stem)), labels
@@ -146,7 +153,6 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE) -> 
             optimizers[1].zero_grad()
             (loss + classified(logits, labels)).backward()
             optimizers[1].step()
-        _, labels = real_batch()
         made = generator(torch.randn(len(labels), s.generator.noise, device=device), labels)
         scored, logits = critic(made, labels)
         optimizers[0].zero_grad()

@@ -24,7 +24,7 @@ from stages.gan import GanTask
 from stages.ldm import encode_set, ldm_task
 from stages.vae import VaeTask, load_vae
 
-PICTURES = 600
+PICTURES = 1500
 UNTRAINED = ("evaluator", "vae")  # stages whose exports the others need: of one step each
 LONG = 10**6
 
@@ -57,6 +57,7 @@ class Subject:
             shutil.rmtree(work / "subject", ignore_errors=True)
         always = [f"root={work}", "name=subject", f"data.folder={self.folder}", "data.validation_every=20", "uses={}"]
         always += ["evaluator.checkpoint=null", "vae.codebook.start=0", "vae.discriminator.start=0", "reported={}"]
+        always += ["vae.perceptual.weight=0"]  # of no contender: its backbone may not be here
         always += [f"{stage}.warmup=0" for stage in ("evaluator", "vae", "ldm", "gan")]
 
         def of(steps: int) -> Context:
@@ -115,11 +116,12 @@ class Subject:
         return lambda: sampler.sample(labels, [(0, "bench", i) for i in range(count)], how)
 
     def reading(self, batch: int) -> Work:
-        """Calls that each bring a batch of pictures, in [-1, 1], onto the device."""
+        """Calls that each bring a batch of pictures, in [-1, 1], and their labels onto the device."""
         step = iter(range(LONG))
 
-        def work() -> Tensor:
+        def work() -> tuple[Tensor, Tensor]:
             draws = Draws(0, "bench", next(step), batch, self.context.device)
-            return self.dataset.pictures(draws.indices(len(self.dataset.images)))
+            index = draws.indices(len(self.dataset.images))
+            return self.dataset.pictures(index), self.dataset.labels[index]
 
         return work

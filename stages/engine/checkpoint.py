@@ -7,7 +7,9 @@ safetensors file with what the next stage needs and a JSON header saying what it
 import hashlib
 import io
 import json
+import mmap
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -168,7 +170,7 @@ def read_about(path: Path, remedy: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # torch's would reserve memory for all of it
             header = file.metadata() or {}
         words = hashlib.sha256(header["about"].encode()).hexdigest()
         if header.get("about_sha256", words) != words:
@@ -189,12 +191,37 @@ def of_this_version(path: Path, remedy: str) -> Iterator[None]:
         ) from None
 
 
-def load_export(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
-    """An export's tensors, mapped from the file, and its `about`; the checksum in the header must hold."""
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as views of the file: not to be written to, and never more than is used.
+
+    The library's views can be written to, so that the system reserves memory for all of them, or refuses.
+    """
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tensors, types = {}, {name: kind for kind, name in DTYPES.items()}
+    for name, found in header.items():
+        if name != "__metadata__":
+            first, last = (start + place for place in found["data_offsets"])
+            with warnings.catch_warnings(action="ignore"):  # torch says that it cannot be written to
+                flat = torch.frombuffer(memory, dtype=torch.uint8, count=last - first, offset=first)
+            tensors[name] = flat.view(types[found["dtype"]]).view(found["shape"])
+    return tensors
+
+
+def load_export(path: Path, remedy: str, mapped: bool = False) -> tuple[dict[str, Tensor], dict]:
+    """An export's tensors on the CPU and its `about`; the checksum in the header must hold.
+
+    `mapped`: they stay in the file, and may be larger than memory.
+    """
     about = read_about(path, remedy)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if mapped:
+            tensors = _mapped(path)
+        else:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
     if _digest(tensors) != about["sha256"]:

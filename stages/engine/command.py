@@ -113,7 +113,8 @@ def _module() -> str:
     return spec.name if spec else Path(sys.argv[0]).stem
 
 
-def _context(config: Config, arguments: argparse.Namespace, began: float, held: ExitStack) -> Context:
+def context_of(config: Config, arguments: argparse.Namespace, began: float, held: ExitStack) -> Context:
+    """What a command gives its body: the device, the precision and torch's settings that the configuration asks for."""
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
         torch.use_deterministic_algorithms(True)
@@ -161,7 +162,7 @@ def command(
         if alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(f"{_module()} runs in one process: start it without torchrun")
         with ExitStack() as held:
-            body(_context(load(arguments.config, arguments.overrides), arguments, began, held))
+            body(context_of(load(arguments.config, arguments.overrides), arguments, began, held))
         distributed.stop()
     except UserError as error:
         _end(f"error: {error}", 2)

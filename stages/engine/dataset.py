@@ -25,7 +25,7 @@ class Dataset:
     """Pictures (n, 3, 64, 64) uint8 and labels (n, k) float: of training, and held out.
 
     All on the device, but for training pictures that are too many for it: those stay in the pack, mapped from the
-    disk. On a CPU they always are: what is used of them is kept in memory by the system, as far as there is any.
+    disk. On a CPU they always are (but with data.withhold): the system keeps in memory what is used, as far as it can.
     """
 
     images: Tensor
@@ -55,7 +55,7 @@ def _pack(config: Config, folder: Path) -> tuple[ImageSet, str]:
             if not path.is_file():
                 _write_pack(path, config, folder)
     distributed.barrier()
-    tensors, about = load_export(path, remedy)
+    tensors, about = load_export(path, remedy, mapped=True)
     return ImageSet(**tensors, vocabulary=Vocabulary(about["objects"])), about["sha256"]
 
 

@@ -45,6 +45,6 @@ def of_the_system(error: OSError, place: object = None) -> UserError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """A GPU raises OutOfMemoryError or a RuntimeError of its libraries, a CPU a RuntimeError of its allocator."""
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    texts = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed")
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
+    return known or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts))

@@ -1,12 +1,16 @@
 """The bench runs on the smoke configuration, and compares like with like."""
 
 import json
+import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from stages.benchmark import cell, clock, peers, plain
+from stages.benchmark.subject import Subject
+from stages.engine.command import context_of
 from stages.engine.config import load
 from tests.conftest import SMOKE
 from tests.stages.test_bad_inputs import assert_one_line
@@ -15,8 +19,29 @@ from tests.stages.test_bad_inputs import assert_one_line
 def test_its_rows_are_medians_of_calls_in_turn():
     context, calls = SimpleNamespace(device=torch.device("cpu"), arguments=SimpleNamespace(seconds=0.0)), []
     times = clock.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, context)
-    assert calls == ["a", "b"] * (clock.REPEATS + 2)
+    assert calls == ["a", "b"] * (clock.REPEATS + 1)
     assert [len(t) for t in times.values()] == [clock.REPEATS] * 2
+
+
+def test_a_time_is_of_as_many_calls_as_take_long_enough():
+    context, calls = SimpleNamespace(device=torch.device("cpu"), arguments=SimpleNamespace(seconds=0.02)), []
+
+    def work() -> None:
+        calls.append(0)
+        time.sleep(0.004)
+
+    times = clock.interleaved({"": work}, context)[""]
+    assert len(calls) in [2 * n - 1 + n * clock.REPEATS for n in (2, 4, 8)]  # 1, 2, 4, 8 to warm up; fewer if slow
+    assert 0.004 <= min(times) <= max(times) < 0.02
+
+
+def test_every_axis_of_growth_makes_a_step(tmp_path):
+    arguments = SimpleNamespace(seconds=0.0, fresh=False)
+    with ExitStack() as held:
+        context = context_of(load(SMOKE, [f"root={tmp_path}"]), arguments, 0.0, held)
+        subject = Subject(context, tmp_path / "work")
+        for values, step_of in cell.AXES.values():
+            step_of(subject, min(values))()
 
 
 def test_the_page_of_a_small_bench(stage, tmp_path, monkeypatch):
@@ -43,7 +68,7 @@ def test_growth_measures_steps_packs_and_processes(stage, tmp_path, monkeypatch)
     assert not list(tmp_path.rglob("pack.safetensors"))
 
 
-@pytest.mark.parametrize("bad", ["--pictures=many", "--pictures=3", "--only=sleep"])
+@pytest.mark.parametrize("bad", ["--pictures=many", "--pictures=3", "--only=sleep", "--seconds=nan"])
 def test_a_wrong_flag_of_growth_is_one_line(stage, tmp_path, bad):
     assert_one_line(*stage("growth", f"root={tmp_path}", bad), bad.split("=")[1])
 

@@ -12,6 +12,8 @@ import pytest
 from stages.engine.checkpoint import load_export
 from tests.conftest import HERE, SMOKE
 
+# batch norms spread the rounding of one gradient over all: at its own rate the evaluator's loss drifts by .21 %
+SMALL = "evaluator.learning_rate=1e-4"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -49,7 +51,7 @@ def losses(folder):
     return [{k: v for k, v in line.items() if k in names} for line in lines]
 
 
-def assert_equal_runs(root, stage):
+def assert_equal_runs(root, stage, rate=1e-3):
     one, two = (root / f"by-{n}" / stage for n in (1, 2))
     assert losses(one), "nothing was logged"
     for a, b in zip(losses(one), losses(two), strict=True):
@@ -58,15 +60,15 @@ def assert_equal_runs(root, stage):
     for name, tensor in tensors.items():
         difference = (others[name].double() - tensor.double()).abs().max().item()
         # Adam makes a step of the learning rate of any gradient: rounding of one near zero may turn its sign
-        assert difference <= 4e-3 * max(1.0, tensor.double().abs().max().item()), (name, difference)
+        allowed = 4e-3 if "running_" in name else 4 * rate
+        assert difference <= allowed * max(1.0, tensor.double().abs().max().item()), (name, difference)
 
 
 @pytest.mark.parametrize(
     ("stage", "overrides"),
     [
         ("vae", ("vae.codebook.dead_below=0.5", "vae.codebook.init=kmeans")),
-        # its batch norms spread the rounding of a gradient over all: at small steps it stays rounding
-        pytest.param("evaluator", ("evaluator.learning_rate=1e-4",), marks=pytest.mark.faults),
+        pytest.param("evaluator", (SMALL,), marks=pytest.mark.faults),
         pytest.param("ldm", (), marks=pytest.mark.faults),
         pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=pytest.mark.faults),
         pytest.param("ddpm", (), marks=pytest.mark.faults),
@@ -76,7 +78,7 @@ def test_two_processes_equal_one(chain_copy, stage, overrides):
     for processes in (1, 2):
         status, said = end(start(processes, stage, chain_copy, *overrides))
         assert status == 0, said
-    assert_equal_runs(chain_copy, stage)
+    assert_equal_runs(chain_copy, stage, 1e-4 if SMALL in overrides else 1e-3)
 
 
 def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(chain_copy):

@@ -29,4 +29,4 @@ def test_the_median_picture_is_the_scenery():
     images = torch.full((9, 3, 64, 64), 100, dtype=torch.uint8)
     for i in range(9):
         images[i, :, 5 * i : 5 * i + 6, 20:30] = 255  # an object that is elsewhere in each picture
-    assert torch.allclose(median_picture(images), torch.tensor(100 / 127.5 - 1), atol=1e-6)
+    assert torch.allclose(median_picture(images, images.device), torch.tensor(100 / 127.5 - 1), atol=1e-6)
