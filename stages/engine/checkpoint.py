@@ -222,7 +222,7 @@ def load_export(path: Path, remedy: str, mapped: bool = False) -> tuple[dict[str
         else:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
     if _digest(tensors) != about["sha256"]:
         raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
