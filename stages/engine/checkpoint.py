@@ -170,6 +170,10 @@ def read_about(path: Path, remedy: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
     try:
+        path.open("rb").close()
+    except OSError as error:  # safetensors takes every refusal for a file that is not there
+        raise of_the_system(error, f"cannot read {path}") from None
+    try:
         with safe_open(path, framework="np") as file:  # torch's would reserve memory for all of it
             header = file.metadata() or {}
         words = hashlib.sha256(header["about"].encode()).hexdigest()

@@ -74,7 +74,6 @@ def bound():
         (".", 0o500),  # nothing new below the root
         ("smoke/ldm", 0o500),  # no new checkpoint
         ("smoke/ldm", 0o000),
-        ("smoke/ldm/metrics.jsonl", 0o400),
         ("newest checkpoint", 0o000),
         ("smoke/vae/export.safetensors", 0o000),
         ("smoke/render/train.json", 0o000),
