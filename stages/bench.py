@@ -103,11 +103,11 @@ def sampling_row(subject: Subject, context: Context) -> Row:
         arguments = (context, sampler, subject.vae, labels, DDIM_STEPS, GUIDANCE)
         contenders["diffusers' DDIM loop, our network"] = peers.sampling(*arguments)
     if peers.available("denoising_diffusion_pytorch"):
-        name, count, steps = "denoising-diffusion-pytorch, pixels, width 64, no guidance", PICTURES, DDIM_STEPS
+        name, count, steps = "denoising-diffusion-pytorch, pixels, width 64, no guidance, float32", PICTURES, DDIM_STEPS
         if context.device.type == "cpu":
             count, steps = PIXEL_PICTURES, PIXEL_STEPS
             name += f" (from {count} pictures, {steps} steps)"
-        contenders[name] = peers.pixel_sampling(context, count, steps, 64)
+        contenders[name] = peers.pixel_sampling(context.device, count, steps, 64)
         scales[name] = PICTURES / count * DDIM_STEPS / steps
     return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, guidance {GUIDANCE:g}", contenders, context, scales)
 
@@ -176,7 +176,6 @@ def main(context: Context) -> None:
             say(f"{name} is not installed: its lines are left out; `.venv/bin/python -m pip install {name}`")
     folder = context.hold("bench")
     subject = Subject(context, folder / "work")
-    rows = [ROWS[name](subject, context) for name in progress(wanted, "bench") if name != "rates"]
     about = f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
     page = Page(
         f"{context.config.name}: how fast",
@@ -184,8 +183,13 @@ def main(context: Context) -> None:
         f"turn in one process. The networks are the configuration's, untrained, on pictures made up for the purpose.",
     )
     head = ["what", "ours", "against", "takes", "times ours", "arithmetic, times ours"]
-    page.add_table("Beside others", head, [line for row in rows for line in row.cells()])
-    result = {"device": about, "versions": versions(), "rows": [asdict(row) for row in rows]}
+    rows, result = [], {"device": about, "versions": versions(), "rows": []}
+    page.add_table("Beside others", head, rows)
+    for name in progress([name for name in wanted if name != "rates"], "bench"):
+        row = ROWS[name](subject, context)
+        rows += row.cells()
+        result["rows"].append(asdict(row))
+        page.write(folder, result)  # as far as it is measured
     if "rates" in wanted:
         result["rates"] = rates(subject, context)
         result["matrix_rate"] = matrix_rate(context)
