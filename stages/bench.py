@@ -21,8 +21,9 @@ from stages.ldm import encode_set
 
 PICTURES = 64  # sampled at once
 PIXEL_PICTURES, PIXEL_STEPS = 16, 2  # of the slow peer on a CPU; its time is scaled to PICTURES and DDIM_STEPS
-DDIM_STEPS, SOLVER_STEPS, GUIDANCE = 50, 8, 3.0
-DDIM = ("eval.sampler=ddim", f"eval.steps={DDIM_STEPS}", "eval.eta=0.0", "eval.interval=[0.0,1.0]")
+DDIM_STEPS, GUIDANCE = 50, 3.0
+FEW_STEPS = 10  # as good as 50 by `make samplers` on i-CLEVR: .900 / .898 against .908 / .907
+DDIM = ("eval.sampler=ddim", "eval.eta=0.0", "eval.interval=[0.0,1.0]", f"eval.steps={DDIM_STEPS}")
 ALIKE = (f"eval.batch={PICTURES}", f"eval.guidance={GUIDANCE}", "eval.classifier_guidance=0.0")
 
 
@@ -112,14 +113,13 @@ def sampling_row(subject: Subject, context: Context) -> Row:
     return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, guidance {GUIDANCE:g}", contenders, context, scales)
 
 
-def solver_row(subject: Subject, context: Context) -> Row:
+def few_steps_row(subject: Subject, context: Context) -> Row:
     sampler = subject.sampler()
-    few = ("eval.sampler=dpm-solver++", f"eval.steps={SOLVER_STEPS}", "eval.interval=[0.0,1.0]")
     contenders = {
-        "ours": subject.sampling(sampler, PICTURES, *few, *ALIKE),
+        "ours": subject.sampling(sampler, PICTURES, *DDIM, f"eval.steps={FEW_STEPS}", *ALIKE),
         f"our DDIM {DDIM_STEPS}": subject.sampling(sampler, PICTURES, *DDIM, *ALIKE),
     }
-    return Row.of(f"{PICTURES} pictures, DPM-Solver++ {SOLVER_STEPS} (accuracy: `make samplers`)", contenders, context)
+    return Row.of(f"{PICTURES} pictures, DDIM {FEW_STEPS} (accuracy: `make samplers`)", contenders, context)
 
 
 def reading_row(subject: Subject, context: Context) -> Row:
@@ -134,7 +134,7 @@ ROWS: dict[str, Callable[[Subject, Context], Row]] = {
     "vae": vae_row,
     "gan": gan_row,
     "sampling": sampling_row,
-    "solver": solver_row,
+    "few-steps": few_steps_row,
     "reading": reading_row,
 }
 

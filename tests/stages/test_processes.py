@@ -12,7 +12,8 @@ import pytest
 from stages.engine.checkpoint import load_export
 from tests.conftest import HERE, SMOKE
 
-# batch norms spread the rounding of one gradient over all: at its own rate the evaluator's loss drifts by .21 %
+# torch's own batch norm, which one process uses, is off by .2 % of a layer's gradient where pictures are channels_last
+# (test_distributed.py): at its own rate the evaluator's loss drifts by as much, and its gradients' norm anyway
 SMALL = "evaluator.learning_rate=1e-4"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -55,6 +56,8 @@ def assert_equal_runs(root, stage, rate=1e-3):
     one, two = (root / f"by-{n}" / stage for n in (1, 2))
     assert losses(one), "nothing was logged"
     for a, b in zip(losses(one), losses(two), strict=True):
+        loose = {name: a.pop(name) for name in [*a] if stage == "evaluator" and name == "gradient_norm"}
+        assert {name: b.pop(name) for name in loose} == pytest.approx(loose, rel=5e-2)
         assert b == pytest.approx(a, rel=2e-3, abs=2e-4)
     (tensors, _), (others, _) = (load_export(f / "export.safetensors", "") for f in (one, two))
     for name, tensor in tensors.items():

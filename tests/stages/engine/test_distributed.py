@@ -1,0 +1,28 @@
+"""What processes share, computed in one: the arithmetic, not the transport."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from models.evaluator import Evaluator
+from stages.engine import distributed
+
+
+def gradients(network, images, labels):
+    """Of binary cross-entropy, by the parameter's name, in float64."""
+    F.binary_cross_entropy_with_logits(network.logits(images), labels).backward()
+    return {name: p.grad.double() for name, p in network.named_parameters()}
+
+
+def test_batch_norm_over_processes_has_the_gradient_that_float64_has(monkeypatch):
+    monkeypatch.setattr(distributed, "all_reduce", lambda values: values)
+    torch.manual_seed(0)
+    network, images = Evaluator(24).train(), torch.rand(8, 3, 32, 32) * 2 - 1
+    labels = (torch.rand(8, 24) < 0.1).float()
+    exact = gradients(copy.deepcopy(network).double(), images.double(), labels.double())
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    ours = distributed.with_global_batch_norms(copy.deepcopy(network))
+    monkeypatch.setattr(distributed, "world_size", lambda: 1)
+    for name, gradient in gradients(ours, images, labels).items():
+        assert (gradient - exact[name]).norm() <= 5e-5 * exact[name].norm(), name
