@@ -63,7 +63,8 @@ def assert_equal_runs(root, stage, rate=1e-3):
     for name, tensor in tensors.items():
         difference = (others[name].double() - tensor.double()).abs().max().item()
         # Adam makes a step of the learning rate of any gradient: rounding of one near zero may turn its sign
-        allowed = 4e-3 if "running_" in name else (8 if stage == "evaluator" else 4) * rate
+        loosely = stage == "evaluator"
+        allowed = (2e-2 if loosely else 4e-3) if "running_" in name else (8 if loosely else 4) * rate
         assert difference <= allowed * max(1.0, tensor.double().abs().max().item()), (name, difference)
         if "running_" not in name and tensor.is_floating_point() and tensor.numel() >= 1000:
             mean = (others[name].double() - tensor.double()).abs().mean().item()
