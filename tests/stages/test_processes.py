@@ -12,8 +12,8 @@ import pytest
 from stages.engine.checkpoint import load_export
 from tests.conftest import HERE, SMOKE
 
-# torch's own batch norm, which one process uses, is off by .2 % of a layer's gradient where pictures are channels_last
-# (test_distributed.py): at its own rate the evaluator's loss drifts by as much, and its gradients' norm anyway
+# torch's own batch norm, which one process uses, was off by .2 % of a layer's gradient on channels_last pictures;
+# ours is not (test_distributed.py). At its own rate the evaluator's loss drifts by as much, its gradients' norm anyway
 SMALL = "evaluator.learning_rate=1e-4"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
