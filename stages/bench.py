@@ -7,16 +7,25 @@ import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import date
 
 from stages.benchmark import peers, plain
-from stages.benchmark.clock import Work, add_seconds, convolution_rate, flops, interleaved, matrix_rate, shown
+from stages.benchmark.clock import (
+    Work,
+    add_seconds,
+    convolution_rate,
+    flops,
+    interleaved,
+    machine,
+    matrix_rate,
+    measured_with,
+    shown,
+)
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.report.page import Page
-from stages.engine.run import describe_device, versions
+from stages.engine.run import versions
 from stages.ldm import encode_set
 
 PICTURES = 64  # sampled at once
@@ -176,10 +185,10 @@ def main(context: Context) -> None:
             say(f"{name} is not installed: its lines are left out; `.venv/bin/python -m pip install {name}`")
     folder = context.hold("bench")
     subject = Subject(context, folder / "work")
-    about = f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
+    about = machine(context)
     page = Page(
         f"{context.config.name}: how fast",
-        f"{about}; {date.today()}; {', '.join(f'{k} {v}' for k, v in versions().items() if v)}. Medians of calls in "
+        f"{measured_with(about)}. Medians of calls in "
         f"turn in one process. The networks are the configuration's, untrained, on pictures made up for the purpose.",
     )
     head = ["what", "ours", "against", "takes", "times ours", "arithmetic, times ours"]

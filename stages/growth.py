@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +15,14 @@ import torch
 import yaml
 
 from stages.benchmark.cell import AXES, BATCH, PACK, PICTURE_BYTES, in_a_process, measured, read_pack, write_pack
-from stages.benchmark.clock import add_seconds, shown
+from stages.benchmark.clock import add_seconds, machine, measured_with, shown
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import Config
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.report.page import Page
-from stages.engine.run import describe_device, versions
+from stages.engine.run import versions
 
 PROCESSES = (1, 2)
 
@@ -109,9 +108,8 @@ def gibibytes(count: int) -> str:
 
 def clean(work: Path) -> None:
     """Removes what an earlier run, killed perhaps, left: as large as the largest pack."""
-    for path in work.glob(f"*{PACK}*"):
+    for path in work.glob(f"*{PACK}*"):  # its temporary file too
         path.unlink()
-    (work / f".{PACK}.tmp").unlink(missing_ok=True)
     for count in PROCESSES:
         shutil.rmtree(work / f"processes-{count}", ignore_errors=True)
 
@@ -125,10 +123,10 @@ def main(context: Context) -> None:
     work = (folder / "work").resolve()
     clean(work)
     config = Subject(context, work).context.config
-    about = f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
+    about = machine(context)
     page = Page(
         f"{context.config.name}: how its cost grows",
-        f"{about}; {date.today()}; {', '.join(f'{k} {v}' for k, v in versions().items() if v)}. One thing at a time "
+        f"{measured_with(about)}. One thing at a time "
         f"from the configuration's value, each line in a process of its own; medians of times in turn; memory is the "
         f"most that was held in training steps, without what is mapped from files.",
     )

@@ -71,10 +71,7 @@ def write_pack(path: Path, count: int) -> None:
     block = torch.randint(256, (4096, 3, SIZE, SIZE), dtype=torch.uint8)
     for part in images.split(len(block)):
         part.copy_(block[: len(part)])
-    try:
-        save_export(path, {"images": images}, {"pictures": count})
-    finally:
-        path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)  # as large as the pack
+    save_export(path, {"images": images}, {"pictures": count})
 
 
 def read_pack(context: Context, work: Path) -> tuple[float, float, float, int]:

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from stages.engine.command import Context
-from stages.engine.run import peak_memory
+from stages.engine.run import describe_device, peak_memory, versions
 
 Work = Callable[[], object]
 REPEATS, LEAST = 7, 5
@@ -69,6 +70,16 @@ def interleaved(contenders: dict[str, Work], context: Context) -> dict[str, list
 def shown(seconds: float) -> str:
     """Seconds for a table."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def machine(context: Context) -> str:
+    """The device and the precision, in words."""
+    return f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
+
+
+def measured_with(about: str) -> str:
+    """A page's first words: the machine, the day, the versions."""
+    return f"{about}; {date.today()}; {', '.join(f'{k} {v}' for k, v in versions().items() if v)}"
 
 
 def reset_peak(device: torch.device) -> None:

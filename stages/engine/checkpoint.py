@@ -46,10 +46,12 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # an interruption too: a pack's may be as large as the disk
         with suppress(OSError):
             temporary.unlink()
-        raise of_the_system(error, f"cannot write {path}") from None
+        if isinstance(error, OSError):
+            raise of_the_system(error, f"cannot write {path}") from None
+        raise
     if hasattr(os, "O_DIRECTORY"):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.engine.checkpoint import Checkpoints, load_export, read_about, save_export, write_atomically
-from stages.engine.errors import UserError
+from stages.engine.errors import Interrupted, UserError
 
 
 def checkpoints(folder, keep=2):
@@ -116,3 +116,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def stopped(descriptor):
+        raise Interrupted(15)
+
+    monkeypatch.setattr(os, "fsync", stopped)
+    with pytest.raises(Interrupted):
+        write_atomically(tmp_path / "file", b"new")
+    assert list(tmp_path.iterdir()) == []
