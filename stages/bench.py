@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from stages.benchmark import peers, plain
 from stages.benchmark.clock import (
     Work,
+    add_only,
     add_seconds,
     convolution_rate,
     flops,
@@ -22,7 +23,6 @@ from stages.benchmark.clock import (
 )
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
-from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.report.page import Page
 from stages.engine.run import versions
@@ -171,15 +171,13 @@ def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", default="", metavar="ROW,...", help=f"of {', '.join(ROWS)}, rates")
+    add_only(parser, [*ROWS, "rates"])
     add_seconds(parser)
     add_fresh(parser)
 
 
 def main(context: Context) -> None:
-    wanted = [name for name in context.arguments.only.split(",") if name] or [*ROWS, "rates"]
-    if unknown := set(wanted) - {*ROWS, "rates"}:
-        raise UserError(f"--only {sorted(unknown)[0]}: the rows are {', '.join(ROWS)}, rates")
+    wanted = context.arguments.only
     for package, name in (("diffusers", "diffusers"), ("denoising_diffusion_pytorch", "denoising-diffusion-pytorch")):
         if not peers.available(package):
             say(f"{name} is not installed: its lines are left out; `.venv/bin/python -m pip install {name}`")

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from stages.benchmark.cell import AXES, BATCH, PACK, PICTURE_BYTES, in_a_process, measured, read_pack, write_pack
-from stages.benchmark.clock import add_seconds, machine, measured_with, shown
+from stages.benchmark.clock import add_only, add_seconds, machine, measured_with, shown
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import Config
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", default="18000,180000,1800000", metavar="N,...", help="sizes of made-up packs, 12 KiB a picture"
     )
-    parser.add_argument("--only", default="", metavar="NAME,...", help=f"of {', '.join(AXES)}, pictures, processes")
+    add_only(parser, [*AXES, "pictures", "processes"])
     add_seconds(parser)
     add_fresh(parser)
 
@@ -115,10 +115,7 @@ def clean(work: Path) -> None:
 
 
 def main(context: Context) -> None:
-    sizes, others = _sizes(context.arguments.pictures), ("pictures", "processes")
-    wanted = [name.strip() for name in context.arguments.only.split(",") if name.strip()] or [*AXES, *others]
-    if unknown := set(wanted) - {*AXES, *others}:
-        raise UserError(f"--only {sorted(unknown)[0]}: what grows is {', '.join((*AXES, *others))}")
+    sizes, wanted = _sizes(context.arguments.pictures), context.arguments.only
     folder = context.hold("growth")
     work = (folder / "work").resolve()
     clean(work)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data.images import to_unit
 from models.unet import UNet
 from models.vqvae import VQVAE
 from stages.engine.command import Context, add_fresh, command
@@ -15,18 +14,12 @@ from stages.engine.run import Run
 from stages.engine.schema import Ldm
 from stages.engine.trained import load_trained
 from stages.evaluator import guide_of, judge, load_evaluator
-from stages.vae import load_vae, load_vae_of
+from stages.vae import encoded, load_vae, load_vae_of
 
 
-@torch.no_grad()
 def encode_set(vae: VQVAE, images: Tensor, context: Context) -> Tensor:
     """The whole set (n, 3, 64, 64) uint8 -> normalised latents (n, c, 8, 8) float32 on the device."""
-    rows = []
-    for part in images.split(256):
-        pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
-        with context.autocast():
-            rows.append(vae.encode(pictures))
-    return torch.cat(rows)
+    return torch.cat([*encoded(vae.encode, images, context)])
 
 
 def build_unet(settings: Ldm, inputs: int, classes: int, most: int) -> UNet:

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stages.ablations import SIMPLE
@@ -19,7 +20,6 @@ from stages.evaluator import main as train_evaluator
 from stages.systems import TRAIN
 
 GUIDED = "eval.classifier_guidance=2.0"
-PLAIN = ("eval.sampler=ancestral", "eval.guidance=1.0")  # the third and second reports' way of sampling
 MULTIPLY_ADD, COSINE = "configs/ddpm-multiply-add.yaml", "configs/ddpm-cosine.yaml"
 
 
@@ -27,7 +27,8 @@ MULTIPLY_ADD, COSINE = "configs/ddpm-multiply-add.yaml", "configs/ddpm-cosine.ya
 class System:
     """A row: what it is, the model that is trained, what differs from the experiment, the report's (test, new_test).
 
-    `section_of`: the configuration file whose section of that model is taken instead of the experiment's.
+    `section_of`: the configuration file whose section of that model, sampler and guidance are taken instead of the
+    experiment's.
     """
 
     words: str
@@ -53,9 +54,9 @@ SYSTEMS: dict[str, System] = {
         ("gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising"),
         (0.972, 0.845),
     ),
-    "ddpm-multiply-add": System("pixel DDPM, multiply-add", "ddpm", PLAIN, (0.653, 0.726), MULTIPLY_ADD),
-    "ddpm-up": System("conditions on its up path", "ddpm", ("ddpm.paths=up", *PLAIN), (0.631, 0.678), MULTIPLY_ADD),
-    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", PLAIN, (0.931, 0.810), COSINE),
+    "ddpm-multiply-add": System("pixel DDPM, multiply-add", "ddpm", (), (0.653, 0.726), MULTIPLY_ADD),
+    "ddpm-up": System("conditions on its up path", "ddpm", ("ddpm.paths=up",), (0.631, 0.678), MULTIPLY_ADD),
+    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", (), (0.931, 0.810), COSINE),
     **_choices("gan", "loss", ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan"), "adversarial loss"),
     **_choices(
         "gan",
@@ -91,45 +92,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
-def variant_of(context: Context, key: str) -> Context:
-    """The experiment of a row. Rows that change only the sampling share the LDM of the row `ldm`."""
-    a, name, system = context.arguments, context.config.name, SYSTEMS[key]
+def changes_of(context: Context, key: str) -> list[str]:
+    """What a row changes in the experiment: a file's section, what the command line says, what makes it that row."""
+    a, system = context.arguments, SYSTEMS[key]
     changes, section = [], getattr(context.config, system.model)
     if system.section_of:
-        section = getattr(load(Path(system.section_of)), system.model)
-        changes.append(f"{system.model}={json.dumps(section.model_dump(mode='json'))}")
-    # what the command line says of the model and its evaluation, below what makes the row
+        other = load(Path(system.section_of))
+        section = getattr(other, system.model)
+        changes += [f"{system.model}={json.dumps(section.model_dump(mode='json'))}"]
+        changes += [f"eval.sampler={other.eval.sampler}", f"eval.guidance={other.eval.guidance}"]
     changes += [o for o in a.overrides if o.startswith((f"{system.model}.", "eval."))] + list(system.changes)
     if a.steps is not None and section.steps > a.steps:
         changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
-    if shares_the_ldm(key):
-        changes.append(f"uses.ldm={name}-ldm")
-    if GUIDED in changes:
-        changes.append(f"uses.guide={name}-guide")
-    return context.derived(f"{name}-{key.replace('+', '-')}", *changes, f"models=[{system.model}]")
-
-
-def shares_the_ldm(key: str) -> bool:
-    """True of rows whose training differs in nothing from that of the row `ldm`."""
-    system = SYSTEMS[key]
-    return key != "ldm" and system.model == "ldm" and all(change.startswith("eval.") for change in system.changes)
-
-
-def run(context: Context, key: str) -> dict:
-    """Trains and evaluates what is missing of a row. Returns what the page shows of it."""
-    system = SYSTEMS[key]
-    if shares_the_ldm(key):
-        TRAIN["ldm"](variant_of(context, "ldm"))
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
-        seed = context.config.seed + 1
-        train_evaluator(
-            context.derived(f"{context.config.name}-guide", "uses={}", f"seed={seed}", "evaluator.checkpoint=null")
-        )
-    variant = variant_of(context, key)
-    TRAIN[system.model](variant)
-    evaluate(variant)
-    report = json.loads((variant.folder("eval") / "report.json").read_text())
-    about = read_about(variant.export(system.model), "")
+        changes.append(f"uses.guide={context.config.name}-guide")
+    return [*changes, f"models=[{system.model}]"]
+
+
+def named(context: Context, key: str) -> str:
+    """The experiment that a row is evaluated in."""
+    return f"{context.config.name}-{key.replace('+', '-')}"
+
+
+def homes_of(context: Context) -> dict[str, Context]:
+    """The experiment that each row's model is trained in: the first with its section, so that none is learned twice.
+
+    Where it is the experiment's own section, that is the experiment itself.
+    """
+    learned: dict[str, list[tuple[object, Context]]] = {m: [(getattr(context.config, m), context)] for m in TRAIN}
+    homes = {}
+    for key, system in SYSTEMS.items():
+        try:
+            row = context.derived(named(context, key), *changes_of(context, key))
+        except UserError:  # said of that row where it is run
+            continue
+        section = getattr(row.config, system.model)
+        alike = [home for other, home in learned[system.model] if other == section]
+        learned[system.model].append((section, row))
+        homes[key] = alike[0] if alike else row
+    return homes
+
+
+def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
+    """Trains and evaluates what is missing of a row. Returns what the page shows of it."""
+    system, name = SYSTEMS[key], named(context, key)
+    row = context.derived(name, *changes_of(context, key))
+    if (home := homes[key]).config.name != name:
+        row = context.derived(name, *changes_of(context, key), f"uses.{system.model}={home.config.name}")
+    if GUIDED in system.changes:
+        other = ("uses={}", f"seed={context.config.seed + 1}", "evaluator.checkpoint=null")
+        train_evaluator(context.derived(f"{context.config.name}-guide", *other))
+    TRAIN[system.model](replace(home, began=time.perf_counter()))
+    evaluate(row)
+    report = json.loads((row.folder("eval") / "report.json").read_text())
+    about = read_about(row.export(system.model), "")
     return {
         "system": system.words,
         "reported": system.reported,
@@ -190,10 +206,11 @@ def main(context: Context) -> None:
         results = json.loads((folder / "report.json").read_text())
     except (OSError, ValueError):
         results = {}
+    homes = homes_of(context)
     for key in context.arguments.only:
         say(f"{context.config.name}/reproduce: {key}, {SYSTEMS[key].words}")
         try:
-            results[key] = run(context, key)
+            results[key] = run(context, key, homes)
         except UserError as error:  # one row's fault is not the others'
             say(f"warning: {key}: {error}")
             results[key] = {

@@ -12,7 +12,7 @@ from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TITLES
 
 DDIM_STEPS = (100, 50, 25, 10, 5)
-SOLVER_STEPS = (20, 10, 8, 5)
+SOLVER_STEPS = (20, 10, 5)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """`make vae`, stage 1: a VQ-VAE with a patch discriminator, judged by what the evaluator reads from reconstructions."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import URLError
 
@@ -52,6 +53,16 @@ def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
             f"{vae_about['sha256'][:12]}); train it anew with {context.make(f'{stage} FRESH=1')}"
         )
     return vae
+
+
+@torch.no_grad()
+def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context) -> Iterator[Tensor]:
+    """A set (n, 3, 64, 64) uint8, wherever it lies, through an encoder on the device: (at most 256, c, 8, 8) a part."""
+    for part in images.split(256):
+        pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
+        with context.autocast():
+            latents = encode(pictures)
+        yield latents
 
 
 def load_perceptual(settings) -> Perceptual:
@@ -211,10 +222,7 @@ class VaeTask:
     def _measure_latents(self) -> None:
         """Sets the export's per-channel mean and deviation, over the whole training set, in float64."""
         vae, count, total, squares = self.ema.average, 0, 0.0, 0.0
-        for part in self.dataset.images.split(256):
-            images = to_unit(part.to(self.context.device))
-            with self.context.autocast():
-                latents = vae.encoder(images.to(memory_format=torch.channels_last))
+        for latents in encoded(vae.encoder, self.dataset.images, self.context):
             latents = latents.double().transpose(0, 1).flatten(1)
             count, total = count + latents.shape[1], total + latents.sum(1)
             squares = squares + latents.square().sum(1)

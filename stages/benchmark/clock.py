@@ -3,7 +3,7 @@
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -26,6 +26,18 @@ def add_seconds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=_duration, default=1.0, help="that each of a median's times is of, at least (%(default)s)"
     )
+
+
+def add_only(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """The flag that chooses among what a command measures, by names between commas; all of it by default."""
+
+    def chosen(text: str) -> list[str]:
+        wanted = [name.strip() for name in text.split(",") if name.strip()] or [*names]
+        if unknown := set(wanted) - {*names}:
+            raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]} is none of {', '.join(names)}")
+        return wanted
+
+    parser.add_argument("--only", default="", type=chosen, metavar="NAME,...", help=f"of {', '.join(names)}")
 
 
 def _duration(text: str) -> float:

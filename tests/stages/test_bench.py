@@ -74,7 +74,7 @@ def test_a_wrong_flag_of_growth_is_one_line(stage, tmp_path, bad):
 
 
 def test_an_unknown_row_is_one_line(stage, tmp_path):
-    assert_one_line(*stage("bench", f"root={tmp_path}", "--only", "ldm,sleep"), "--only sleep", "reading")
+    assert_one_line(*stage("bench", f"root={tmp_path}", "--only", "ldm,sleep"), "--only", "sleep", "reading")
 
 
 def test_the_plain_autoencoder_is_ours_but_for_its_quantiser():

@@ -101,5 +101,6 @@ def test_reproduce_runs_every_system_and_only_what_is_missing(stage, root):
     assert all(0 <= row["figures"][part]["accuracy"] <= 1 for row in rows.values() for part in ("test", "new_test"))
     assert "accuracy_by_the_guide" in rows["ldm-guided"]["figures"]["test"]
     assert "stages.reproduce" in (root / "reproduce/report.md").read_text()
+    assert not (root / "smoke-gan-body-residual/gan").exists(), "that is the row gan: nothing is learned twice"
     status, said = stage("reproduce", "--steps", "2", "--only", "gan", "ldm-guided", "--", *small)
     assert status == 0 and said.count("finished already") >= 5, said

@@ -12,15 +12,15 @@ import pytest
 from stages.engine.checkpoint import load_export
 from tests.conftest import HERE, SMOKE
 
-# torch's own batch norm, which one process uses, was off by .2 % of a layer's gradient on channels_last pictures;
-# ours is not (test_distributed.py). At its own rate the evaluator's loss drifts by as much, its gradients' norm anyway
-SMALL = "evaluator.learning_rate=1e-4"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def start(processes, stage, root, *overrides):
     """A stage as an experiment of its own on the chain's pictures, evaluator and autoencoder."""
-    launcher = [*TORCHRUN, "-m"] if processes == 2 else [sys.executable, "-m"]
+    # The evaluator is all batch norm: torch's own is off by .2 % of a layer's gradient on channels_last pictures, the
+    # one under torchrun is not (test_distributed.py). So the one process it is compared with is torchrun's as well
+    plain = processes == 1 and stage != "evaluator"
+    launcher = [sys.executable, "-m"] if plain else [*TORCHRUN, str(processes), "-m"]
     settings = [f"root={root}", f"name=by-{processes}", f"data.folder={root}/smoke/render", "device=cpu"]
     settings += ["precision=float32", *(f"uses.{s}=smoke" for s in ("evaluator", "vae") if s != stage), *overrides]
     command = [*launcher, f"stages.{stage}", "--config", SMOKE, *settings]
@@ -52,19 +52,17 @@ def losses(folder):
     return [{k: v for k, v in line.items() if k in names} for line in lines]
 
 
-def assert_equal_runs(root, stage, rate=1e-3):
+def assert_equal_runs(root, stage):
+    rate = 1e-3  # the smoke configuration's
     one, two = (root / f"by-{n}" / stage for n in (1, 2))
     assert losses(one), "nothing was logged"
     for a, b in zip(losses(one), losses(two), strict=True):
-        loose = {name: a.pop(name) for name in [*a] if stage == "evaluator" and name == "gradient_norm"}
-        assert {name: b.pop(name) for name in loose} == pytest.approx(loose, rel=5e-2)
         assert b == pytest.approx(a, rel=2e-3, abs=2e-4)
     (tensors, _), (others, _) = (load_export(f / "export.safetensors", "") for f in (one, two))
     for name, tensor in tensors.items():
         difference = (others[name].double() - tensor.double()).abs().max().item()
         # Adam makes a step of the learning rate of any gradient: rounding of one near zero may turn its sign
-        loosely = stage == "evaluator"
-        allowed = (2e-2 if loosely else 4e-3) if "running_" in name else (8 if loosely else 4) * rate
+        allowed = 4e-3 if "running_" in name else 4 * rate
         assert difference <= allowed * max(1.0, tensor.double().abs().max().item()), (name, difference)
         if "running_" not in name and tensor.is_floating_point() and tensor.numel() >= 1000:
             mean = (others[name].double() - tensor.double()).abs().mean().item()
@@ -75,7 +73,7 @@ def assert_equal_runs(root, stage, rate=1e-3):
     ("stage", "overrides"),
     [
         ("vae", ("vae.codebook.dead_below=0.5", "vae.codebook.init=kmeans")),
-        pytest.param("evaluator", (SMALL,), marks=pytest.mark.faults),
+        pytest.param("evaluator", (), marks=pytest.mark.faults),
         pytest.param("ldm", (), marks=pytest.mark.faults),
         pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=pytest.mark.faults),
         pytest.param("ddpm", (), marks=pytest.mark.faults),
@@ -85,7 +83,7 @@ def test_two_processes_equal_one(chain_copy, stage, overrides):
     for processes in (1, 2):
         status, said = end(start(processes, stage, chain_copy, *overrides))
         assert status == 0, said
-    assert_equal_runs(chain_copy, stage, 1e-4 if SMALL in overrides else 1e-3)
+    assert_equal_runs(chain_copy, stage)
 
 
 def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(chain_copy):
