@@ -19,6 +19,9 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
+from PIL import Image
+
 from data.labels import CLEVR, COLOURS, SHAPES, DataError
 
 # CLEVR's colours, sRGB 0..255 (arXiv 1612.06890, its properties.json)
@@ -197,10 +200,19 @@ def draw_scene(
         for name in missing:
             passes = _mitsuba_scenes(scene, len(labels[name]), size, samples, mi.ScalarTransform4f)
             image = sum(mi.TensorXf(mi.render(mi.load_dict(p), spp=samples, seed=index)) for p in passes)
-            temporary = folder / f".{os.getpid()}-{name}"
-            mi.util.write_bitmap(str(temporary), image, write_async=False)
-            os.replace(temporary, folder / name)
+            _write_picture(np.array(mi.util.convert_to_bitmap(image)), folder / name)
     return labels
+
+
+def _write_picture(pixels: np.ndarray, path: Path) -> None:
+    """(h, w, 3) uint8 -> a whole PNG or none. Mitsuba's own writer says nothing of a full disk."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        Image.fromarray(pixels).save(temporary, "PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _end_with_the_parent() -> None:
@@ -230,7 +242,8 @@ def draw_scenes(
 ) -> dict[str, list[str]]:
     """Draws scenes `indices` into `folder` on all cores. Returns all labels, in order. `progress` wraps the iterator.
 
-    Pictures that exist are kept, so an interrupted call goes on; each is written whole or not at all.
+    Pictures that exist are kept, so an interrupted call goes on; each is written whole or not at all. Raises DataError
+    where drawing fails, OSError where writing does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".*.png"):  # of a call that was killed
@@ -245,7 +258,7 @@ def draw_scenes(
         raise DataError(
             f"{folder}: a drawing process was ended from outside (memory?); the same command goes on"
         ) from None
-    except (ImportError, RuntimeError, OSError) as error:
+    except (ImportError, RuntimeError) as error:
         raise DataError(f"{folder}: drawing failed ({type(error).__name__}: {str(error)[:100]})") from error
     finally:
         for process in list((pool._processes or {}).values()):

@@ -160,6 +160,9 @@ def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) ->
         "seconds": {stage: about["seconds"] for stage, about in exports.items()},
         "steps": {stage: about["steps"] for stage, about in exports.items()},
         "exports": {stage: about["identity"] for stage, about in exports.items()},  # how each was really trained
+        "made_with": {
+            stage: {key: about.get(key) for key in ("device", "versions")} for stage, about in exports.items()
+        },
         "processes": distributed.world_size(),
         "code_sha256": _digest_of({str(p.relative_to(CODE)): p.read_text() for p in _sources()}),
     }

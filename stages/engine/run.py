@@ -29,6 +29,8 @@ from stages.engine.errors import Interrupted, UserError
 from stages.engine.log import MetricsLog, say
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 
+AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several processes wait for their devices
+
 
 class Task(Protocol):
     """What a stage gives the loop."""
@@ -140,6 +142,7 @@ class Run:
         seconds_before, start = self._restore(checkpoints, task, log)
         self._write_config()
         stop, witness = _StopFlag(), Witness(task.optimizers)
+        agree_every = 1 if distributed.world_size() == 1 else AGREE_EVERY
 
         def seconds() -> float:  # of all commands together, reading and encoding the set included
             return seconds_before + time.perf_counter() - self.context.began
@@ -167,7 +170,7 @@ class Run:
                     log.flush(done)
                 if done % settings.preview_every == 0 or last:
                     self._preview(task, log, done)
-                stopped = distributed.any_process(stop.number, device)
+                stopped = distributed.any_process(stop.number, device) if done % agree_every == 0 else 0
                 if done % settings.checkpoint_every == 0 or last or stopped:
                     save(done)
                 if stopped:

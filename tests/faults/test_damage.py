@@ -88,12 +88,16 @@ class Hostile:
         return os.system, (f"touch {self.witness}",)
 
 
-@pytest.mark.parametrize("file", ["checkpoint", "smoke/vae/export.safetensors", "smoke/evaluator/export.safetensors"])
-def test_nothing_runs_from_a_hostile_file(stage, chain_copy, tmp_path, file):
+HOSTILE = ["checkpoint", "smoke/vae/export.safetensors", "smoke/evaluator/export.safetensors", "packs"]
+
+
+@pytest.mark.parametrize("file", HOSTILE)
+def test_nothing_runs_from_a_hostile_file(stage, chain, chain_copy, tmp_path, file):
     witness, content = tmp_path / "ran", pickle.dumps(Hostile(tmp_path / "ran"))
     _, newest = ldm_folder(chain_copy)
-    (newest if file == "checkpoint" else chain_copy / file).write_bytes(content)
-    status, said = stage("ldm", f"root={chain_copy}")
+    path = newest if file == "checkpoint" else chain_copy / file
+    (next(path.glob("*.safetensors")) if path.is_dir() else path).write_bytes(content)
+    status, said = stage("ldm", f"root={chain_copy}", f"data.folder={chain}/smoke/render")  # the pack's pictures
     assert status == (0 if file == "checkpoint" else 2), said
     assert not witness.exists()
 

@@ -59,8 +59,11 @@ def run_to_the_end(root, stage) -> float:
     return time.monotonic() - began
 
 
-def killed(root, stage, seconds, pattern) -> bool:
-    """Starts the stage and kills it `seconds` after its start, or as soon as a file of `pattern` appears."""
+def killed(root, stage, seconds, pattern) -> tuple[bool, bool]:
+    """Starts the stage and kills it `seconds` after its start, or as soon as a file of `pattern` appears.
+
+    Returns whether that was before its end, and whether it was while something was written.
+    """
     process = start(root, stage)
     folder = root / "smoke" / FOLDERS.get(stage, stage)
     deadline = time.monotonic() + (60 if pattern else seconds)
@@ -69,7 +72,8 @@ def killed(root, stage, seconds, pattern) -> bool:
             break
         time.sleep(0.0005 if pattern else 0.005)
     process.send_signal(signal.SIGKILL)
-    return finish(process)[0] == -signal.SIGKILL
+    hit = finish(process)[0] == -signal.SIGKILL
+    return hit, hit and bool([*root.rglob(".*.tmp"), *root.rglob(".*.png")])
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +99,17 @@ def test_killed_at_any_moment_nothing_is_lost(roots, stage):
     whole, random_moments = outcome(whole_root, stage), random.Random(stage)
     moments = [random_moments.uniform(0.2, seconds) for _ in range(KILLS)]
 
-    def attempt(number: int) -> bool:
+    def attempt(number: int) -> tuple[bool, bool]:
         root = roots(stage)
         pattern = WRITES[stage][number % len(WRITES[stage])] if number < KILLS // 3 else None
-        hit = killed(root, stage, moments[number], pattern)
+        struck = killed(root, stage, moments[number], pattern)
         run_to_the_end(root, stage)
         assert outcome(root, stage) == whole, f"attempt {number}"
         shutil.rmtree(root.parent)
-        return hit
+        return struck
 
     with ThreadPool(2) as pool:
-        hits = sum(pool.map(attempt, range(KILLS), chunksize=1))
-    print(f"{stage}: killed {hits} of {KILLS} times before its end, lost 0")
+        hits, in_writes = map(sum, zip(*pool.map(attempt, range(KILLS), chunksize=1), strict=True))
+    print(f"{stage}: killed {hits} of {KILLS} times before its end, {in_writes} of them in a write, lost 0")
     assert hits > KILLS // 2
+    assert in_writes or KILLS < 9, "no kill fell into a write"

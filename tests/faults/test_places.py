@@ -49,12 +49,32 @@ def test_on_a_full_disk_the_last_checkpoint_stays_whole(chain, chain_copy, small
     assert digest(folder) == digest(chain / "smoke/ldm")
 
 
-def test_on_a_read_only_disk(chain_copy, small_disk):
+def test_on_a_full_disk_no_picture_is_drawn_in_part(chain, small_disk):
+    """It fills up while scenes are drawn; after that the same pictures come as where there was room."""
+    space = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - 100_000))
+    said = finish(start_stage("render", f"root={small_disk}"))
+    assert_one_line(*said, "No space left")
+    folder, whole = small_disk / "smoke/render", chain / "smoke/render"
+    assert 0 < len([*folder.glob("iclevr/CLEVR*.png")]) < len([*whole.glob("iclevr/*.png")])
+    (small_disk / "filler").unlink()
+    assert finish(start_stage("render", f"root={small_disk}"))[0] == 0
+    for path in whole.rglob("*.*"):
+        if path.is_file():
+            assert (folder / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_on_a_read_only_disk(chain, chain_copy, small_disk):
     root = shutil.copytree(chain_copy, small_disk / "root")
-    unfinished(root)
+    folder, kept = unfinished(root)
+    before = kept.read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert_one_line(*finish(start_stage("ldm", f"root={root}")), str(root), "Read-only file system", "root=DIR")
     assert_one_line(*finish(start_stage("render", f"root={small_disk}/new")), "Read-only file system", "root=DIR")
+    assert kept.read_bytes() == before
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert finish(start_stage("ldm", f"root={root}"))[0] == 0
+    assert digest(folder) == digest(chain / "smoke/ldm")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -104,11 +105,30 @@ def test_sample_faults(stage, chain, arguments, parts):
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
-    [("ldm.learning_rate=0.5", "ldm.learning_rate"), ("ldm.batch=4", "ldm.batch"), ("seed=9", "seed")],
+    ("change", "words"),
+    [
+        ("ldm.learning_rate=0.5", "ldm.learning_rate: 0.001 -> 0.5"),
+        ("ldm.batch=4", "ldm.batch: 8 -> 4"),
+        ("seed=9", "seed: 1 -> 9"),
+    ],
 )
-def test_another_configuration_is_refused_with_what_differs(stage, chain, changes, key):
-    assert_one_line(*stage("ldm", f"root={chain}", changes), key, "->", "--fresh")
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_configuration_is_refused_with_what_differs(stage, chain_copy, change, words, finished):
+    folder = chain_copy / "smoke/ldm"
+    if not finished:
+        (folder / "export.safetensors").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert_one_line(*stage("ldm", f"root={chain_copy}", change), words, "--fresh")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_other_pictures_are_refused_by_a_training(stage, chain_copy, tmp_path):
+    shutil.copytree(chain_copy / "smoke/render", other := tmp_path / "other")
+    names = json.loads((other / "train.json").read_text())
+    first, second = list(names)[:2]
+    (other / "iclevr" / first).write_bytes((other / "iclevr" / second).read_bytes())
+    said = stage("evaluator", f"root={chain_copy}", f"data.folder={other}")
+    assert_one_line(*said, "parent data: ", " -> ", "--fresh")
 
 
 def test_fresh_moves_the_old_run_aside(stage, chain_copy):

@@ -1,6 +1,7 @@
 """The whole chain through Make on the smoke configuration, and the contract that other programs rely on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from data.images import to_unit
+from stages.engine.checkpoint import load_export
 from tests.conftest import HERE, SMOKE, make
 from tests.data.folder import write_folder
 
@@ -70,6 +72,20 @@ def test_exports_name_their_parents(chain, report):
             about = json.loads(file.metadata()["about"])
         assert about["parents"]["vae"] == report["provenance"]["parents"]["vae"]
         assert about["parents"]["data"] == report["provenance"]["data_sha256"]
+
+
+def test_report_json_is_enough_to_train_the_same_model_again(stage, report, chain, tmp_path):
+    """The experiment written out of it, in another place, gives the LDM that it names by its sha256."""
+    provenance = report["provenance"]
+    path = tmp_path / "again.yaml"
+    path.write_text(json.dumps(provenance["configuration"] | {"root": str(tmp_path)}))
+    for made in ("render", "evaluator", "vae"):  # the parents, whose hashes the report names too
+        shutil.copytree(chain / "smoke" / made, tmp_path / "smoke" / made)
+    status, said = stage("ldm", config=path)
+    assert status == 0, said
+    _, about = load_export(tmp_path / "smoke/ldm/export.safetensors", "")
+    assert about["sha256"] == provenance["parents"]["ldm"]
+    assert provenance["made_with"]["ldm"] == {"device": about["device"], "versions": about["versions"]}
 
 
 def test_a_finished_chain_returns_at_once_and_changes_nothing(chain):

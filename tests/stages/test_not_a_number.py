@@ -38,6 +38,35 @@ def test_a_planted_one_is_not_saved_and_the_run_goes_on_without_it(stage, chain,
     assert lines(folder) == lines(chain / "smoke" / name)
 
 
+def test_where_nothing_was_logged_since_the_checkpoint_itself_refuses(stage, chain_copy, monkeypatch):
+    folder = chain_copy / "smoke/ldm"
+    shutil.rmtree(folder)
+    update = Optimizer.update
+    poison = {PLANTED: float("nan")}
+    monkeypatch.setattr(Optimizer, "update", lambda self, loss, step: update(self, loss * poison.get(step, 1), step))
+    assert_one_line(*stage("ldm", f"root={chain_copy}", "ldm.log_every=100"), f"at step {PLANTED} (")
+    assert [path.name for path in folder.glob("step-*.ckpt")] == ["step-00000002.ckpt"]
+
+
+def test_out_of_memory_in_a_step_leaves_the_last_checkpoint_and_the_run_goes_on(stage, chain, chain_copy, monkeypatch):
+    folder = chain_copy / "smoke/ldm"
+    shutil.rmtree(folder)
+    update = Optimizer.update
+
+    def greedy(self, loss, step):
+        if step == PLANTED:
+            torch.empty(1 << 55)  # 256 PiB: the allocator's own refusal
+        return update(self, loss, step)
+
+    monkeypatch.setattr(Optimizer, "update", greedy)
+    assert_one_line(*stage("ldm", f"root={chain_copy}"), "out of memory", "ldm.batch")
+    assert [path.name for path in folder.glob("step-*.ckpt")] == ["step-00000002.ckpt"]
+    monkeypatch.setattr(Optimizer, "update", update)
+    assert stage("ldm", f"root={chain_copy}")[0] == 0
+    assert digest(folder) == digest(chain / "smoke/ldm")
+    assert lines(folder) == lines(chain / "smoke/ldm")
+
+
 def test_one_in_the_autoencoder_s_export(stage, chain_copy):
     path = chain_copy / "smoke/vae/export.safetensors"
     tensors, about = load_export(path, "")

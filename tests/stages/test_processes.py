@@ -10,8 +10,10 @@ import time
 import pytest
 
 from stages.engine.checkpoint import load_export
+from stages.engine.config import load
 from tests.conftest import HERE, SMOKE
 
+FAULTS = pytest.mark.faults  # long: of `make faults`
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
@@ -42,7 +44,9 @@ def losses(folder):
         "loss",
         "reconstruction",
         "commitment",
+        "adversarial",
         "adversarial_weight",
+        "discriminator",
         "wasserstein",
         "penalty",
         "gradient_norm",
@@ -53,7 +57,7 @@ def losses(folder):
 
 
 def assert_equal_runs(root, stage):
-    rate = 1e-3  # the smoke configuration's
+    rate = getattr(load(HERE / SMOKE), stage).learning_rate
     one, two = (root / f"by-{n}" / stage for n in (1, 2))
     assert losses(one), "nothing was logged"
     for a, b in zip(losses(one), losses(two), strict=True):
@@ -73,10 +77,10 @@ def assert_equal_runs(root, stage):
     ("stage", "overrides"),
     [
         ("vae", ("vae.codebook.dead_below=0.5", "vae.codebook.init=kmeans")),
-        pytest.param("evaluator", (), marks=pytest.mark.faults),
-        pytest.param("ldm", (), marks=pytest.mark.faults),
-        pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=pytest.mark.faults),
-        pytest.param("ddpm", (), marks=pytest.mark.faults),
+        pytest.param("evaluator", (), marks=FAULTS),
+        pytest.param("ldm", (), marks=FAULTS),
+        pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=FAULTS),
+        pytest.param("ddpm", (), marks=FAULTS),
     ],
 )
 def test_two_processes_equal_one(chain_copy, stage, overrides):
@@ -86,9 +90,10 @@ def test_two_processes_equal_one(chain_copy, stage, overrides):
     assert_equal_runs(chain_copy, stage)
 
 
-def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(chain_copy):
-    assert end(start(1, "ldm", chain_copy))[0] == 0
-    process, folder = start(2, "ldm", chain_copy), chain_copy / "by-2/ldm"
+@pytest.mark.parametrize("stage", ["ldm", *(pytest.param(s, marks=FAULTS) for s in ("evaluator", "vae", "gan"))])
+def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(chain_copy, stage):
+    assert end(start(1, stage, chain_copy))[0] == 0
+    process, folder = start(2, stage, chain_copy), chain_copy / "by-2" / stage
     while not list(folder.glob("step-*.ckpt")) and process.poll() is None:
         time.sleep(0.01)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
@@ -97,12 +102,12 @@ def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(chain_copy):
     assert status != 0, said
     assert "SIGKILL" in said
     assert not (folder / "export.safetensors").exists()
-    status, said = end(start(2, "ldm", chain_copy))
+    status, said = end(start(2, stage, chain_copy))
     assert (status, "going on at step" in said) == (0, True), said
-    assert_equal_runs(chain_copy, "ldm")
+    assert_equal_runs(chain_copy, stage)
 
 
-@pytest.mark.faults
+@FAULTS
 def test_two_processes_evaluate_as_one(chain_copy):
     reports = []
     for processes in (1, 2):
@@ -122,7 +127,7 @@ def test_a_batch_that_cannot_be_shared_is_one_line(chain_copy):
     assert "error: a batch of 7 cannot be shared by 2 processes" in said
 
 
-@pytest.mark.faults
+@FAULTS
 def test_a_run_does_not_go_on_under_another_number_of_processes(chain_copy):
     assert end(start(1, "ldm", chain_copy))[0] == 0
     (chain_copy / "by-1/ldm/export.safetensors").unlink()

@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -20,6 +21,19 @@ def test_round_trip_and_keeps_the_last(tmp_path):
         store.save(step, {"weights": torch.full((3,), float(step))})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert store.load_latest()["weights"].tolist() == [3, 3, 3]
+
+
+def test_an_older_one_goes_only_when_the_newer_is_safe(tmp_path, monkeypatch):
+    store, _ = checkpoints(tmp_path)
+    kept = {path: path.read_bytes() for path in (store.save(step, {"step": step}) for step in (1, 2))}
+
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        store.save(3, {"step": 3})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize("tenth", range(10))
