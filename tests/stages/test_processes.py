@@ -13,6 +13,7 @@ from stages.engine.checkpoint import load_export
 from stages.engine.config import load
 from tests.conftest import HERE, SMOKE
 
+SMALL = "evaluator.learning_rate=1e-5"
 FAULTS = pytest.mark.faults  # long: of `make faults`
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -56,8 +57,8 @@ def losses(folder):
     return [{k: v for k, v in line.items() if k in names} for line in lines]
 
 
-def assert_equal_runs(root, stage):
-    rate = getattr(load(HERE / SMOKE), stage).learning_rate
+def assert_equal_runs(root, stage, overrides=()):
+    rate = getattr(load(HERE / SMOKE, [*overrides]), stage).learning_rate
     one, two = (root / f"by-{n}" / stage for n in (1, 2))
     assert losses(one), "nothing was logged"
     for a, b in zip(losses(one), losses(two), strict=True):
@@ -70,14 +71,16 @@ def assert_equal_runs(root, stage):
         assert difference <= allowed * max(1.0, tensor.double().abs().max().item()), (name, difference)
         if "running_" not in name and tensor.is_floating_point() and tensor.numel() >= 1000:
             mean = (others[name].double() - tensor.double()).abs().mean().item()
-            assert mean <= rate, (name, mean)  # the steps together are several times that
+            assert mean <= 0.1 * rate, (name, mean / rate)  # unequal runs are several steps apart
 
 
 @pytest.mark.parametrize(
     ("stage", "overrides"),
     [
         ("vae", ("vae.codebook.dead_below=0.5", "vae.codebook.init=kmeans")),
-        pytest.param("evaluator", (), marks=FAULTS),
+        # Adam takes a whole step of any gradient: of eleven million near zero some turn their sign by rounding, which
+        # at the smoke configuration's own rate shows in the gradient norm after four steps (.4 %)
+        pytest.param("evaluator", (SMALL,), marks=FAULTS),
         pytest.param("ldm", (), marks=FAULTS),
         pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=FAULTS),
         pytest.param("ddpm", (), marks=FAULTS),
@@ -87,13 +90,14 @@ def test_two_processes_equal_one(chain_copy, stage, overrides):
     for processes in (1, 2):
         status, said = end(start(processes, stage, chain_copy, *overrides))
         assert status == 0, said
-    assert_equal_runs(chain_copy, stage)
+    assert_equal_runs(chain_copy, stage, overrides)
 
 
 @pytest.mark.parametrize("stage", ["ldm", *(pytest.param(s, marks=FAULTS) for s in ("evaluator", "vae", "gan"))])
 def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(chain_copy, stage):
-    assert end(start(1, stage, chain_copy))[0] == 0
-    process, folder = start(2, stage, chain_copy), chain_copy / "by-2" / stage
+    overrides = (SMALL,) if stage == "evaluator" else ()
+    assert end(start(1, stage, chain_copy, *overrides))[0] == 0
+    process, folder = start(2, stage, chain_copy, *overrides), chain_copy / "by-2" / stage
     while not list(folder.glob("step-*.ckpt")) and process.poll() is None:
         time.sleep(0.01)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
@@ -102,9 +106,9 @@ def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(chain_copy, stage)
     assert status != 0, said
     assert "SIGKILL" in said
     assert not (folder / "export.safetensors").exists()
-    status, said = end(start(2, stage, chain_copy))
+    status, said = end(start(2, stage, chain_copy, *overrides))
     assert (status, "going on at step" in said) == (0, True), said
-    assert_equal_runs(chain_copy, stage)
+    assert_equal_runs(chain_copy, stage, overrides)
 
 
 @FAULTS
