@@ -92,6 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
+def asked_of(context: Context, system: System) -> list[str]:
+    """What the command line says of the model and its evaluation."""
+    return [o for o in context.arguments.overrides if o.startswith((f"{system.model}.", "eval."))]
+
+
 def changes_of(context: Context, key: str) -> list[str]:
     """What a row changes in the experiment: a file's section, what the command line says, what makes it that row."""
     a, system = context.arguments, SYSTEMS[key]
@@ -101,7 +106,7 @@ def changes_of(context: Context, key: str) -> list[str]:
         section = getattr(other, system.model)
         changes += [f"{system.model}={json.dumps(section.model_dump(mode='json'))}"]
         changes += [f"eval.sampler={other.eval.sampler}", f"eval.guidance={other.eval.guidance}"]
-    changes += [o for o in a.overrides if o.startswith((f"{system.model}.", "eval."))] + list(system.changes)
+    changes += [*asked_of(context, system), *system.changes]
     if a.steps is not None and section.steps > a.steps:
         changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
@@ -150,7 +155,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
         "system": system.words,
         "reported": system.reported,
         "figures": report["results"][system.model],
-        "settings": [*([system.section_of] if system.section_of else []), *system.changes],
+        "settings": [*filter(None, [system.section_of]), *asked_of(context, system), *system.changes],
         "steps": about["steps"],
         "minutes": about["seconds"] / 60,
         "device": about["device"],
