@@ -8,7 +8,7 @@ from models.adversarial import LOSSES, gradient_penalty
 from models.vqvae import VQVAE
 from models.wgan import Critic, Generator
 from stages.engine.command import Context, add_fresh, command
-from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.dataset import Dataset, drawn_rows, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
@@ -98,7 +98,7 @@ class GanTask:
     def __init__(self, context: Context, dataset: Dataset, vae: VQVAE | None):
         self.context, self.dataset, self.settings, self.vae = context, dataset, context.config.gan, vae
         s = self.settings
-        self.loss = LOSSES[s.loss]
+        self.loss, self.rows = LOSSES[s.loss], drawn_rows(dataset.labels, s.picture_draws)
         self.latents = None if vae is None else encode_set(vae, dataset.images, context)
         self.latent_channels = vae.latent_mean.numel() if vae is not None else 0
         torch.manual_seed(context.config.seed)
@@ -128,7 +128,7 @@ class GanTask:
 
     def _critic_step(self, step: int, draws: Draws, part: int) -> dict[str, Tensor]:
         s = self.settings
-        index = draws.indices(len(self.dataset.images), part, s.critic_steps + 1)
+        index = self.rows[draws.indices(len(self.rows), part, s.critic_steps + 1)]
         real, labels = self._real_batch(index), self.dataset.labels[index]
         with self.context.autocast():
             with torch.no_grad():
@@ -167,7 +167,8 @@ class GanTask:
         s = self.settings
         for part in range(s.critic_steps):
             metrics = self._critic_step(step, draws, part)
-        labels = self.dataset.labels[draws.indices(len(self.dataset.images), s.critic_steps, s.critic_steps + 1)]
+        index = self.rows[draws.indices(len(self.rows), s.critic_steps, s.critic_steps + 1)]
+        labels = self.dataset.labels[index]
         with self.context.autocast():
             scored, logits = self.critic(self.generator(draws.normal(s.generator.noise), labels), labels)
         loss = self.loss.generator(scored)

@@ -42,6 +42,15 @@ class Dataset:
         return to_unit(self.images[index.to(self.images.device)].to(self.labels.device))
 
 
+def drawn_rows(labels: Tensor, how: str) -> Tensor:
+    """Multi-hot (n, k) -> the n pictures' indices as an epoch has them: each once, or as often as it has labels.
+
+    Tests ask for labels, and accuracy counts them: by labels a picture of three is worth three of one.
+    """
+    rows = torch.arange(len(labels), device=labels.device)
+    return rows.repeat_interleave(labels.sum(1).long()) if how == "by-labels" else rows
+
+
 def data_folder(config: Config) -> Path:
     """Where the pictures are: the configured folder, or what `stages.render` drew for this experiment."""
     return Path(config.data.folder) if config.data.folder else Path(config.root) / config.name / "render"

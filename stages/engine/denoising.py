@@ -9,7 +9,7 @@ from models.diffusion import Diffusion, weighted_timesteps
 from models.samplers import Score, ancestral, ddim, dpm_solver, guided, score_guided, score_of
 from stages.engine import distributed
 from stages.engine.command import Context
-from stages.engine.dataset import Dataset
+from stages.engine.dataset import Dataset, drawn_rows
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
@@ -156,15 +156,6 @@ def denoising_errors(
         estimate = first_estimate(network, diffusion, xt, t, labels, keep) if wants_estimate(network) else None
         prediction = apply(network, xt, t, labels, keep, estimate)
     return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
-
-
-def drawn_rows(labels: Tensor, how: str) -> Tensor:
-    """Multi-hot (n, k) -> the n pictures' indices as an epoch has them: each once, or as often as it has labels.
-
-    Tests ask for labels, and accuracy counts them: by labels a picture of three is worth three of one.
-    """
-    rows = torch.arange(len(labels), device=labels.device)
-    return rows.repeat_interleave(labels.sum(1).long()) if how == "by-labels" else rows
 
 
 class DiffusionTask:

@@ -17,6 +17,7 @@ Betas = Annotated[
 Models = Annotated[tuple[Literal["ldm", "gan", "ddpm"], ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
+PictureDraws = Literal["uniform", "by-labels"]  # each picture once an epoch, or as often as it has labels
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -143,7 +144,7 @@ class Denoising(Training):
     log_snr: Bell | None = None  # of log SNR: v's error weighs as much as its place under the bell is high
     bound: bool = False  # the variational bound's weights; like log_snr's, whatever min_snr says
     timestep_draws: Literal["uniform", "weighted"] = "uniform"  # or as often as a timestep's loss weighs
-    picture_draws: Literal["uniform", "by-labels"] = "uniform"  # or each as often as it has labels
+    picture_draws: PictureDraws = "uniform"
     label_dropout: Share = 0.1
 
 
@@ -190,6 +191,7 @@ class Gan(Training):
     penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the batch that the penalty is measured on
     auxiliary: NonNegative = 1.0  # weight of the label classification, where critic.condition has it
     layer_norms: bool = False  # log the gradient norm of every layer of the critic
+    picture_draws: PictureDraws = "uniform"
     auxiliary_schedule: Literal["constant", "rising", "falling"] = "constant"  # of the generator's, linear in the step
 
 

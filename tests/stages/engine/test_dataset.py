@@ -7,7 +7,7 @@ import torch
 
 from data.labels import CLEVR
 from stages.engine import dataset
-from stages.engine.dataset import Dataset, on_disk
+from stages.engine.dataset import Dataset, drawn_rows, on_disk
 from stages.engine.errors import UserError
 
 
@@ -38,3 +38,9 @@ def test_pictures_that_are_too_many_for_the_device_are_brought_there_by_batch(mo
     few = Dataset(kept, labels, images[:1].to(device), labels[:1], {}, CLEVR, "", None)
     index = torch.tensor([3, 1], device=device)
     assert torch.equal(few.pictures(index).cpu(), dataset.to_unit(images[[3, 1]]))
+
+
+def test_pictures_are_drawn_once_or_as_often_as_they_have_labels():
+    labels = torch.tensor([[1.0, 0, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]])
+    assert drawn_rows(labels, "uniform").tolist() == [0, 1, 2]
+    assert drawn_rows(labels, "by-labels").tolist() == [0, 0, 0, 1, 2, 2]

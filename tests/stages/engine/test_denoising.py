@@ -7,7 +7,7 @@ from models.diffusion import Diffusion
 from models.samplers import sampling_timesteps
 from stages.engine.command import Context
 from stages.engine.config import load
-from stages.engine.denoising import DiffusionSampler, denoising_errors, drawn_rows
+from stages.engine.denoising import DiffusionSampler, denoising_errors
 from tests.conftest import SMOKE
 
 DEVICE = torch.device("cpu")
@@ -30,12 +30,6 @@ class Witness(nn.Module):
 def context():
     config = load(SMOKE, ["ldm.prediction=x0", "eval.guidance=2"])
     return Context(config, DEVICE, torch.float32, None, 0.0, None)
-
-
-def test_pictures_are_drawn_once_or_as_often_as_they_have_labels():
-    labels = torch.tensor([[1.0, 0, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]])
-    assert drawn_rows(labels, "uniform").tolist() == [0, 1, 2]
-    assert drawn_rows(labels, "by-labels").tolist() == [0, 0, 0, 1, 2, 2]
 
 
 def test_half_of_the_rows_are_trained_with_an_estimate():
