@@ -32,7 +32,7 @@ EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@echo "make TARGET [CONFIG=configs/NAME.yaml] [DATA=folder] [SET=\"section.key=value ...\"] [FRESH=1]"
+	@echo "make TARGET [CONFIG=configs/NAME.yaml] [DATA=folder] [SET=\"section.key=value ...\"] [FRESH=1] [FLAGS=\"--an-experiment's ...\"]"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1	/' | expand -t 14
 	@echo

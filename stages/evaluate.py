@@ -180,8 +180,8 @@ def _digest_of(*content: object) -> str:
 def _facts(provenance: dict) -> list[tuple[str, str]]:
     """The provenance a person reads, as (what, value)."""
     minutes = ", ".join(
-        f"{stage} {seconds / 60:.1f} min ({provenance['steps'][stage]} steps)"
-        for stage, seconds in provenance["seconds"].items()
+        f"{stage} {provenance['seconds'][stage] / 60:.1f} min ({steps} steps)"
+        for stage, steps in provenance["steps"].items()
     )
     hashes = ", ".join(f"{stage} {digest[:12]}" for stage, digest in provenance["parents"].items())
     return [
@@ -197,7 +197,7 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
 def _evaluator_words(about: dict) -> str:
     if about["kind"] == "lab":
         return "the lab's ResNet-18 checkpoint"
-    return "a ResNet-18 trained here on the training scenes (not the lab's checkpoint)"
+    return "a ResNet-18 trained here on the training scenes, not the lab's checkpoint"
 
 
 def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> None:
@@ -214,7 +214,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     results: dict = {name: {} for name in samplers}
     samples: dict = {name: {} for name in samplers}
     jobs = [(model, name) for model in samplers for name in dataset.test_sets]
-    for model, name in progress(jobs, f"{context.config.name}/eval", len(jobs)):
+    for model, name in progress(jobs, f"{context.config.name}/eval: {len(jobs)} sets of pictures", len(jobs)):
         labels = dataset.test_sets[name]
         results[model][name], images = evaluate_set(samplers[model], judge, name, labels, context, guide)
         if not distributed.is_main():
@@ -229,6 +229,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
         strip = png(picture, 2)
         (folder / "denoising.png").write_bytes(strip)
     provenance = _provenance(context, dataset, exports)
+    provenance["seconds"]["evaluate"] = time.perf_counter() - context.began
     result = {
         "evaluator": {
             "kind": about["kind"],
@@ -267,7 +268,7 @@ def _say_results(context: Context) -> None:
     for model, sets in result["results"].items():
         figures = "  ".join(f"{name} {shown(f)}" for name, f in sets.items())
         say(f"{TITLES[model]:<17} {figures}")
-    say(f"real pictures     {result['evaluator']['real_accuracy']:.3f}  ({result['evaluator']['words']})")
+    say(f"held-out pictures {result['evaluator']['real_accuracy']:.3f}  by the judge, {result['evaluator']['words']}")
     print(context.folder("eval") / "report.html")
 
 

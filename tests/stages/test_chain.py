@@ -43,7 +43,7 @@ def test_report_json_keeps_the_contract(report):
     assert {"reconstruction_accuracy", "psnr", "codebook_perplexity"} <= report["vae"].keys()
     provenance = report["provenance"]
     assert {"configuration_sha256", "data_sha256", "parents", "versions", "device", "seconds"} <= provenance.keys()
-    assert provenance["seconds"].keys() == {"evaluator", "vae", "ldm", "gan"}
+    assert provenance["seconds"].keys() == {"evaluator", "vae", "ldm", "gan", "evaluate"}
 
 
 def test_accuracy_by_objects_adds_up_to_the_whole(report, chain):
@@ -63,7 +63,7 @@ def test_the_page_is_self_contained_and_the_pictures_are_there(chain):
     assert "http://" not in page and "https://" not in page
     for name in ("ldm-test", "ldm-new_test", "gan-test", "gan-new_test", "denoising"):
         assert Image.open(folder / f"{name}.png").width > 100
-    assert "real pictures (ceiling)" in (folder / "report.md").read_text()
+    assert "held-out pictures (the ceiling)" in (folder / "report.md").read_text()
 
 
 def test_exports_name_their_parents(chain, report):
