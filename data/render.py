@@ -212,7 +212,7 @@ def _write_picture(pixels: np.ndarray, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise (OSError(error.errno, error.strerror, str(path)) if error.errno else error) from None
 
 
 def _end_with_the_parent() -> None:

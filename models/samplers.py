@@ -18,8 +18,9 @@ Score = Callable[[Tensor, Tensor], Tensor]
 def spaced_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> list[int]:
     """Up to `steps` timesteps from T - 1 down, none twice.
 
-    `trailing`: evenly from the noisy end (arXiv 2305.08891, 3.3). `uniform`: evenly from end to end. `quadratic`:
-    dense where little noise is left (arXiv 2010.02502, appendix D.2).
+    `trailing`: evenly from the noisy end (arXiv 2305.08891, 3.3). `uniform`: evenly from end to end, T - 1 and 0
+    among them. `quadratic`: as its square, dense where little noise is left (both after arXiv 2010.02502, appendix
+    D.2, whose own floor(c i) leaves the noisy end out).
     """
     if spacing == "trailing":
         times = [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]

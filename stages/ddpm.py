@@ -109,7 +109,8 @@ def main(context: Context) -> None:
     if settings.plateau_factor < 1:  # then the previews' accuracy is part of the training
         judged_by = read_about(context.export("evaluator"), f"run {context.make('evaluator')}")
         parents["evaluator"] = judged_by["sha256"]
-        parents |= flatten(context.config.eval, "eval.")
+        how = flatten(context.config.eval, "eval.")
+        parents |= {key: value for key, value in how.items() if key not in ("eval.seeds", "eval.sampler")}
     run = Run(context, "ddpm", parents)
     if not run.finished():
         run.train(DdpmTask(context, dataset))

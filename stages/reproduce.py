@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,9 +123,10 @@ def named(context: Context, key: str) -> str:
 def homes_of(context: Context) -> dict[str, Context]:
     """The experiment that each row's model is trained in: the first with its section, so that none is learned twice.
 
-    Where it is the experiment's own section, that is the experiment itself.
+    Where it is the experiment's own section, that is the experiment itself; --fresh leaves it alone.
     """
-    learned: dict[str, list[tuple[object, Context]]] = {m: [(getattr(context.config, m), context)] for m in TRAIN}
+    itself = replace(context, arguments=argparse.Namespace(**vars(context.arguments) | {"fresh": False}))
+    learned: dict[str, list[tuple[object, Context]]] = {m: [(getattr(context.config, m), itself)] for m in TRAIN}
     homes = {}
     for key, system in SYSTEMS.items():
         try:
@@ -143,7 +145,8 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
     system, name = SYSTEMS[key], named(context, key)
     row = context.derived(name, *changes_of(context, key))
     if (home := homes[key]).config.name != name:
-        row = context.derived(name, *changes_of(context, key), f"uses.{system.model}={home.config.name}")
+        lender = home.config.uses.get(system.model, home.config.name)
+        row = context.derived(name, *changes_of(context, key), f"uses.{system.model}={lender}")
     if GUIDED in system.changes:
         other = ("uses={}", f"seed={context.config.seed + 1}", "evaluator.checkpoint=null")
         train_evaluator(context.derived(f"{context.config.name}-guide", *other))
@@ -167,8 +170,9 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
 def command_of(context: Context, key: str) -> str:
     """What makes one row again."""
     a = context.arguments
-    steps = f" --steps {a.steps}" if a.steps else ""
-    return " ".join(["python -m stages.reproduce --config", a.config + steps, "--only", key, "--", *a.overrides])
+    steps = ["--steps", str(a.steps)] if a.steps else []
+    words = ["-m", "stages.reproduce", "--config", a.config, *steps, "--only", key, "--", *a.overrides]
+    return f".venv/bin/python {shlex.join(words)}"
 
 
 def row_of(result: dict) -> list:
@@ -217,6 +221,9 @@ def main(context: Context) -> None:
         try:
             results[key] = run(context, key, homes)
         except UserError as error:  # one row's fault is not the others'
+            if "figures" in results.get(key, {}):
+                say(f"warning: {key}: {error}; the row keeps the figures it has")
+                continue
             say(f"warning: {key}: {error}")
             results[key] = {
                 "system": SYSTEMS[key].words,

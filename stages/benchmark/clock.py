@@ -41,9 +41,12 @@ def add_only(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
 
 
 def _duration(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
     if not 0 <= seconds < LONGEST:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to {LONGEST:g}")
     return seconds
 
 

@@ -59,7 +59,7 @@ class DiffusionSampler:
             with self.context.autocast():
                 prediction = apply(self.network, *inputs, keep_rows, last[-1].repeat(copies, 1, 1, 1) if last else None)
             if wants_estimate(self.network):  # the conditional one: guided, x_0 lies beyond what training showed
-                last[:] = [self.diffusion.to_x0_and_noise(prediction[: len(x)], x, t)[0]]
+                last[:] = [self.diffusion.to_x0_and_noise(prediction[: len(x)], x, t)[0].detach()]
             return prediction
 
         return guided(

@@ -36,6 +36,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def processes() -> int | str:
+    """How many, for a run's identity: one of `torchrun`'s is told from one without, whose batch norm is torch's own."""
+    return "1 of torchrun" if dist.is_initialized() and world_size() == 1 else world_size()
+
+
 def is_main() -> bool:
     """True in the one process that writes files and talks."""
     return rank() == 0

@@ -29,7 +29,8 @@ from stages.engine.errors import Interrupted, UserError
 from stages.engine.log import MetricsLog, say
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 
-AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several processes wait for their devices
+AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several processes wait for their GPUs
+HOW = ("precision", "processes", "parent eval.")  # of an identity: how a finished run was made, not what it is
 
 
 class Task(Protocol):
@@ -86,7 +87,7 @@ class Run:
             **flatten(self.settings, f"{stage}."),
             "seed": context.config.seed,
             "precision": str(context.dtype).removeprefix("torch."),
-            "processes": distributed.world_size(),
+            "processes": distributed.processes(),
             **{f"parent {name}": digest for name, digest in parents.items()},
         }
         self.fresh = getattr(context.arguments, "fresh", False) and stage not in context.config.uses and not begun
@@ -105,8 +106,8 @@ class Run:
         if self.fresh or not path.exists():
             return False
         about = read_about(path, f"run {self.context.make(self.stage)} again")
-        elsewhere = {key: self.identity[key] for key in ("precision", "processes")}  # how it was made, not what
-        self.refuse_other(about["identity"] | elsewhere)
+        made = {key: value for key, value in about["identity"].items() if not key.startswith(HOW)}
+        self.refuse_other(made | {key: value for key, value in self.identity.items() if key.startswith(HOW)})
         say(f"{self.title}: finished already ({about['steps']} steps, {about['seconds'] / 60:.1f} min): {path}")
         return True
 
@@ -142,7 +143,8 @@ class Run:
         seconds_before, start = self._restore(checkpoints, task, log)
         self._write_config()
         stop, witness = _StopFlag(), Witness(task.optimizers)
-        agree_every = 1 if distributed.world_size() == 1 else AGREE_EVERY
+        agree_every = AGREE_EVERY if distributed.world_size() > 1 and device.type == "cuda" else 1
+        measures_memory = reset_peak_memory(device)
 
         def seconds() -> float:  # of all commands together, reading and encoding the set included
             return seconds_before + time.perf_counter() - self.context.began
@@ -180,7 +182,7 @@ class Run:
                 log.close()
                 raise Interrupted(late)
         log.close()
-        self._export(task, seconds)
+        self._export(task, seconds, measures_memory)
 
     def _restore(self, checkpoints: Checkpoints, task: Task, log: MetricsLog) -> tuple[float, int]:
         state = checkpoints.load_latest()
@@ -223,7 +225,7 @@ class Run:
                 f"or precision=float32"
             )
 
-    def _export(self, task: Task, elapsed: Callable[[], float]) -> None:
+    def _export(self, task: Task, elapsed: Callable[[], float], measures_memory: bool) -> None:
         tensors, facts = task.export()
         seconds = elapsed()
         if distributed.is_main():
@@ -234,7 +236,7 @@ class Run:
                 "config": self.context.config.model_dump(mode="json")[self.stage],
                 "steps": self.settings.steps,
                 "seconds": seconds,
-                "peak_memory_bytes": peak_memory(self.context.device),
+                "peak_memory_bytes": peak_memory(self.context.device) if measures_memory else None,
                 "versions": versions(),
                 "device": describe_device(self.context.device),
                 **facts,
@@ -243,6 +245,18 @@ class Run:
             save_export(path, tensors, about)
             say(f"{self.title}: done in {seconds / 60:.1f} min: {path}")
         distributed.barrier()
+
+
+_trained: list[str] = []  # by this process
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Before a training. False where its peak cannot be told: on a CPU, after another training of the process."""
+    _trained.append(str(device))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    return len(_trained) == 1
 
 
 def peak_memory(device: torch.device) -> int:

@@ -92,6 +92,18 @@ def test_the_ablation_of_the_multiply_add_net_is_one_key(stage, root):
     assert set(report["results"]) == {"ddpm"}
 
 
+def test_a_finished_one_with_a_plateau_is_sampled_in_other_ways_an_unfinished_one_goes_on_in_its_own(stage, root):
+    """Its previews' accuracy drives the learning rate, so how they are sampled is part of the run until its end."""
+    arguments = (*base(root, "ddpm-eval"), "models=[ddpm]")
+    assert stage("ddpm", *arguments)[0] == 0
+    others = ("eval.steps=2", "eval.guidance=1", "eval.seeds=[7]")
+    status, said = stage("ddpm", *arguments, *others)
+    assert (status, "finished already" in said) == (0, True), said
+    (root / "ddpm-eval/ddpm/export.safetensors").unlink()
+    assert_one_line(*stage("ddpm", *arguments, *others), "parent eval.steps: 3 -> 2")
+    assert stage("ddpm", *arguments, "eval.seeds=[7]")[0] == 0
+
+
 @pytest.mark.parametrize("model", ["ldm", "ddpm"])
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
 def test_classifier_guidance_by_a_stranger_to_the_judge(stage, root, model, sampler):
