@@ -1,19 +1,23 @@
 """`make ablations`: one choice at a time, from a small fixed budget, over seeds."""
 
 import argparse
+import json
 
+import matplotlib.pyplot as plt
 import torch
 
 from stages.engine.command import Context, add_fresh, command
+from stages.engine.config import load
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
-from stages.engine.log import say
+from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.evaluate import evaluate_sets
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TRAIN
 
 SIMPLE = ("ldm.min_snr=null", "ldm.log_snr=null")  # every timestep's error weighs alike
+MULTIPLY_ADD, NARROW = "configs/ddpm-multiply-add.yaml", 32  # instead of its 256: for two cores
 # group -> the model, what is trained anew for each value, and what only sampling changes
 GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "conditions": ("ddpm", {"up": ["ddpm.paths=up"], "up + down": ["ddpm.paths=up+down"]}, {}),
@@ -57,6 +61,18 @@ def budget(model: str, steps: int) -> list[str]:
     return [f"{model}.{key}={value}" for key, value in pace.items()]
 
 
+def borrowed(context: Context, model: str) -> list[str]:
+    """Overrides that lend a configuration without a `ddpm` section a small one, sampled in few steps.
+
+    Unguided, as that section drops no labels.
+    """
+    if model != "ddpm" or context.config.ddpm is not None:
+        return []
+    other = load(MULTIPLY_ADD)
+    section = other.ddpm.model_copy(update={"width": NARROW}).model_dump(mode="json")
+    return [f"ddpm={json.dumps(section)}", "eval.sampler=ddim", f"eval.guidance={other.eval.guidance}"]
+
+
 def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:
     """Per sampling value and test set, the accuracies of all evaluation seeds of one trained model."""
     dataset = load_dataset(context.config, context.device)
@@ -77,7 +93,8 @@ def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]
         for seed in range(context.arguments.runs):
             label = "".join(c if c.isalnum() else "-" for c in f"{group}-{value}".rstrip("-"))
             name = f"{context.config.name}-ablation-{label}-{seed}"
-            settings = [*overrides, f"models=[{model}]", f"seed={seed}", *budget(model, context.arguments.steps)]
+            settings = [*borrowed(context, model), *overrides, f"models=[{model}]", f"seed={seed}"]
+            settings += budget(model, context.arguments.steps)
             variant = context.derived(name, *settings)
             TRAIN[model](variant)
             for sampled_value, sets in accuracies(variant, model, sampled or {value: []}).items():
@@ -86,26 +103,51 @@ def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]
     return together
 
 
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and deviation over the trainings; a single one has no deviation, shown as 0."""
+    found = torch.tensor(values, dtype=torch.float64)
+    return found.mean().item(), found.std().item() if len(found) > 1 else 0.0
+
+
+def figure(group: str, values: dict[str, dict[str, list[float]]]) -> bytes:
+    """Mean accuracy by value with the trainings' deviation, a colour a test set, the sets side by side."""
+    drawing, axis = plt.subplots(figsize=(8, 3), dpi=120)
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    for place, sets in enumerate(values.values()):
+        for i, (part, found) in enumerate(sets.items()):
+            series.setdefault(part, []).append((place + 0.1 * (i - (len(sets) - 1) / 2), *spread(found)))
+    error_bars(axis, series, line="none")
+    axis.set(xlabel=group, ylabel="accuracy")
+    axis.set_xticks(range(len(values)), list(values))
+    axis.set_xlim(-0.5, len(values) - 0.5)
+    drawing.tight_layout()
+    return drawn(drawing)
+
+
 def main(context: Context) -> None:
     a = context.arguments
     if a.steps < 1 or a.runs < 1:
         raise UserError(f"--steps {a.steps} --runs {a.runs}: both must be at least 1")
+    lent = ""
+    if any(borrowed(context, GROUPS[group][0]) for group in a.only):
+        lent = (
+            f" It has no ddpm section: conditions are shown on that of {MULTIPLY_ADD} with width {NARROW}, sampled by "
+            f"DDIM in {context.config.eval.steps} steps without guidance."
+        )
     page = Page(
         f"{context.config.name}: one choice at a time",
         f"{a.steps} steps a training, {a.runs} trainings a value (seeds from 0), each judged by its mean over "
         f"the evaluation seeds {list(context.config.eval.seeds)}; mean ± deviation over the trainings. Everything else "
-        f"as in the configuration, so figures compare within a group only.",
+        f"as in the configuration, so figures compare within a group only.{lent}",
     )
     results = {}
     for group in a.only:
-        if GROUPS[group][0] == "ddpm" and context.config.ddpm is None:
-            say(f"warning: {group} is left out: the configuration has no ddpm section")
-            continue
         results[group] = run_group(context, group)
         rows = []
         for value, sets in results[group].items():
-            cells = [torch.tensor(values, dtype=torch.float64) for values in sets.values()]
-            rows.append([value, *(f"{c.mean():.3f}" + (f" ± {c.std():.3f}" if len(c) > 1 else "") for c in cells)])
+            cells = [f"{m:.3f}" + (f" ± {d:.3f}" if a.runs > 1 else "") for m, d in map(spread, sets.values())]
+            rows.append([value, *cells])
+        page.add_figure(group, figure(group, results[group]), f"{group}: mean and deviation over the trainings.")
         page.add_table(group, [group, *next(iter(results[group].values()))], rows)
     print(page.write(context.hold("ablations"), results))
 

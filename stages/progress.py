@@ -39,7 +39,9 @@ def main(context: Context) -> None:
     pictures, asked, times = denoisings(sampler, dataset, context)
     strip, strip_labels = denoising_strip(sampler, dataset, context)
     page = Page(f"Denoising, {TITLES[model]} of {context.config.name}", "From noise (left) to picture (right): x_t.")
-    page.add_figure("progress", png(pictures, 2), "; ".join(asked) + f". After the steps at t = {times}.")
+    page.add_figure("progress", png(pictures, 2), "A row a label set, a column a timestep, as below.")
+    rows = [[names, ", ".join(map(str, times))] for names in asked]
+    page.add_table("What is shown, from above", ["label set", "after the steps at t ="], rows)
     page.add_figure("strip", png(strip, 2), f"{strip_labels}: above x_t, below the x_0 predicted from it.")
     print(page.write(context.hold("progress"), {"model": model, "labels": asked, "timesteps": times}))
 

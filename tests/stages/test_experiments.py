@@ -3,16 +3,18 @@
 import json
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.stages.test_bad_inputs import assert_one_line
 
 
-def page(root, folder, figures):
+def page(root, folder, figures, tables=1):
     folder = root / "smoke" / folder
     html = (folder / "report.html").read_text()
     assert "http://" not in html and "https://" not in html
     assert html.count("data:image/png") == len(figures)
+    assert html.count("<table>") == tables
     for name in figures:
         assert Image.open(folder / f"{name}.png").width > 100
     assert (folder / "report.md").read_text().startswith("# ")
@@ -45,6 +47,8 @@ def test_progress(stage, root):
     status, said = stage("progress", f"root={root}")
     assert status == 0, said
     result = page(root, "progress", ["progress", "strip"])
+    table = (root / "smoke/progress/report.md").read_text()
+    assert all(f"| {names} | {', '.join(map(str, result['timesteps']))} |" in table for names in result["labels"])
     assert len(result["labels"]) == 5
     assert result["timesteps"] == sorted(result["timesteps"], reverse=True)
 
@@ -52,8 +56,8 @@ def test_progress(stage, root):
 def test_samplers(stage, root):
     status, said = stage("samplers", f"root={root}", "eval.seeds=[0]")
     assert status == 0, said
-    results = page(root, "samplers", [])["results"]
-    names = [f"DDIM, {n} steps" for n in (100, 50, 25, 10, 5)] + [f"DPM-Solver++, {n} steps" for n in (20, 10, 8, 5)]
+    results = page(root, "samplers", ["samplers"])["results"]
+    names = [f"DDIM, {n} steps" for n in (100, 50, 25, 10, 5)] + [f"DPM-Solver++, {n} steps" for n in (20, 10, 5)]
     assert list(results) == ["DDPM, 100 steps", *names]
     times = [results[name]["test"]["images_per_second"] for name in ("DDPM, 100 steps", "DDIM, 5 steps")]
     assert times[1] > 3 * times[0]
@@ -63,11 +67,23 @@ def test_ablations(stage, root):
     groups = ("conditions", "weights", "guidance")  # every schedule and prediction is trained by test_systems
     status, said = stage("ablations", "--steps", "2", "--runs", "1", f"root={root}", "--only", *groups)
     assert status == 0, said
-    result = page(root, "ablations", [])
+    result = page(root, "ablations", groups, len(groups))
     assert set(result) == set(groups)
     assert set(result["conditions"]) == {"up", "up + down"}
     assert all(len(v) == 1 for group in result.values() for sets in group.values() for v in sets.values())
     assert_one_line(*stage("ablations", "--steps", "0", f"root={root}"), "--steps 0")
+
+
+def test_ablations_lend_a_ddpm_to_a_configuration_without_one(stage, root):
+    few = ("--steps", "2", "--runs", "1", "--fresh", f"root={root}", "ddpm=null", "eval.seeds=[0]")
+    status, said = stage("ablations", *few, "--only", "conditions")
+    assert status == 0, said
+    assert set(page(root, "ablations", ["conditions"])["conditions"]) == {"up", "up + down"}
+    assert "width 32" in (root / "smoke/ablations/report.md").read_text()
+    for value, paths in (("up", "up"), ("up---down", "up+down")):
+        config = yaml.safe_load((root / f"smoke-ablation-conditions-{value}-0/ddpm/config.yaml").read_text())
+        assert (config["ddpm"]["width"], config["ddpm"]["paths"], config["ddpm"]["steps"]) == (32, paths, 2)
+        assert (config["eval"]["sampler"], config["eval"]["steps"], config["eval"]["guidance"]) == ("ddim", 3, 1.0)
 
 
 def test_compare(stage, root):

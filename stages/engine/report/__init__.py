@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,16 @@ def curve(lines: list[dict], names: list[str], title: str, log: bool = False) ->
         figure.tight_layout()
     picture = drawn(figure)
     return picture if found else None
+
+
+def error_bars(axis: plt.Axes, series: dict[str, list[tuple[float, float, float]]], line: str = "-") -> None:
+    """Draws (place, mean, deviation) points with their deviations as bars, a colour and a marker a series."""
+    for (name, points), marker in zip(series.items(), itertools.cycle("os^Dv")):
+        places, means, deviations = zip(*points, strict=True)
+        look = {"marker": marker, "markersize": 4, "linestyle": line, "linewidth": 1, "elinewidth": 0.8}
+        axis.errorbar(places, means, deviations, label=name, **look)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, frameon=False, ncols=len(series), loc="lower right", bbox_to_anchor=(1, 1))  # off the bars
 
 
 def drawn(figure: plt.Figure) -> bytes:
