@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stages.ablations import SIMPLE
+from stages.ablations import MULTIPLY_ADD, SIMPLE
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import load
@@ -21,7 +21,7 @@ from stages.evaluator import main as train_evaluator
 from stages.systems import TRAIN
 
 GUIDED = "eval.classifier_guidance=2.0"
-MULTIPLY_ADD, COSINE = "configs/ddpm-multiply-add.yaml", "configs/ddpm-cosine.yaml"
+COSINE = "configs/ddpm-cosine.yaml"
 
 
 @dataclass(frozen=True)

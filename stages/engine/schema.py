@@ -138,7 +138,7 @@ class Denoising(Training):
 
     prediction: Literal["noise", "v", "x0", "mean"] = "v"
     schedule: Literal["cosine", "linear", "beta-cosine", "sigmoid"] = "cosine"
-    zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise
+    zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise: learned there without min_snr only
     timesteps: Positive = 1000
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # none: unweighted
     log_snr: Bell | None = None  # of log SNR: v's error weighs as much as its place under the bell is high
