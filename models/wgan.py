@@ -108,7 +108,7 @@ class Generator(nn.Module):
         nn.init.normal_(self.label.weight)  # as loud as the noise beside it
         style = {"concatenation": None, "modulation": noise + label_width, "batch-norm": label_width}[condition]
         self.enter = nn.Linear(noise + label_width, channels[0] * 16)
-        block = {"residual": GeneratorBlock, "dcgan": DcganGeneratorBlock}[body]
+        block, _ = BODIES[body]
         pairs = list(pairwise(channels))
         # further blocks than doublings work at the full resolution
         self.blocks = nn.ModuleList(
@@ -159,6 +159,9 @@ class DcganCriticBlock(nn.Module):
         return self.conv(F.silu(x))
 
 
+BODIES = {"residual": (GeneratorBlock, CriticBlock), "dcgan": (DcganGeneratorBlock, DcganCriticBlock)}
+
+
 class Critic(nn.Module):
     """(b, inputs, size, size), labels (b, classes) -> scores (b,), h the 4x4 features.
 
@@ -185,7 +188,7 @@ class Critic(nn.Module):
             raise ValueError(f"a critic of {size}x{size} needs at least {halvings + 1} widths")
         self.pool, self.condition = pool, condition
         self.enter = conv3x3(inputs + (classes if condition == "concatenation" else 0), channels[0])
-        block = {"residual": CriticBlock, "dcgan": DcganCriticBlock}[body]
+        _, block = BODIES[body]
         pairs = list(pairwise(channels))
         first = len(pairs) - halvings  # further blocks than halvings work at the full resolution
         self.blocks = nn.ModuleList(block(a, b, i >= first) for i, (a, b) in enumerate(pairs))

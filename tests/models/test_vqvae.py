@@ -35,6 +35,24 @@ def test_decode_snaps_to_codes():
     torch.testing.assert_close(vae.decode(codes), vae.decode(codes + 1e-4))
 
 
+def test_a_gradient_passes_the_decoder_s_quantiser_as_identity():
+    """By the latents it is the decoder's own at the codes, times the deviation that undoes the normalisation."""
+    torch.manual_seed(0)
+    vae = VQVAE(**SMALL).eval().requires_grad_(False)
+    vae.latent_mean.copy_(torch.randn(6))
+    vae.latent_std.copy_(torch.rand(6) + 0.5)
+    latents, weights = torch.randn(2, 6, 8, 8, requires_grad=True), torch.randn(2, 3, 64, 64)
+    images = vae.decode(latents)
+    (gradient,) = torch.autograd.grad((images * weights).sum(), latents)
+    std, mean = (v[:, None, None] for v in (vae.latent_std, vae.latent_mean))
+    raw = (latents * std + mean).detach()
+    codes = vae.quantizer.lookup(vae.quantizer.nearest(raw)).requires_grad_()
+    assert (codes - raw).abs().mean() > 0.1  # far from the latents: it matters where the gradient is taken
+    (expected,) = torch.autograd.grad((vae.decoder(codes) * weights).sum(), codes)
+    torch.testing.assert_close(gradient, expected * std, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(images, vae.decode(latents.detach()), atol=1e-5, rtol=1e-5)
+
+
 def test_gradient_reaches_the_encoder():
     vae = VQVAE(**SMALL)
     vae(torch.randn(2, 3, 64, 64))[0].square().mean().backward()

@@ -1,13 +1,19 @@
 """Every system and choice of the reports runs through its command, and a wrong value is told the right ones."""
 
 import json
+import signal
 
 import pytest
+import torch
 from PIL import Image
 
-from stages.engine.checkpoint import read_about
+from models.evaluator import Evaluator
+from stages.engine.checkpoint import read_about, save_export
+from stages.engine.optim import Optimizer
 from tests.conftest import HERE, SMOKE
+from tests.data.folder import write_folder
 from tests.stages.test_bad_inputs import assert_one_line
+from tests.stages.test_resume import digest, lines
 
 GAN = [
     *(f"gan.loss={name}" for name in ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan")),
@@ -119,15 +125,40 @@ def test_classifier_guidance_by_a_stranger_to_the_judge(stage, root, model, samp
     assert 0 <= report["results"][model]["test"]["accuracy_by_the_guide"] <= 1
 
 
-def test_the_plateau_factor_is_part_of_the_run(stage, root):
-    """No accuracy can rise at every preview of a run without learning: the factor falls, and a resumed run keeps it."""
-    arguments = (*base(root, "plateau"), "ddpm.steps=8", "ddpm.learning_rate=1e-12")
-    assert stage("ddpm", *arguments)[0] == 0
-    import torch
+def test_the_plateau_factor_is_part_of_the_run(stage, tmp_path, monkeypatch):
+    """Where no accuracy rises the factor falls, and an interrupted run keeps it: it ends as one left alone."""
+    monkeypatch.setattr("stages.evaluator.accuracy", lambda scores, labels: 0.5)
+    save_export(tmp_path / "judge/evaluator/export.safetensors", Evaluator(24).state_dict(), {})
+    settings = (f"root={tmp_path}", f"data.folder={write_folder(tmp_path / 'data')}", "data.validation_every=2")
+    pace = ("ddpm.steps=8", "ddpm.preview_every=1", "ddpm.checkpoint_every=4", "ddpm.plateau_patience=2")
+    arguments = (*settings, *pace, "uses.evaluator=judge", "eval.steps=1", "eval.batch=2")
+    whole, resumed = tmp_path / "whole/ddpm", tmp_path / "resumed/ddpm"
+    status, said = stage("ddpm", *arguments, "name=whole")
+    assert status == 0, said
+    assert plateau(whole) == {"best": {"accuracy_new_test": 0.5, "accuracy_test": 0.5}, "waited": 1, "factor": 0.125}
 
-    newest = max((root / "plateau/ddpm").glob("step-*.ckpt"))
-    state = torch.load(_payload(newest), weights_only=True)["parts"]["plateau"]
-    assert state["factor"] < 1
+    update = Optimizer.update
+
+    def interrupted(self, loss, step):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return update(self, loss, step)
+
+    monkeypatch.setattr(Optimizer, "update", interrupted)
+    assert stage("ddpm", *arguments, "name=resumed")[0] == 130
+    monkeypatch.setattr(Optimizer, "update", update)
+    assert plateau(resumed) == {"best": plateau(whole)["best"], "waited": 1, "factor": 0.5}
+    status, said = stage("ddpm", *arguments, "name=resumed")
+    assert (status, "going on at step 4" in said) == (0, True), said
+    assert plateau(resumed) == plateau(whole)
+    assert digest(resumed) == digest(whole)
+    assert lines(resumed) == lines(whole)
+
+
+def plateau(folder):
+    """The plateau's state in the newest checkpoint."""
+    newest = max(folder.glob("step-*.ckpt"))
+    return torch.load(_payload(newest), weights_only=True)["parts"]["plateau"]
 
 
 def _payload(path):

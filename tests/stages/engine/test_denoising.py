@@ -1,5 +1,7 @@
-"""Self-conditioning, in training and in sampling, by networks that show what they were given."""
+"""Self-conditioning, in training and in sampling, by networks that show what they were given; classifier guidance by
+a linear guide."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -8,6 +10,7 @@ from models.samplers import sampling_timesteps
 from stages.engine.command import Context
 from stages.engine.config import load
 from stages.engine.denoising import DiffusionSampler, denoising_errors
+from stages.evaluator import guide_of
 from tests.conftest import SMOKE
 
 DEVICE = torch.device("cpu")
@@ -53,3 +56,68 @@ def test_each_step_of_sampling_is_given_the_x0_of_the_step_before():
         for number, estimate in enumerate(network.estimates[1:], 1):
             assert estimate.shape == (4, 6, 8, 8)  # conditional and unconditional rows
             assert (estimate == number).all()
+
+
+class Half(nn.Module):
+    """Predicts that x_0 is half of x_t."""
+
+    def forward(self, x, t, labels, keep=None):
+        return x / 2
+
+
+class Guide(nn.Module):
+    """Logits that are linear in the picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.randn(3 * 4 * 4, 5, generator=torch.Generator().manual_seed(1)) / 4
+
+    def logits(self, images):
+        return images.flatten(1) @ self.weight
+
+
+SCALE = 0.5
+LABELS = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 1, 0, 1]])
+
+
+def likelihood(guide, images):
+    """log p(labels | picture) (b,), each object present or not by itself."""
+    return torch.distributions.Bernoulli(logits=guide.logits(images)).log_prob(LABELS).sum(1)
+
+
+@pytest.fixture
+def guided_sampler(monkeypatch):
+    """A guide, and a sampler through it of pictures (3, 4, 4) that are not decoded, with its settings."""
+    guide = Guide()
+    monkeypatch.setattr("stages.evaluator.load_evaluator", lambda context, classes, role: (guide, {}))
+    changes = ["ldm.prediction=x0", "ldm.schedule=linear", "ldm.timesteps=12", "uses.guide=other"]
+    config = load(SMOKE, [*changes, f"eval.classifier_guidance={SCALE}", "eval.guidance=1"])
+    c = Context(config, DEVICE, torch.float32, None, 0.0, None)
+    return guide, DiffusionSampler(c, "ldm", Half(), config.ldm, (3, 4, 4), lambda x: x, guide_of(c, 5)), config.eval
+
+
+def test_the_guide_s_gradient_by_hand_and_a_step_along_it_raises_the_likelihood(guided_sampler):
+    """Of log p(labels | x / 2): (labels - probabilities) W' / 2, for all labels of a picture together."""
+    guide, sampler, how = guided_sampler
+    x, t = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((3,), 5)
+    score = sampler._score(LABELS, how)(x, t)
+    errors = LABELS - guide.logits(x / 2).sigmoid()
+    torch.testing.assert_close(score, SCALE / 2 * (errors @ guide.weight.T).view_as(x))
+    assert (likelihood(guide, (x + 0.1 * score) / 2) > likelihood(guide, x / 2)).all()
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "ancestral"])
+@torch.no_grad()
+def test_a_guided_step_of_each_sampler_raises_the_likelihood(guided_sampler, name):
+    """Against the same step without the guide, from the same noise."""
+    guide, sampler, how = guided_sampler
+    how, after = how.model_copy(update={"sampler": name, "steps": 3}), {}
+    for scale in (0.0, SCALE):
+        generator = torch.Generator().manual_seed(0)
+        steps = sampler._steps(
+            LABELS,
+            how.model_copy(update={"classifier_guidance": scale}),
+            lambda generator=generator: torch.randn(3, 3, 4, 4, generator=generator),
+        )
+        _, after[scale], _ = next(steps)
+    assert (likelihood(guide, after[SCALE] / 2) > likelihood(guide, after[0.0] / 2)).all()

@@ -44,3 +44,13 @@ def test_only_its_own_network_gets_gradients():
     mine, other = nn.Linear(2, 2), nn.Linear(2, 1)
     optimizer_of(mine).update(other(mine(torch.ones(1, 2))).sum(), 0)
     assert all(p.grad is None for p in other.parameters())
+
+
+def test_the_factor_scales_the_step():
+    """Adam's first step is the rate itself, whatever the gradient."""
+    for factor in (1.0, 0.5):
+        network = nn.Linear(2, 1, bias=False)
+        before, optimizer = network.weight.detach().clone(), optimizer_of(network, learning_rate=0.125)
+        optimizer.factor = factor
+        optimizer.update(network(torch.ones(1, 2)).sum(), 0)
+        torch.testing.assert_close(before - network.weight.detach(), torch.full((1, 2), 0.125 * factor))

@@ -1,0 +1,83 @@
+"""The configuration's choices are those the code has: one added in one place only is noticed."""
+
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+import torch
+
+from models import wgan
+from models.adversarial import LOSSES
+from models.diffusion import PREDICTIONS, SCHEDULES
+from models.perceptual import BACKBONES
+from models.samplers import spaced_timesteps
+from stages.ablations import GROUPS
+from stages.engine import schema
+from stages.engine.config import load
+from stages.engine.denoising import DiffusionSampler
+from stages.engine.optim import learning_rate
+from stages.gan import CRITIC_CONDITIONS, GanTask
+from stages.systems import LOADERS, TITLES, TRAIN
+from tests.conftest import HERE, SMOKE
+
+
+def choices(section, key):
+    """The words that a key may be."""
+    annotation = section.model_fields[key].annotation
+    if key == "models":  # a tuple of them
+        annotation = get_args(annotation)[0]
+    found = get_args(annotation)
+    assert len(found) > 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "registry"),
+    [
+        (schema.Gan, "loss", LOSSES),
+        (schema.Gan, "body", wgan.BODIES),
+        (schema.Generator, "condition", wgan.GENERATOR_CONDITIONS),
+        (schema.Critic, "condition", CRITIC_CONDITIONS),
+        (schema.Denoising, "prediction", PREDICTIONS),
+        (schema.Denoising, "schedule", SCHEDULES),
+        (schema.Denoising, "schedule", GROUPS["schedule"][1]),
+        (schema.Perceptual, "network", BACKBONES),
+        (schema.Config, "models", TRAIN),
+        (schema.Config, "models", LOADERS),
+        (schema.Config, "models", TITLES),
+    ],
+)
+def test_the_choices_are_the_registry_s(section, key, registry):
+    assert sorted(choices(section, key)) == sorted(registry)
+
+
+def test_the_critic_s_conditions_ask_for_every_one_of_the_network_s():
+    assert {keys["condition"] for keys in CRITIC_CONDITIONS.values()} == set(wgan.CRITIC_CONDITIONS)
+
+
+def algorithm(name):
+    """The sampling function that a sampler's name leads to."""
+    config = load(HERE / SMOKE, [f"eval.sampler={name}"])
+    context = SimpleNamespace(device=torch.device("cpu"))
+    sampler = DiffusionSampler(context, "ldm", torch.nn.Identity(), config.ldm, (6, 8, 8), lambda x: x)
+    return sampler._steps(torch.zeros(1, 24), config.eval, lambda: torch.zeros(1, 6, 8, 8)).gi_code
+
+
+def auxiliary_weight(schedule):
+    settings = SimpleNamespace(steps=4, auxiliary=1.0, auxiliary_schedule=schedule)
+    return GanTask._auxiliary_weight(SimpleNamespace(settings=settings), 1)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "effect"),
+    [
+        (schema.Eval, "sampler", algorithm),
+        (schema.Eval, "spacing", lambda spacing: tuple(spaced_timesteps(1000, 10, spacing))),
+        (schema.Training, "decay", lambda decay: learning_rate(30, 100, 1.0, 0, decay)),
+        (schema.Evaluator, "decay", lambda decay: learning_rate(30, 100, 1.0, 0, decay)),
+        (schema.Gan, "auxiliary_schedule", auxiliary_weight),
+    ],
+)
+def test_where_there_is_no_registry_each_choice_does_something_of_its_own(section, key, effect):
+    found = choices(section, key)
+    assert len({effect(choice) for choice in found}) == len(found)

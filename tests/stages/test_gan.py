@@ -1,0 +1,88 @@
+"""What a step of the GAN does to weights, and what the auxiliary loss weighs, on a handful of pictures of noise."""
+
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import stages.gan
+from data.labels import Vocabulary
+from stages.engine.command import Context
+from stages.engine.config import load
+from stages.engine.dataset import Dataset
+from stages.engine.draws import Draws
+from stages.gan import GanTask
+from tests.conftest import HERE, SMOKE
+
+CLIP = 0.03125
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture
+def task_of(monkeypatch, tmp_path):
+    """A task on the smoke configuration with changes; no evaluator, for none is asked."""
+    monkeypatch.setattr(stages.gan, "load_evaluator", lambda context, classes: (None, {}))
+    names = Vocabulary(["red cube", "cyan sphere", "gray cylinder"])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    labels = torch.eye(3).repeat(3, 1)[:8]
+    dataset = Dataset(images, labels, images[:0], labels[:0], {}, names, "", tmp_path)
+
+    def make(*changes):
+        config = load(HERE / SMOKE, ["gan.batch=4", "gan.generator.channels=[8,8,8,8]", *changes])
+        context = Context(config, DEVICE, torch.float32, SimpleNamespace(), time.perf_counter(), ExitStack())
+        return GanTask(context, dataset, None)
+
+    return make
+
+
+def draws(task):
+    return Draws(0, "gan", 0, task.settings.batch, DEVICE)
+
+
+def largest(task):
+    return {name: weight.abs().max().item() for name, weight in task.critic.named_parameters()}
+
+
+def test_after_a_critic_step_of_wgan_all_its_weights_lie_within_the_clip(task_of):
+    task = task_of("gan.loss=wgan", f"gan.weight_clip={CLIP}")
+    before = {n: w.clone() for n, w in task.critic.named_parameters()}
+    task._critic_step(0, draws(task), 0)
+    assert max(largest(task).values()) == CLIP
+    for name, weight in task.critic.named_parameters():  # a step of Adam is at most the learning rate
+        moved = (weight - before[name].clamp(-CLIP, CLIP)).abs()
+        assert moved.max() <= 1.01 * task.settings.learning_rate, name
+    assert not torch.equal(task.critic.enter.weight, before["enter.weight"].clamp(-CLIP, CLIP)), "nothing was learned"
+
+
+@pytest.mark.parametrize("loss", ["wgan-gp", "hinge"])
+def test_other_losses_clip_nothing(task_of, loss):
+    task = task_of(f"gan.loss={loss}", f"gan.weight_clip={CLIP}")
+    before = largest(task)
+    task._critic_step(0, draws(task), 0)
+    assert largest(task) == pytest.approx(before, abs=1.01 * task.settings.learning_rate)
+    assert max(before.values()) > 2 * CLIP
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [2.0, 2.0, 2.0]), ("rising", [0.0, 1.0, 1.8]), ("falling", [2.0, 1.0, 0.2])],
+)
+def test_the_auxiliary_weight_at_the_first_the_middle_and_the_last_step(schedule, expected):
+    task = SimpleNamespace(settings=SimpleNamespace(steps=10, auxiliary=2.0, auxiliary_schedule=schedule))
+    assert [GanTask._auxiliary_weight(task, step) for step in (0, 5, 9)] == pytest.approx(expected)
+
+
+def test_the_auxiliary_schedule_is_the_generator_s_alone(task_of):
+    """At the first step `falling` weighs as `constant` does and `rising` nothing; the critic learns the same by all."""
+    critics, generators = {}, {}
+    for schedule in ("constant", "falling", "rising"):
+        task = task_of(f"gan.auxiliary_schedule={schedule}", "gan.critic_steps=1")
+        task.step(0, draws(task))
+        critics[schedule] = torch.cat([w.detach().flatten() for w in task.critic.parameters()])
+        generators[schedule] = torch.cat([w.detach().flatten() for w in task.generator.parameters()])
+    assert torch.equal(critics["constant"], critics["falling"]) and torch.equal(critics["constant"], critics["rising"])
+    assert torch.equal(generators["constant"], generators["falling"])
+    assert not torch.equal(generators["constant"], generators["rising"])
