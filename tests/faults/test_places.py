@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -135,13 +136,12 @@ def test_memory_does_not_grow_with_steps(chain_copy):
     process = start_stage("ldm", f"root={chain_copy}", *settings)
     metrics, seen = chain_copy / "smoke/ldm/metrics.jsonl", {}
     while process.poll() is None:
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        if lines and process.poll() is None:
-            try:
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # the last may be half written
+        if whole and process.poll() is None:
+            with suppress(OSError, ValueError, IndexError):  # it has just ended
                 resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-                seen[json.loads(lines[-1])["step"]] = resident
-            except (OSError, ValueError, IndexError):
-                break
+                seen[json.loads(whole[-1])["step"]] = resident
     assert finish(process)[0] == 0
     print("resident pages by step:", seen)
     assert seen[2000] <= 1.02 * seen[500]
