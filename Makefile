@@ -24,7 +24,7 @@ READY := .venv/.ready
 ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh) $(if $(filter $@,$(EXPERIMENTS)),$(FLAGS))
 SETS   = $(if $(DATA),"data.folder=$(DATA)") $(SET)
 STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(2) -- $(SETS)
-EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce
+EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce pace
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
@@ -99,6 +99,9 @@ compare: eval ## the models side by side: time, memory, accuracy, diversity
 
 held-out: vae ## trained without a tenth of the label sets, and asked for them and for four objects
 	$(call STAGE,held_out)
+
+pace: evaluator ## how long until the LDM passes .80, by this recipe and by a plain one
+	$(call STAGE,pace)
 
 reproduce: vae ## every system of the reports, one page (days on a CPU: stages.reproduce --help)
 	$(call STAGE,reproduce)

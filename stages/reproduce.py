@@ -39,10 +39,15 @@ class System:
     section_of: str | None = None
 
 
-def _choices(model: str, key: str, values: tuple[str, ...], words: str, *more: str) -> dict[str, System]:
+def _choices(
+    model: str, key: str, values: tuple[str, ...], words: str, *more: str, section_of: str | None = None
+) -> dict[str, System]:
     """A row for each value of a key; `more` is changed in all of them."""
     short = key.replace(".", "-").replace("_", "-")
-    return {f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more)) for v in values}
+    return {
+        f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more), None, section_of)
+        for v in values
+    }
 
 
 SYSTEMS: dict[str, System] = {
@@ -76,6 +81,13 @@ SYSTEMS: dict[str, System] = {
     **_choices("ldm", "schedule", ("linear", "cosine", "beta-cosine", "sigmoid"), "schedule"),
     "ldm-zero-terminal-snr": System(
         "linear schedule, zero terminal SNR", "ldm", ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", *SIMPLE)
+    ),
+    **_choices("ddpm", "prediction", ("v", "x0", "mean"), "pixel DDPM, prediction", section_of=MULTIPLY_ADD),
+    **_choices("ddpm", "schedule", ("cosine", "sigmoid"), "pixel DDPM, schedule", section_of=MULTIPLY_ADD),
+    "ldm-unguided": System("without guidance", "ldm", ("eval.guidance=1.0",)),
+    "ldm-classifier": System("classifier guidance alone, DDIM (algorithm 2)", "ldm", (GUIDED, "eval.guidance=1.0")),
+    "ldm-classifier-ancestral": System(
+        "classifier guidance alone, DDPM (algorithm 1)", "ldm", (GUIDED, "eval.guidance=1.0", "eval.sampler=ancestral")
     ),
     "ldm-ancestral": System("sampler: DDPM", "ldm", ("eval.sampler=ancestral",)),
     **{
@@ -221,16 +233,14 @@ def main(context: Context) -> None:
         try:
             results[key] = run(context, key, homes)
         except UserError as error:  # one row's fault is not the others'
-            if "figures" in results.get(key, {}):
-                say(f"warning: {key}: {error}; the row keeps the figures it has")
-                continue
             say(f"warning: {key}: {error}")
-            results[key] = {
+            missing = {
                 "system": SYSTEMS[key].words,
                 "reported": SYSTEMS[key].reported,
                 "fault": f"not run: {error}",
                 "command": command_of(context, key),
             }
+            results[key] = results[key] if "figures" in results.get(key, {}) else missing  # a row keeps what it has
         path = write_page(context, results)
     print(path)
 

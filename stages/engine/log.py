@@ -98,13 +98,14 @@ class MetricsLog:
         self._sums, self._counts = {}, {}
         self.write(step, values, rate)
 
-    def write(self, step: int, values: dict[str, float], rate: float | None = None) -> None:
-        """Appends one line of metrics; the rate is for people and is not part of the run's result."""
+    def write(self, step: int, values: dict[str, float], rate: float | None = None, **clock: float) -> None:
+        """Appends one line of metrics; rate and clock are the machine's and not part of the run's result."""
         if not distributed.is_main():
             return
         line = {"step": step, **values}
         if rate is not None:
             line["images_per_second"] = round(rate * self.batch, 2)
+        line |= {name: round(value, 1) for name, value in clock.items()}
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")

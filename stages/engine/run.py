@@ -171,7 +171,7 @@ class Run:
                     self._refuse_non_finite(task, witness)
                     log.flush(done)
                 if done % settings.preview_every == 0 or last:
-                    self._preview(task, log, done)
+                    self._preview(task, log, done, seconds)
                 stopped = distributed.any_process(stop.number, device) if done % agree_every == 0 else 0
                 if done % settings.checkpoint_every == 0 or last or stopped:
                     save(done)
@@ -207,11 +207,11 @@ class Run:
             text = yaml.safe_dump(self.context.config.model_dump(mode="json"), sort_keys=False)
             write_atomically(self.folder / "config.yaml", text.encode())
 
-    def _preview(self, task: Task, log: MetricsLog, step: int) -> None:
+    def _preview(self, task: Task, log: MetricsLog, step: int, elapsed: Callable[[], float]) -> None:
         with torch.random.fork_rng(devices=[]):
             metrics, pictures = task.preview(step)
         if metrics:
-            log.write(step, metrics)
+            log.write(step, metrics, seconds=elapsed())
         for name, grid in pictures.items():
             log.picture(name, step, grid)
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from stages.engine.checkpoint import read_about
 from tests.stages.test_bad_inputs import assert_one_line
 
 
@@ -104,6 +105,18 @@ def test_held_out(stage, root):
     assert set(result["ldm"]) == {"seen", "withheld", "four objects"}
     status, said = stage("held_out", f"root={root}")
     assert status == 0 and said.count("finished already") == 2
+
+
+def test_pace(stage, root):
+    status, said = stage("pace", "--accuracy", "0", f"root={root}")
+    assert status == 0, said
+    found = page(root, "pace", ["pace"])
+    for result in found.values():
+        times = [seconds for seconds, _ in result["previews"]]
+        assert times == sorted(times) and times[0] > result["vae_seconds"] > 0
+        assert result["seconds"] is None or result["seconds"] in times
+    assert read_about(root / "smoke-pace-plain/ldm/export.safetensors", "")["identity"]["precision"] == "float32"
+    assert_one_line(*stage("pace", "--accuracy", "2", f"root={root}"), "--accuracy 2")
 
 
 def test_reproduce_runs_every_system_and_only_what_is_missing(stage, root):

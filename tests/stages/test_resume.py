@@ -10,9 +10,9 @@ from tests.conftest import finish, start_stage
 
 
 def lines(folder):
-    """metrics.jsonl without the rates, which are the machine's and not the run's."""
+    """metrics.jsonl without rates and times, which are the machine's and not the run's."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in found]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "seconds")} for line in found]
 
 
 def digest(folder):

@@ -1,0 +1,102 @@
+"""`make pace`: seconds from packed pictures until the LDM passes an accuracy, by this recipe and by a plain one."""
+
+import argparse
+import time
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import torch
+
+from stages.engine.checkpoint import read_about
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.errors import UserError
+from stages.engine.report import drawn, read_metrics
+from stages.engine.report.page import Page
+from stages.ldm import main as train_ldm
+from stages.vae import main as train_vae
+
+SETS = ("accuracy_test", "accuracy_new_test")
+PREVIEWS = 12
+# what this project adds to the recipe, taken away; in float32 too. The loops and the quantiser's arithmetic stay
+PLAIN = (
+    "vae.norm=group",
+    "vae.foreground=0.0",
+    "vae.codebook.start=0",
+    "vae.codebook.init=uniform",
+    "ldm.log_snr=null",
+    "ldm.min_snr=null",
+    "ldm.timestep_draws=uniform",
+    "ldm.picture_draws=uniform",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accuracy", type=float, default=0.8, help="to pass on both test sets, one seed (default: %(default)s)"
+    )
+    add_fresh(parser)
+
+
+def variants(context: Context) -> dict[str, Context]:
+    """Both recipes as experiments of their own, with this one's pictures and evaluator."""
+    name = context.config.name
+    own = (f"uses={{evaluator: {name}}}", f"ldm.preview_every={max(1, context.config.ldm.steps // PREVIEWS)}")
+    ours = context.derived(f"{name}-pace", *own)
+    return {
+        "as configured": ours,
+        "plain": replace(context.derived(f"{name}-pace-plain", *own, *PLAIN), dtype=torch.float32),
+    }
+
+
+def measure(variant: Context, accuracy: float) -> dict:
+    """Trains what is missing. Seconds of the autoencoder, (seconds, accuracies) of the LDM's previews, and the sum
+    of both at the first preview above `accuracy` on both sets, or None."""
+    for train in (train_vae, train_ldm):
+        train(replace(variant, began=time.perf_counter()))
+    before = read_about(variant.export("vae"), "")["seconds"]
+    lines = [line for line in read_metrics(variant.folder("ldm") / "metrics.jsonl") if SETS[0] in line]
+    points = [(before + line["seconds"], [line[name] for name in SETS]) for line in lines]
+    passed = next((seconds for seconds, found in points if min(found) > accuracy), None)
+    return {"vae_seconds": before, "previews": points, "seconds": passed}
+
+
+def figure(found: dict[str, dict], accuracy: float) -> bytes:
+    """Accuracy over minutes: a colour a recipe, a line style a test set."""
+    drawing, axis = plt.subplots(figsize=(7, 3.4), dpi=120)
+    for i, (name, result) in enumerate(found.items()):
+        minutes = [seconds / 60 for seconds, _ in result["previews"]]
+        for j, part in enumerate(SETS):
+            values = [accuracies[j] for _, accuracies in result["previews"]]
+            label = f"{name}, {part.removeprefix('accuracy_')}"
+            axis.plot(minutes, values, f"C{i}" + ("-", "--")[j], marker="o", markersize=3, label=label)
+    axis.axhline(accuracy, color="grey", linewidth=0.8)
+    axis.set(xlabel="minutes, the autoencoder's first", ylabel="accuracy", xlim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, frameon=False)
+    drawing.tight_layout()
+    return drawn(drawing)
+
+
+def main(context: Context) -> None:
+    accuracy = context.arguments.accuracy
+    if not 0 <= accuracy < 1:
+        raise UserError(f"--accuracy {accuracy}: give a share from 0 to below 1")
+    found = {name: measure(variant, accuracy) for name, variant in variants(context).items()}
+    page = Page(
+        f"{context.config.name}: how long until {accuracy:g}",
+        f"Autoencoder and LDM together, previews included, from packed pictures until one seed's accuracy is above "
+        f"{accuracy:g} on both test sets. Plain: {', '.join(PLAIN)}, float32. One training each, seed "
+        f"{context.config.seed}.",
+    )
+    page.add_figure("pace", figure(found, accuracy), "Accuracy of the previews over the time of both trainings.")
+    rows = []
+    for name, result in found.items():
+        passed, last = result["seconds"], result["previews"][-1]
+        reached = f"{passed / 60:.1f} min" if passed else f"not in {last[0] / 60:.1f} min"
+        rows.append([name, f"{result['vae_seconds'] / 60:.1f} min", reached, *last[1]])
+    page.add_table("Time", ["", "autoencoder", f"above {accuracy:g}", "test, at the end", "new_test"], rows)
+    print(page.write(context.hold("pace"), found))
+
+
+if __name__ == "__main__":
+    command("Measures the time until the LDM passes an accuracy.", main, add_arguments, alone=True)
