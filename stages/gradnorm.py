@@ -40,8 +40,8 @@ def figure(found: dict[str, tuple[list[str], list[tuple[int, list[float]]]]]) ->
         axis.set(title=VARIANTS[loss], yscale="log", xlabel="layer, low to high")
         axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=6, frameon=False)
     axes[0].set_ylabel("norm of the gradient")
+    axes[-1].legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # off the lines
     drawing.tight_layout()
     return drawn(drawing)
 
