@@ -29,6 +29,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # what is in the file, whatever its name: others may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
 CONDITION_FILES = ("test", "new_test")
+ORDER = 2  # raised when `read_folder` makes something else of the same files: 2 is held-out pictures last
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,11 @@ class _Pictures:
             raise DataError(f"{self.where}: {name} cannot be read ({error}); restore it") from None
 
     def stamps(self) -> Iterator[str]:
-        """What changes when a picture does: the zip's, or each file's, size and time."""
-        if self._archive:
-            stat = self.zip.stat()
-            yield f"{self.zip.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        """What changes when a picture does: the checksums that a zip keeps, or the files' place, sizes and times."""
+        if self._archive:  # so a zip that is copied or moved stays the same
+            yield from (f"{name} {m.file_size} {m.CRC:08x}" for name, m in sorted(self.names.items()))
         else:
+            yield str(self.folder.resolve())
             for name in sorted(self.names):
                 stat = self.names[name].stat()
                 yield f"{name} {stat.st_size} {stat.st_mtime_ns}"
@@ -165,10 +166,13 @@ def _hold_out(names: list[str], every: int) -> Tensor:
 
 
 def fingerprint(folder: Path, validation_every: int) -> str:
-    """A quick key of a folder's present content, from sizes and times; raises DataError where it is incomplete."""
+    """A quick key of what `read_folder` makes of a folder's present content, without reading a picture.
+
+    Raises DataError where the folder is incomplete.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
-    digest = hashlib.sha256(f"{folder.resolve()} {validation_every} {SIZE}\n".encode())
+    digest = hashlib.sha256(f"{ORDER} {validation_every} {SIZE}\n".encode())
     for stamp in _Pictures(folder).stamps():
         digest.update(stamp.encode(errors="surrogateescape") + b"\n")
     for name in ("objects.json", "train.json", "validation.json"):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -61,16 +62,22 @@ def budget(model: str, steps: int) -> list[str]:
     return [f"{model}.{key}={value}" for key, value in pace.items()]
 
 
-def borrowed(context: Context, model: str) -> list[str]:
-    """Overrides that lend a configuration without a `ddpm` section a small one, sampled in few steps.
+def section_of(file: str, model: str) -> list[str]:
+    """Overrides that take another configuration's section of a model, and its sampler and guidance."""
+    other = load(Path(file))
+    section = getattr(other, model).model_dump(mode="json")
+    return [
+        f"{model}={json.dumps(section)}",
+        f"eval.sampler={other.eval.sampler}",
+        f"eval.guidance={other.eval.guidance}",
+    ]
 
-    Unguided, as that section drops no labels.
-    """
+
+def borrowed(context: Context, model: str) -> list[str]:
+    """Overrides that lend a configuration without a `ddpm` section a small one, sampled in few steps."""
     if model != "ddpm" or context.config.ddpm is not None:
         return []
-    other = load(MULTIPLY_ADD)
-    section = other.ddpm.model_copy(update={"width": NARROW}).model_dump(mode="json")
-    return [f"ddpm={json.dumps(section)}", "eval.sampler=ddim", f"eval.guidance={other.eval.guidance}"]
+    return [*section_of(MULTIPLY_ADD, model), f"ddpm.width={NARROW}", "eval.sampler=ddim"]
 
 
 def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:

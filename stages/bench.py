@@ -24,8 +24,8 @@ from stages.benchmark.clock import (
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.log import progress, say
+from stages.engine.machine import versions
 from stages.engine.report.page import Page
-from stages.engine.run import versions
 from stages.ldm import encode_set
 
 PICTURES = 64  # sampled at once

@@ -17,9 +17,10 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.denoising import DiffusionSampler
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
+from stages.engine.machine import describe_device, versions
 from stages.engine.pictures import grid, png
 from stages.engine.report import curve, read_metrics, write_report
-from stages.engine.run import describe_device, differences, move_aside, versions
+from stages.engine.run import differences, move_aside
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.evaluator import load_evaluator, scores

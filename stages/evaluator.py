@@ -65,7 +65,7 @@ class EvaluatorTask:
         torch.manual_seed(context.config.seed)
         network = Evaluator(len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
         self.network, self.ema = with_global_batch_norms(network), Ema(network, self.settings.ema)
-        self.optimizers = [Optimizer(network, self.settings)]
+        self.optimizers = [Optimizer(network, self.settings, context.dtype)]
         self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:

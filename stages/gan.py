@@ -108,7 +108,10 @@ class GanTask:
         self.critic = build_critic(*build).to(context.device, memory_format=torch.channels_last)
         self.ema = Ema(self.generator, s.ema)
         critic_settings = s.model_copy(update={"learning_rate": s.critic_learning_rate or s.learning_rate})
-        self.optimizers = [Optimizer(self.generator, s), Optimizer(self.critic, critic_settings)]
+        self.optimizers = [
+            Optimizer(self.generator, s, context.dtype),
+            Optimizer(self.critic, critic_settings, context.dtype),
+        ]
         self.optimizers[1].watch_layers = s.layer_norms
         self.parts = {
             "generator": self.generator,

@@ -21,8 +21,8 @@ from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import Config
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
+from stages.engine.machine import versions
 from stages.engine.report.page import Page
-from stages.engine.run import versions
 
 PROCESSES = (1, 2)
 

@@ -7,10 +7,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stages.ablations import MULTIPLY_ADD, SIMPLE
+from stages.ablations import MULTIPLY_ADD, SIMPLE, section_of
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
-from stages.engine.config import load
 from stages.engine.errors import UserError
 from stages.engine.lock import locked
 from stages.engine.log import say
@@ -113,13 +112,9 @@ def asked_of(context: Context, system: System) -> list[str]:
 def changes_of(context: Context, key: str) -> list[str]:
     """What a row changes in the experiment: a file's section, what the command line says, what makes it that row."""
     a, system = context.arguments, SYSTEMS[key]
-    changes, section = [], getattr(context.config, system.model)
-    if system.section_of:
-        other = load(Path(system.section_of))
-        section = getattr(other, system.model)
-        changes += [f"{system.model}={json.dumps(section.model_dump(mode='json'))}"]
-        changes += [f"eval.sampler={other.eval.sampler}", f"eval.guidance={other.eval.guidance}"]
+    changes = section_of(system.section_of, system.model) if system.section_of else []
     changes += [*asked_of(context, system), *system.changes]
+    section = getattr(context.derived(named(context, key), *changes).config, system.model)
     if a.steps is not None and section.steps > a.steps:
         changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's

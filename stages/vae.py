@@ -131,7 +131,7 @@ class VaeTask:
         torch.manual_seed(context.config.seed)
         self.network = build_vae(s).to(context.device, memory_format=torch.channels_last)
         self.ema = Ema(self.network, s.ema)
-        self.optimizers = [Optimizer(self.network, s)]
+        self.optimizers = [Optimizer(self.network, s, context.dtype)]
         self.parts = {"network": self.network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.discriminator = None
         if s.discriminator.weight > 0:
@@ -141,7 +141,13 @@ class VaeTask:
             )
             schedule = {"steps": max(1, s.steps - d.start), "warmup": 0, "decay": "constant"}  # its own, from its start
             settings = s.model_copy(
-                update={"learning_rate": d.learning_rate, "betas": (0.5, 0.9), "weight_decay": 0.0, **schedule}
+                update={
+                    "learning_rate": d.learning_rate,
+                    "optimizer": "adam",
+                    "betas": (0.5, 0.9),
+                    "weight_decay": 0.0,
+                    **schedule,
+                }
             )
             self.optimizers.append(Optimizer(self.discriminator, settings))
             self.parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizers[1]}

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from data.images import SIZE
-from stages.benchmark.clock import interleaved, peak, reset_peak
+from stages.benchmark.clock import interleaved
 from stages.benchmark.subject import Subject
 from stages.engine.checkpoint import load_export, save_export
 from stages.engine.command import Context, context_of
 from stages.engine.config import Config
 from stages.engine.dataset import on_disk, placed
 from stages.engine.errors import UserError, oneline
+from stages.engine.machine import peak_memory, reset_peak
 
 PICTURE_BYTES = 3 * SIZE * SIZE
 BATCH = 64  # pictures read at once
@@ -48,7 +49,7 @@ def measured(context: Context, work: Path, axis: str, value: int) -> tuple[float
     step = AXES[axis][1](Subject(context, work, again=True), value)
     step()
     reset_peak(context.device)
-    return statistics.median(interleaved({"": step}, context)[""]), peak(context.device)
+    return statistics.median(interleaved({"": step}, context)[""]), peak_memory(context.device)
 
 
 def in_a_process(function: Callable, context: Context, *arguments: object) -> tuple:
@@ -88,4 +89,4 @@ def read_pack(context: Context, work: Path) -> tuple[float, float, float, int]:
     reset_peak(context.device)
     times = interleaved({"read": read, "step": step}, context)
     seconds = {name: statistics.median(found) for name, found in times.items()}
-    return opened, seconds["read"] / BATCH, seconds["step"], peak(context.device)
+    return opened, seconds["read"] / BATCH, seconds["step"], peak_memory(context.device)

@@ -4,9 +4,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import date
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from stages.engine.command import Context
-from stages.engine.run import describe_device, peak_memory, versions
+from stages.engine.machine import describe_device, versions
 
 Work = Callable[[], object]
 REPEATS, LEAST = 7, 5
@@ -95,27 +93,6 @@ def machine(context: Context) -> str:
 def measured_with(about: str) -> str:
     """A page's first words: the machine, the day, the versions."""
     return f"{about}; {date.today()}; {', '.join(f'{k} {v}' for k, v in versions().items() if v)}"
-
-
-def reset_peak(device: torch.device) -> None:
-    """From here on `peak` counts."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # of Linux
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device: torch.device) -> int:
-    """The most bytes held since `reset_peak`, without what is mapped from files and can be let go of."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        kibibytes = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines) if "kB" in rest}
-        return 1024 * (kibibytes["VmHWM"] - kibibytes["RssFile"])
-    except (OSError, KeyError):
-        return peak_memory(device)
 
 
 class _OneModule(ModuleTracker):

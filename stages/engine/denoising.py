@@ -184,7 +184,7 @@ class DiffusionTask:
             facts,
         )
         self.ema = Ema(network, settings.ema)
-        self.optimizers = [Optimizer(network, settings)]
+        self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
         self.rows = drawn_rows(dataset.labels, settings.picture_draws)

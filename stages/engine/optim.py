@@ -1,4 +1,4 @@
-"""Adam with a learning rate that is a function of the step, clipping, and a guard against non-finite gradients."""
+"""Adam, or Muon, with a rate that is a function of the step, clipping, and a guard against non-finite gradients."""
 
 import math
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.engine import distributed
+from stages.engine.muon import Muon, hidden_weights
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
@@ -25,20 +26,24 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -
 
 
 class Optimizer:
-    """One network's updates: backward, mean over processes, clipping, a guarded Adam step.
+    """One network's updates: backward, mean over processes, clipping, a guarded step of Adam.
 
-    A gradient that is not finite leaves weights and moments untouched: fused Adam takes the verdict (`found_inf`)
-    as a tensor, so nothing waits for the device. `bad_step` remembers the first such step for the loop, which
-    looks at its next log or checkpoint and stops the run before anything is saved.
+    With `optimizer: muon` the hidden layers' weights take Muon's steps, its products in `dtype`. A gradient that is
+    not finite leaves weights and moments untouched: fused Adam takes the verdict (`found_inf`) as a tensor, so nothing
+    waits for the device. `bad_step` remembers the first such step for the loop, which looks at its next log or
+    checkpoint and stops the run before anything is saved.
     """
 
-    def __init__(self, network: nn.Module, settings):
+    def __init__(self, network: nn.Module, settings, dtype: torch.dtype = torch.float32):
         self.settings = settings
         self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.watch_layers, self.layer_norms = False, {}  # norm of each weight's gradient at the last update
         self.factor = 1.0  # on the learning rate, for a task that lowers it by what it sees
         self.parameters = [p for _, p in self.named]
-        decays = [p for p in self.parameters if p.ndim > 1]
+        hidden = hidden_weights(network) if settings.optimizer == "muon" else []
+        self.muon = Muon(hidden, settings.weight_decay, dtype) if hidden else None
+        of_muon = {id(p) for p in hidden}
+        decays = [p for p in self.parameters if p.ndim > 1 and id(p) not in of_muon]
         plain = [p for p in self.parameters if p.ndim <= 1]
         groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.adam = torch.optim.AdamW(
@@ -49,8 +54,9 @@ class Optimizer:
     def update(self, loss: Tensor, step: int) -> Tensor:
         """One step down `loss`. Returns the norm of the gradient before clipping, on the device."""
         s = self.settings
+        rate = self.factor * learning_rate(step, s.steps, s.learning_rate, s.warmup, s.decay)
         for group in self.adam.param_groups:
-            group["lr"] = self.factor * learning_rate(step, s.steps, s.learning_rate, s.warmup, s.decay)
+            group["lr"] = rate
         loss.backward(inputs=self.parameters)  # these alone: the other networks of the loss get no gradient
         distributed.average_gradients(self.parameters)
         present = [p for p in self.parameters if p.grad is not None]
@@ -63,14 +69,19 @@ class Optimizer:
         self.bad_step = torch.where(bad & (self.bad_step < 0), step, self.bad_step)
         self.adam.found_inf = bad.float()
         self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        if self.muon is not None:
+            self.muon.step(rate, bad)
+        for parameter in self.parameters:
+            parameter.grad = None
         return norm
 
     def state_dict(self) -> dict:
-        return self.adam.state_dict()
+        return self.adam.state_dict() | ({"muon": self.muon.state_dict()} if self.muon else {})
 
     def load_state_dict(self, state: dict) -> None:
-        self.adam.load_state_dict(state)
+        self.adam.load_state_dict({key: value for key, value in state.items() if key != "muon"})
+        if self.muon is not None:
+            self.muon.load_state_dict(state["muon"])
 
 
 class Witness:

@@ -5,13 +5,9 @@ checkpoints/<experiment>/<stage>/
 """
 
 import os
-import platform
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +23,7 @@ from stages.engine.config import flatten
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
 from stages.engine.log import MetricsLog, say
+from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 
 AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several processes wait for their GPUs
@@ -47,18 +44,6 @@ class Task(Protocol):
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         """Tensors and facts for the next stage."""
-
-
-def versions() -> dict[str, str | None]:
-    """The versions a result may depend on."""
-    packages = ("torch", "torchvision", "vector-quantize-pytorch", "lpips", "mitsuba", "numpy")
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # mitsuba and lpips are not needed everywhere
-            found[name] = None
-    return {"python": platform.python_version()} | found
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -144,7 +129,7 @@ class Run:
         self._write_config()
         stop, witness = _StopFlag(), Witness(task.optimizers)
         agree_every = AGREE_EVERY if distributed.world_size() > 1 and device.type == "cuda" else 1
-        measures_memory = reset_peak_memory(device)
+        reset_peak(device)
 
         def seconds() -> float:  # of all commands together, reading and encoding the set included
             return seconds_before + time.perf_counter() - self.context.began
@@ -182,7 +167,7 @@ class Run:
                 log.close()
                 raise Interrupted(late)
         log.close()
-        self._export(task, seconds, measures_memory)
+        self._export(task, seconds)
 
     def _restore(self, checkpoints: Checkpoints, task: Task, log: MetricsLog) -> tuple[float, int]:
         state = checkpoints.load_latest()
@@ -225,7 +210,7 @@ class Run:
                 f"or precision=float32"
             )
 
-    def _export(self, task: Task, elapsed: Callable[[], float], measures_memory: bool) -> None:
+    def _export(self, task: Task, elapsed: Callable[[], float]) -> None:
         tensors, facts = task.export()
         seconds = elapsed()
         if distributed.is_main():
@@ -236,7 +221,7 @@ class Run:
                 "config": self.context.config.model_dump(mode="json")[self.stage],
                 "steps": self.settings.steps,
                 "seconds": seconds,
-                "peak_memory_bytes": peak_memory(self.context.device) if measures_memory else None,
+                "peak_memory_bytes": peak_memory(self.context.device),
                 "versions": versions(),
                 "device": describe_device(self.context.device),
                 **facts,
@@ -245,38 +230,6 @@ class Run:
             save_export(path, tensors, about)
             say(f"{self.title}: done in {seconds / 60:.1f} min: {path}")
         distributed.barrier()
-
-
-_trained: list[str] = []  # by this process
-
-
-def reset_peak_memory(device: torch.device) -> bool:
-    """Before a training. False where its peak cannot be told: on a CPU, after another training of the process."""
-    _trained.append(str(device))
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    return len(_trained) == 1
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory this process has held so far: of the GPU, or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-
-
-def describe_device(device: torch.device) -> str:
-    """The device in words, for provenance."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        name = names[0].partition(":")[2].strip()
-    except (OSError, IndexError):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 class _StopFlag:

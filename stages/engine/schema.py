@@ -52,6 +52,7 @@ class Training(Section):
     steps: Positive
     batch: Positive
     learning_rate: Annotated[float, Field(gt=0)]
+    optimizer: Literal["adam", "muon"] = "adam"  # muon: the hidden layers' weights by orthogonalised momentum
     betas: Betas = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
     warmup: Natural = 0  # steps of linear warm-up

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import struct
 import zipfile
@@ -169,6 +170,24 @@ def test_fingerprint_follows_the_content(tmp_path):
     assert fingerprint(folder, 3) != before
     with pytest.raises(DataError, match="no such data folder"):
         fingerprint(tmp_path / "nowhere", 3)
+
+
+def test_fingerprint_of_a_zip_is_of_what_it_holds(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
+        for path in sorted((folder / "iclevr").iterdir()):
+            archive.write(path, path.name)
+    shutil.rmtree(folder / "iclevr")
+    before = fingerprint(folder, 3)
+    os.utime(folder / "iclevr.zip", (0, 0))
+    assert fingerprint(folder, 3) == before
+    assert fingerprint(shutil.copytree(folder, tmp_path / "elsewhere"), 3) == before
+    with zipfile.ZipFile(folder / "iclevr.zip") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
+        for name in content:  # all of the size of the last one, so that names and sizes may agree
+            archive.writestr(name, content[max(content)])
+    assert fingerprint(folder, 3) != before
 
 
 def test_conditions(tmp_path):

@@ -19,18 +19,23 @@ def optimizer_of(network, **changes):
     return Optimizer(network, load("configs/smoke.yaml").ldm.model_copy(update=changes))
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_remembered():
-    network = nn.Linear(2, 1)
-    optimizer = optimizer_of(network)
-    x = torch.ones(1, 2)
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_remembered(kind):
+    network = nn.Linear(16, 16)
+    optimizer = optimizer_of(network, optimizer=kind, weight_decay=0.5)
+
+    def moments() -> list[torch.Tensor]:
+        of_adam = [state["exp_avg"].clone() for state in optimizer.adam.state.values()]
+        return of_adam + ([m.clone() for m in optimizer.muon.momenta] if optimizer.muon else [])
+
+    x = torch.ones(1, 16)
     optimizer.update(network(x).sum(), 0)
-    before = [p.clone() for p in network.parameters()]
-    moments = [state["exp_avg"].clone() for state in optimizer.adam.state.values()]
+    before, kept = [p.clone() for p in network.parameters()], moments()
     optimizer.update(network(x).sum() * float("nan"), 1)
     optimizer.update(network(x).sum() * float("inf"), 2)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-    kept = [state["exp_avg"] for state in optimizer.adam.state.values()]
-    assert all(torch.equal(a, b) for a, b in zip(moments, kept, strict=True))
+    assert len(kept) == 2
+    assert all(torch.equal(a, b) for a, b in zip(kept, moments(), strict=True))
     assert first_bad_step([optimizer]) == 1
 
 

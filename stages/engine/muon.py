@@ -1,0 +1,65 @@
+"""Muon: orthogonalised momentum for the weights of hidden layers (Jordan et al., kellerjordan.github.io/posts/muon)."""
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular values to about 1, five times
+ITERATIONS = 5
+MOMENTUM = 0.95
+NARROWEST = 16  # a layer with fewer inputs or outputs than this enters or leaves the network: Adam's
+
+
+def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """(k, m, n) -> (k, m, n) with the same singular vectors and singular values of about .7 to 1.2."""
+    a, b, c = COEFFICIENTS
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    tall = x.shape[1] > x.shape[2]
+    x = (x.mT if tall else x).to(dtype)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
+    """The weights of linear layers and convolutions, but for those that are narrow on one side."""
+    layers = (m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d))
+    return [m.weight for m in layers if m.weight.requires_grad and min(_matrix(m.weight).shape) >= NARROWEST]
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.reshape(len(weight), -1)
+
+
+class Muon:
+    """Steps of a weight as a matrix (outputs, inputs x taps): w -= rate x .2 sqrt(longer side) x orthogonal.
+
+    The factor makes a step as large as Adam's usual one, so that one rate serves both (arXiv 2502.16982, section 2.2).
+    Matrices of one shape are orthogonalised together, in `dtype`.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], weight_decay: float, dtype: torch.dtype):
+        self.weight_decay, self.dtype = weight_decay, dtype
+        shapes = dict.fromkeys(tuple(_matrix(w).shape) for w in weights)
+        self.groups = [[w for w in weights if tuple(_matrix(w).shape) == shape] for shape in shapes]
+        self.momenta = [torch.zeros(len(g), *_matrix(g[0]).shape, device=g[0].device) for g in self.groups]
+
+    @torch.no_grad()
+    def step(self, rate: float, bad: Tensor) -> None:
+        """`bad`, a bool on the device: the gradient is not finite, and nothing changes."""
+        for group, momentum in zip(self.groups, self.momenta, strict=True):
+            gradient = torch.stack([_matrix(w.grad) for w in group])
+            momentum.copy_(torch.where(bad, momentum, momentum.lerp(gradient, 1 - MOMENTUM)))
+            steps = orthogonalised(gradient.lerp(momentum, MOMENTUM), self.dtype)  # Nesterov's
+            steps = torch.where(bad, 0.0, -rate * 0.2 * max(momentum.shape[1:]) ** 0.5 * steps)
+            for weight, step in zip(group, steps, strict=True):
+                if self.weight_decay:
+                    weight.mul_(1 - rate * self.weight_decay * ~bad)
+                weight.add_(step.view_as(weight))
+
+    def state_dict(self) -> dict:
+        return {"momenta": self.momenta}
+
+    def load_state_dict(self, state: dict) -> None:
+        for mine, kept in zip(self.momenta, state["momenta"], strict=True):
+            mine.copy_(kept)

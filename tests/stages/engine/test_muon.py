@@ -1,0 +1,45 @@
+import pytest
+import torch
+from torch import nn
+
+from stages.engine.config import load
+from stages.engine.muon import hidden_weights, orthogonalised
+from stages.engine.optim import Optimizer
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 20), (2, 16, 144), (2, 90, 24)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_values_come_close_to_one_and_the_vectors_stay(shape, dtype):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-4
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    inner = u.mT @ orthogonalised(matrices, dtype) @ vh.mT
+    values = inner.diagonal(dim1=1, dim2=2)
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+    assert (inner - torch.diag_embed(values)).abs().max() < (0.08 if dtype == torch.bfloat16 else 1e-3)
+
+
+def test_no_gradient_makes_no_step():
+    assert torch.equal(orthogonalised(torch.zeros(1, 4, 8), torch.float32), torch.zeros(1, 4, 8))
+
+
+def test_layers_that_enter_or_leave_and_embeddings_are_adams():
+    inner = nn.Conv2d(32, 32, 3)
+    network = nn.Sequential(nn.Conv2d(6, 32, 1), inner, nn.GroupNorm(4, 32), nn.Conv2d(32, 6, 3), nn.Embedding(24, 32))
+    assert [id(w) for w in hidden_weights(network)] == [id(inner.weight)]
+
+
+def test_a_step_is_as_large_as_adams_in_the_mean_square():
+    """And it follows the gradient's directions, on a convolution in either memory format."""
+    moved = []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        network = nn.Conv2d(32, 32, 3).to(memory_format=memory)
+        before = network.weight.detach().clone()
+        settings = load("configs/smoke.yaml").ldm.model_copy(update={"optimizer": "muon", "warmup": 0, "steps": 9})
+        optimizer = Optimizer(network, settings)
+        optimizer.update(network(torch.randn(16, 32, 5, 5)).square().mean(), 0)
+        moved.append(network.weight.detach() - before)
+    torch.testing.assert_close(*moved, atol=2e-6, rtol=1e-3)
+    expected = settings.learning_rate * 0.2
+    assert moved[0].square().mean().sqrt().item() == pytest.approx(expected, rel=0.15)
