@@ -10,7 +10,7 @@ NARROWEST = 16  # a layer with fewer inputs or outputs than this enters or leave
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """(k, m, n) -> (k, m, n) with the same singular vectors and singular values of about .7 to 1.2."""
+    """(k, m, n) -> (k, m, n) in `dtype` with the same singular vectors and singular values of about .7 to 1.2."""
     a, b, c = COEFFICIENTS
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     tall = x.shape[1] > x.shape[2]
@@ -18,24 +18,32 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.mT if tall else x
 
 
 def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of linear layers and convolutions, but for those that are narrow on one side."""
-    layers = (m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d))
+    """The weights of linear layers and of convolutions (transposed ones apart) that are narrow on neither side."""
+    layers = (m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d))
     return [m.weight for m in layers if m.weight.requires_grad and min(_matrix(m.weight).shape) >= NARROWEST]
 
 
+def _rows(weight: Tensor) -> Tensor:
+    """A convolution's weight with its input channels last, as channels_last lays them out: then no copy is made.
+
+    The order of a matrix's columns is nothing to its singular vectors.
+    """
+    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
+
+
 def _matrix(weight: Tensor) -> Tensor:
-    return weight.reshape(len(weight), -1)
+    return _rows(weight).flatten(1)
 
 
 class Muon:
     """Steps of a weight as a matrix (outputs, inputs x taps): w -= rate x .2 sqrt(longer side) x orthogonal.
 
-    The factor makes a step as large as Adam's usual one, so that one rate serves both (arXiv 2502.16982, section 2.2).
-    Matrices of one shape are orthogonalised together, in `dtype`.
+    The factor makes a step as large as Adam's usual one (arXiv 2502.16982, section 2.2). Matrices of one shape are
+    orthogonalised together, in `dtype`.
     """
 
     def __init__(self, weights: list[nn.Parameter], weight_decay: float, dtype: torch.dtype):
@@ -48,14 +56,16 @@ class Muon:
     def step(self, rate: float, bad: Tensor) -> None:
         """`bad`, a bool on the device: the gradient is not finite, and nothing changes."""
         for group, momentum in zip(self.groups, self.momenta, strict=True):
-            gradient = torch.stack([_matrix(w.grad) for w in group])
-            momentum.copy_(torch.where(bad, momentum, momentum.lerp(gradient, 1 - MOMENTUM)))
-            steps = orthogonalised(gradient.lerp(momentum, MOMENTUM), self.dtype)  # Nesterov's
-            steps = torch.where(bad, 0.0, -rate * 0.2 * max(momentum.shape[1:]) ** 0.5 * steps)
+            gradient = torch.where(bad, momentum, torch.stack([_matrix(w.grad) for w in group]))
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            steps = orthogonalised(gradient.lerp_(momentum, MOMENTUM), self.dtype)  # Nesterov's
+            steps = torch.where(bad, 0.0, steps)
+            size = rate * 0.2 * max(momentum.shape[1:]) ** 0.5
             for weight, step in zip(group, steps, strict=True):
                 if self.weight_decay:
                     weight.mul_(1 - rate * self.weight_decay * ~bad)
-                weight.add_(step.view_as(weight))
+                rows = _rows(weight)
+                rows.add_(step.view_as(rows), alpha=-size)
 
     def state_dict(self) -> dict:
         return {"momenta": self.momenta}

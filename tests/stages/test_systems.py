@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -137,22 +138,40 @@ def test_the_plateau_factor_is_part_of_the_run(stage, tmp_path, monkeypatch):
     assert status == 0, said
     assert plateau(whole) == {"best": {"accuracy_new_test": 0.5, "accuracy_test": 0.5}, "waited": 1, "factor": 0.125}
 
-    update = Optimizer.update
-
-    def interrupted(self, loss, step):
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return update(self, loss, step)
-
-    monkeypatch.setattr(Optimizer, "update", interrupted)
-    assert stage("ddpm", *arguments, "name=resumed")[0] == 130
-    monkeypatch.setattr(Optimizer, "update", update)
+    with interrupted_at(3, monkeypatch):
+        assert stage("ddpm", *arguments, "name=resumed")[0] == 130
     assert plateau(resumed) == {"best": plateau(whole)["best"], "waited": 1, "factor": 0.5}
     status, said = stage("ddpm", *arguments, "name=resumed")
     assert (status, "going on at step 4" in said) == (0, True), said
     assert plateau(resumed) == plateau(whole)
     assert digest(resumed) == digest(whole)
     assert lines(resumed) == lines(whole)
+
+
+def test_muons_momentum_is_part_of_the_run(stage, root, monkeypatch):
+    whole, resumed = ((*base(root, name), "ldm.optimizer=muon") for name in ("muon", "muon-resumed"))
+    assert stage("ldm", *whole)[0] == 0
+    with interrupted_at(3, monkeypatch):
+        assert stage("ldm", *resumed)[0] == 130
+    status, said = stage("ldm", *resumed)
+    assert (status, "going on at step 4" in said) == (0, True), said
+    assert digest(root / "muon-resumed/ldm") == digest(root / "muon/ldm")
+    assert_one_line(*stage("ldm", *whole, "ldm.optimizer=adam"), "ldm.optimizer: muon -> adam")
+
+
+@contextmanager
+def interrupted_at(step, monkeypatch):
+    """Within it a run is told to stop while it takes that step."""
+    update = Optimizer.update
+
+    def interrupted(self, loss, number):
+        if number == step:
+            signal.raise_signal(signal.SIGINT)
+        return update(self, loss, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimizer, "update", interrupted)
+        yield
 
 
 def plateau(folder):
