@@ -111,6 +111,15 @@ class Diffusion:
         of_x0, of_xt = before.sqrt() * beta / (1 - here), (1 - beta).sqrt() * (1 - before) / (1 - here)
         return of_x0, of_xt, beta * (1 - before) / (1 - here)
 
+    def well_posed(self) -> Tensor:
+        """(T,) bool: where a step takes away at most half of what is left of alpha^2.
+
+        A cosine's last few take more: there x_0 and the step's mean, made of a predicted eps, blow up any error of it
+        up to 30 times.
+        """
+        before = torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
+        return 1 - self.alpha_bar / before <= 0.5
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should say: eps, x_0, v = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D), or the
         posterior's mean."""
@@ -156,8 +165,8 @@ class Diffusion:
         if bound:
             everything = torch.arange(len(self), device=t.device)
             weights = self._bound_on_x0(everything) / self._error_ratio(everything)
-            if self.prediction in ("noise", "mean"):  # where alpha has all but vanished one step would weigh all
-                weights = torch.where(self.alpha_bar >= VANISHED, weights, 0.0)
+            if self.prediction in ("noise", "mean"):  # elsewhere one step would weigh all, and no sampler goes there
+                weights = torch.where(self.well_posed(), weights, 0.0)
             return (weights / weights.mean())[t].float()
         if min_snr is None:
             return torch.ones(len(t), device=t.device)

@@ -43,12 +43,10 @@ def usable_timesteps(diffusion: Diffusion) -> int:
 
 
 def _ancestral_timesteps(diffusion: Diffusion) -> int:
-    """All of them, but for a cosine's last few, with noise or mean prediction: there beta is above a half, and the
-    mean, (x - beta / sigma eps) / sqrt(1 - beta), blows up any error of the network up to 30 times."""
+    """All of them, or with noise or mean prediction those that are well posed."""
     if diffusion.prediction not in ("noise", "mean"):
         return len(diffusion)
-    before = torch.cat([diffusion.alpha_bar.new_ones(1), diffusion.alpha_bar[:-1]])
-    return max(1, int((1 - diffusion.alpha_bar / before <= 0.5).sum()))
+    return max(1, int(diffusion.well_posed().sum()))
 
 
 def sampling_timesteps(diffusion: Diffusion, steps: int, spacing: str = "trailing") -> list[int]:

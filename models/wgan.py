@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.blocks import Attention, conv3x3, normalisation
 
 GENERATOR_CONDITIONS = ("concatenation", "modulation", "batch-norm")
-CRITIC_CONDITIONS = ("projection", "concatenation", "none")
+CRITIC_CONDITIONS = ("projection", "auxiliary", "projection+auxiliary", "concatenation")
 
 
 class ConditionalNorm(nn.Module):
@@ -165,9 +165,9 @@ BODIES = {"residual": (GeneratorBlock, CriticBlock), "dcgan": (DcganGeneratorBlo
 class Critic(nn.Module):
     """(b, inputs, size, size), labels (b, classes) -> scores (b,), h the 4x4 features.
 
-    `projection`: psi(h) + <embed(labels), h>. `concatenation`: the labels are further input channels. `none`: psi(h)
-    alone. `pool`: h flattened, as in the report, or summed over space. With `auxiliary` a second head classifies the
-    labels (arXiv 1610.09585, for several labels at once).
+    `condition`, one or several joined by +: `projection`, psi(h) + <embed(labels), h>; `auxiliary`, a second head
+    classifies the labels (arXiv 1610.09585, for several labels at once); `concatenation`, the labels are further input
+    channels. `pool`: h flattened, as in the report, or summed over space.
     """
 
     def __init__(
@@ -177,7 +177,6 @@ class Critic(nn.Module):
         size: int,
         channels: tuple[int, ...],
         pool: str,
-        auxiliary: bool,
         condition: str = "projection",
         body: str = "residual",
         attention: bool = False,
@@ -186,8 +185,9 @@ class Critic(nn.Module):
         halvings = int(math.log2(size // 4))
         if len(channels) <= halvings:
             raise ValueError(f"a critic of {size}x{size} needs at least {halvings + 1} widths")
-        self.pool, self.condition = pool, condition
-        self.enter = conv3x3(inputs + (classes if condition == "concatenation" else 0), channels[0])
+        ways = condition.split("+")
+        self.pool, self.concatenates = pool, "concatenation" in ways
+        self.enter = conv3x3(inputs + (classes if self.concatenates else 0), channels[0])
         _, block = BODIES[body]
         pairs = list(pairwise(channels))
         first = len(pairs) - halvings  # further blocks than halvings work at the full resolution
@@ -195,8 +195,8 @@ class Critic(nn.Module):
         self.attention = SelfAttention(channels[-2]) if attention else None  # before the last block: 8x8
         width = channels[-1] * (16 if pool == "flatten" else 1)
         self.score = nn.Linear(width, 1)
-        self.project = nn.Linear(classes, width, bias=False) if condition == "projection" else None
-        self.classify = nn.Linear(width, classes) if auxiliary else None
+        self.project = nn.Linear(classes, width, bias=False) if "projection" in ways else None
+        self.classify = nn.Linear(width, classes) if "auxiliary" in ways else None
 
     def features(self, x: Tensor) -> Tensor:
         x = self.enter(x)
@@ -209,7 +209,7 @@ class Critic(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores (b,) and, with the auxiliary head, label logits (b, classes)."""
-        if self.condition == "concatenation":
+        if self.concatenates:
             x = torch.cat([x, repeat(labels.to(x.dtype), "b k -> b k h w", h=x.shape[2], w=x.shape[3])], dim=1)
         h = self.features(x)
         # scores grow without bound: bfloat16 would round them to whole steps

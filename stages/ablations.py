@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
+from models.diffusion import PREDICTIONS, SCHEDULES
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import load
 from stages.engine.dataset import load_dataset
@@ -22,10 +23,10 @@ MULTIPLY_ADD, NARROW = "configs/ddpm-multiply-add.yaml", 32  # instead of its 25
 # group -> the model, what is trained anew for each value, and what only sampling changes
 GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "conditions": ("ddpm", {"up": ["ddpm.paths=up"], "up + down": ["ddpm.paths=up+down"]}, {}),
-    "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in ("linear", "cosine", "beta-cosine", "sigmoid")}, {}),
+    "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in SCHEDULES}, {}),
     "prediction": (
         "ldm",
-        {p: [f"ldm.prediction={p}", *SIMPLE] for p in ("noise", "v", "x0")}
+        {p: [f"ldm.prediction={p}", *SIMPLE] for p in PREDICTIONS if p != "mean"}
         # x_0 of a mean is ill-conditioned: it wants the sampler that needs none
         | {"mean": ["ldm.prediction=mean", *SIMPLE, "eval.sampler=ancestral"]}
         | {"noise, bound": ["ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null"]},
@@ -145,7 +146,7 @@ def main(context: Context) -> None:
         f"{context.config.name}: one choice at a time",
         f"{a.steps} steps a training, {a.runs} trainings a value (seeds from 0), each judged by its mean over "
         f"the evaluation seeds {list(context.config.eval.seeds)}; mean ± deviation over the trainings. Everything else "
-        f"as in the configuration, so figures compare within a group only.{lent}",
+        f"as in the configuration (but a mean is sampled as DDPM does), so figures compare within a group only.{lent}",
     )
     results = {}
     for group in a.only:

@@ -11,12 +11,12 @@ from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
-from stages.engine.log import progress
+from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.evaluate import evaluate_sets, shown
 from stages.evaluator import as_input, load_evaluator
-from stages.systems import LOADERS, TITLES
+from stages.systems import LOADERS, title
 
 PICTURES = 300  # for the Fréchet distance
 ALIKE = 16  # pictures of one label set, for diversity
@@ -66,6 +66,8 @@ def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     models = [m for m in context.config.models if context.export(m).exists()]
+    for absent in {*context.config.models} - {*models}:
+        say(f"warning: no {title(absent, context.config)} here: it is left out; {context.make(absent)} trains one")
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")
     if context.arguments.pictures < 2:
@@ -84,10 +86,12 @@ def main(context: Context) -> None:
         f"need the autoencoder too{_vae_words(context)}.",
     )
     head = ["", *dataset.test_sets, "training", "memory", "a picture", "Fréchet distance", "diversity"]
-    page.add_table("Side by side", head, [_row(TITLES[m], r) for m, r in results.items()])
+    page.add_table("Side by side", head, [_row(title(m, context.config), r) for m, r in results.items()])
     for model, pictures in grids.items():
         labels = dataset.vocabulary.describe(dataset.test_sets["test"][:1])[0]
-        page.add_figure(f"{model}-alike", png(grid(pictures), 2), f"{TITLES[model]}: {labels}, {ALIKE} times.")
+        page.add_figure(
+            f"{model}-alike", png(grid(pictures), 2), f"{title(model, context.config)}: {labels}, {ALIKE} times."
+        )
     print(page.write(context.hold("compare"), results))
 
 
@@ -96,10 +100,10 @@ def _vae_words(context: Context) -> str:
     return f" ({read_about(path, '')['seconds'] / 60:.1f} min)" if path.exists() else ""
 
 
-def _row(title: str, result: dict) -> list:
+def _row(name: str, result: dict) -> list:
     memory = result["training_memory_bytes"]
     return [
-        title,
+        name,
         *map(shown, result["accuracy"].values()),
         f"{result['training_seconds'] / 60:.1f} min",
         f"{memory / 2**30:.1f} GiB" if memory else None,

@@ -24,7 +24,7 @@ from stages.engine.run import differences, move_aside
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.evaluator import load_evaluator, scores
-from stages.systems import LOADERS, TITLES
+from stages.systems import LOADERS, title
 from stages.vae import load_vae, measure_vae
 
 STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
@@ -137,8 +137,8 @@ def _curves(context: Context) -> list[bytes]:
         ("ldm", ["accuracy_test", "accuracy_new_test"], "latent diffusion, accuracy", False),
         ("ddpm", ["loss"], "pixel diffusion", True),
         ("ddpm", ["accuracy_test", "accuracy_new_test"], "pixel diffusion, accuracy", False),
-        ("gan", ["wasserstein"], "WGAN-GP, Wasserstein estimate", False),
-        ("gan", ["accuracy_test", "accuracy_new_test"], "WGAN-GP, accuracy", False),
+        ("gan", ["wasserstein", "score_gap"], "GAN, what the critic tells apart", False),
+        ("gan", ["accuracy_test", "accuracy_new_test"], "GAN, accuracy", False),
     ]
     made = [curve(read_metrics(context.folder(s) / "metrics.jsonl"), names, t, log) for s, names, t, log in wanted]
     return [picture for picture in made if picture]
@@ -244,7 +244,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     }
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
     view = {
-        "titles": TITLES,
+        "titles": {model: title(model, context.config) for model in samplers},
         "reported": context.config.reported,
         "counts": counts,
         "samples": samples,
@@ -268,7 +268,7 @@ def _say_results(context: Context) -> None:
     result = json.loads((context.folder("eval") / "report.json").read_text())
     for model, sets in result["results"].items():
         figures = "  ".join(f"{name} {shown(f)}" for name, f in sets.items())
-        say(f"{TITLES[model]:<17} {figures}")
+        say(f"{title(model, context.config):<17} {figures}")
     say(f"held-out pictures {result['evaluator']['real_accuracy']:.3f}  by the judge, {result['evaluator']['words']}")
     print(context.folder("eval") / "report.html")
 
@@ -279,7 +279,8 @@ def main(context: Context) -> None:
     for stage in ("evaluator", "vae", *models):
         path = context.export(stage)
         if stage in models and not path.exists():
-            say(f"warning: no {TITLES[stage]} here ({path}): it is left out; {context.make(stage)} trains one")
+            name = title(stage, context.config)
+            say(f"warning: no {name} here ({path}): it is left out; {context.make(stage)} trains one")
         elif stage != "vae" or path.exists():  # its own loader says where a model misses it
             exports[stage] = read_about(path, f"run {context.make(stage)}")
     if not set(models) & exports.keys():

@@ -22,13 +22,6 @@ from stages.evaluator import judge, load_evaluator
 from stages.ldm import encode_set
 from stages.vae import load_vae, load_vae_of
 
-CRITIC_CONDITIONS = {
-    "projection": {"condition": "projection", "auxiliary": False},
-    "auxiliary": {"condition": "none", "auxiliary": True},
-    "projection+auxiliary": {"condition": "projection", "auxiliary": True},
-    "concatenation": {"condition": "concatenation", "auxiliary": False},
-}
-
 
 def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
     """Channels and side of what the two networks work on."""
@@ -50,9 +43,10 @@ def build_generator(settings: Gan, classes: int, latent_channels: int) -> Genera
 def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic:
     """The critic of a `gan` section. Raises UserError where its widths do not reach 4x4."""
     channels, size = _shape(settings, latent_channels)
-    keys = settings.critic.model_dump() | CRITIC_CONDITIONS[settings.critic.condition]
     try:
-        return Critic(classes, channels, size, body=settings.body, attention=settings.attention, **keys)
+        return Critic(
+            classes, channels, size, body=settings.body, attention=settings.attention, **settings.critic.model_dump()
+        )
     except ValueError as error:
         raise UserError(f"gan.critic.channels: {error}") from None
 

@@ -52,6 +52,7 @@ def main(context: Context) -> None:
         steps = context.arguments.steps
         settings = (f"gan.loss={loss}", "gan.layer_norms=true", f"gan.steps={steps}", "gan.critic.condition=projection")
         every = max(1, steps // 24)
+        settings = (*settings, f"gan.warmup={min(context.config.gan.warmup, steps // 8)}")
         pace = (f"gan.log_every={every}", f"gan.preview_every={steps}", f"gan.checkpoint_every={max(1, steps // 4)}")
         variant = context.derived(f"{name}-gradnorm-{loss}", *settings, *pace)
         train_gan(variant)

@@ -13,21 +13,23 @@ from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.evaluate import evaluate_set, shown
 from stages.evaluator import load_evaluator
-from stages.systems import LOADERS, TITLES, TRAIN
+from stages.systems import LOADERS, TRAIN, title
 
-WITHHELD = 0.1  # of the pairs and triples
+WITHHELD = 0.1  # of the pairs and triples, where data.withhold says nothing
 SETS = 64  # of each kind
 MODELS = ("ldm", "gan")
 
 
-def label_sets(every: Tensor, vocabulary: Vocabulary, seed: int) -> dict[str, Tensor]:
+def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -> dict[str, Tensor]:
     """Up to 64 label sets each: seen in training, withheld from it, and of four objects, which no picture has.
 
-    `every`: the labels (n, k) of all pictures before any were withheld.
+    `every`: the labels (n, k) of all pictures before a `share` was withheld.
     """
+    if len(vocabulary) < 4:
+        raise UserError(f"objects.json has {len(vocabulary)} objects: there are no four to ask for at once")
     rng = random.Random(f"{seed}/held out")
     several = torch.unique(every[every.sum(1) > 1], dim=0)
-    hidden = withheld(several, WITHHELD)
+    hidden = withheld(several, share)
     if not hidden.any() or hidden.all():
         raise UserError(f"of {len(several)} label sets of two and more none is left on one side; take more scenes")
 
@@ -38,37 +40,38 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, seed: int) -> dict[str, Te
     return {"seen": some(several[~hidden]), "withheld": some(several[hidden]), "four objects": four}
 
 
-def trained_without(context: Context, model: str) -> Context:
-    """The experiment with the label sets withheld, that model of it trained."""
-    variant = context.derived(f"{context.config.name}-held-out", f"data.withhold={WITHHELD}")
+def trained_without(context: Context, model: str, share: float) -> Context:
+    """The experiment with that share of label sets withheld, that model of it trained."""
+    variant = context.derived(f"{context.config.name}-held-out", f"data.withhold={share}")
     TRAIN[model](variant)
     return variant
 
 
 def main(context: Context) -> None:
-    complete: Dataset = load_dataset(context.config, context.device)
-    sets = label_sets(complete.labels.cpu(), complete.vocabulary, context.config.seed)
+    share = context.config.data.withhold or WITHHELD
+    complete: Dataset = load_dataset(context.derived(context.config.name, "data.withhold=0").config, context.device)
+    sets = label_sets(complete.labels.cpu(), complete.vocabulary, share, context.config.seed)
     models = [model for model in context.config.models if model in MODELS]
     if not models:
         raise UserError(f"{context.arguments.config}: models has neither ldm nor gan")
     judge, about = load_evaluator(context, len(complete.vocabulary))
     page = Page(
         f"{context.config.name}: label sets never seen",
-        f"A fixed tenth of the pairs and triples was withheld from the training of the models (the {about['kind']} "
-        f"evaluator and the autoencoder saw their pictures). Accuracy over {SETS} label sets at most, mean ± deviation "
-        f"of the seeds {list(context.config.eval.seeds)}. No picture of the set has four objects.",
+        f"A fixed share of the pairs and triples, {share:g}, was withheld from the training of the models (the "
+        f"{about['kind']} evaluator and the autoencoder saw their pictures). Accuracy over {SETS} label sets at most, "
+        f"mean ± deviation of the seeds {list(context.config.eval.seeds)}. No picture of the set has four objects.",
     )
     results: dict[str, dict] = {}
     figures: list[tuple[str, bytes, str]] = []
     for model in models:
-        variant = trained_without(context, model)
+        variant = trained_without(context, model, share)
         sampler, _ = LOADERS[model](variant)
         results[model] = {}
         for name, labels in sets.items():
             results[model][name], pictures = evaluate_set(sampler, judge, name, labels, variant)
             file = f"{model}-{name.replace(' ', '-')}"
-            figures.append((file, png(grid(pictures[:16]), 2), f"{TITLES[model]}: {name}"))
-    rows = [[TITLES[model], *map(shown, found.values())] for model, found in results.items()]
+            figures.append((file, png(grid(pictures[:16]), 2), f"{title(model, context.config)}: {name}"))
+    rows = [[title(model, context.config), *map(shown, found.values())] for model, found in results.items()]
     page.add_table("Accuracy", ["", *sets], rows)
     for figure in figures:
         page.add_figure(*figure)

@@ -1,6 +1,7 @@
 """`make pace`: seconds from packed pictures until the LDM passes an accuracy, by this recipe and by a plain one."""
 
 import argparse
+import json
 import time
 from dataclasses import replace
 
@@ -40,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def variants(context: Context) -> dict[str, Context]:
     """Both recipes as experiments of their own, with this one's pictures and evaluator."""
     name = context.config.name
-    own = (f"uses={{evaluator: {name}}}", f"ldm.preview_every={max(1, context.config.ldm.steps // PREVIEWS)}")
+    judges = {"evaluator": name} | {k: v for k, v in context.config.uses.items() if k in ("evaluator", "guide")}
+    own = (f"uses={json.dumps(judges)}", f"ldm.preview_every={max(1, context.config.ldm.steps // PREVIEWS)}")
     ours = context.derived(f"{name}-pace", *own)
     return {
         "as configured": ours,

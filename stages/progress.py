@@ -10,7 +10,7 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.evaluate import denoising_strip, recorded
-from stages.systems import LOADERS, TITLES
+from stages.systems import LOADERS, title
 
 SAMPLES = 5
 COLUMNS = 12
@@ -38,7 +38,10 @@ def main(context: Context) -> None:
     sampler, _ = LOADERS[model](context)
     pictures, asked, times = denoisings(sampler, dataset, context)
     strip, strip_labels = denoising_strip(sampler, dataset, context)
-    page = Page(f"Denoising, {TITLES[model]} of {context.config.name}", "From noise (left) to picture (right): x_t.")
+    page = Page(
+        f"Denoising, {title(model, context.config)} of {context.config.name}",
+        "From noise (left) to picture (right): x_t.",
+    )
     page.add_figure("progress", png(pictures, 2), "A row a label set, a column a timestep, as below.")
     rows = [[names, ", ".join(map(str, times))] for names in asked]
     page.add_table("What is shown, from above", ["label set", "after the steps at t ="], rows)

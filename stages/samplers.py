@@ -12,7 +12,7 @@ from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.evaluate import evaluate_sets, shown
 from stages.evaluator import load_evaluator
-from stages.systems import LOADERS, TITLES
+from stages.systems import LOADERS, title
 
 DDIM_STEPS = (100, 50, 25, 10, 5)
 SOLVER_STEPS = (20, 10, 5)
@@ -70,7 +70,7 @@ def main(context: Context) -> None:
     per_picture = {n: 1 / min(f["images_per_second"] for f in sets.values()) for n, sets in results.items()}
     slowest = next(iter(per_picture.values()))
     page = Page(
-        f"Samplers of {context.config.name}'s {TITLES[model]}",
+        f"Samplers of {context.config.name}'s {title(model, context.config)}",
         f"Mean of the seeds {list(context.config.eval.seeds)}, guidance {context.config.eval.guidance:g}, batches of "
         f"{context.config.eval.batch}; judge: {about['kind']} evaluator. Time is sampling with decoding.",
     )

@@ -19,6 +19,8 @@ from stages.engine.config import Config, derive, load
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
 
+SERVING = ("evaluator", "guide", "vae")  # stages whose exports serve an experiment's variants
+
 
 @dataclass(frozen=True)
 class Context:
@@ -50,12 +52,12 @@ class Context:
         return Path(self.config.root) / experiment / folder / "export.safetensors"
 
     def derived(self, name: str, *overrides: str) -> "Context":
-        """This experiment with changes, under another name: its pictures, its evaluator and autoencoder serve.
+        """This experiment with changes, under another name: its pictures, its evaluators and autoencoder serve.
 
-        For experiments that train several variants; `overrides` as on the command line.
+        No model does: the variant's is its own. `overrides` as on the command line.
         """
         c = self.config
-        uses = {"evaluator": c.name, "vae": c.name} | c.uses
+        uses = {"evaluator": c.name, "vae": c.name} | {k: v for k, v in c.uses.items() if k in SERVING}
         folder = c.data.folder or str(self.folder("render"))
         settings = [f"name={name}", f"data.folder={folder}", *(f"uses.{k}={v}" for k, v in uses.items()), *overrides]
         return replace(self, config=derive(c, settings), began=time.perf_counter(), is_variant=True)

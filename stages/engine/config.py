@@ -218,6 +218,11 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
         raise UserError(
             f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
         )
+    if section.zero_terminal_snr and (section.min_snr or section.log_snr) and not section.bound:
+        raise UserError(
+            f"{where}: {stage}.zero_terminal_snr ends in pure noise, which min_snr and log_snr give no weight: say "
+            f"{stage}.min_snr=null {stage}.log_snr=null"
+        )
     if section.bound and section.log_snr:
         raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
     if stage not in config.models:

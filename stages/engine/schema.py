@@ -4,6 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from models.adversarial import LOSSES
+from models.diffusion import PREDICTIONS, SCHEDULES
+from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
+
 
 def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
@@ -137,9 +141,9 @@ class Network(Section):
 class Denoising(Training):
     """What latent and pixel diffusion share."""
 
-    prediction: Literal["noise", "v", "x0", "mean"] = "v"
-    schedule: Literal["cosine", "linear", "beta-cosine", "sigmoid"] = "cosine"
-    zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise: learned there without min_snr only
+    prediction: Literal[*PREDICTIONS] = "v"  # noise, v, x0, mean
+    schedule: Literal[*SCHEDULES] = "cosine"  # cosine, linear, beta-cosine, sigmoid
+    zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise; wants min_snr and log_snr null
     timesteps: Positive = 1000
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # none: unweighted
     log_snr: Bell | None = None  # of log SNR: v's error weighs as much as its place under the bell is high
@@ -168,18 +172,18 @@ class Generator(Section):
     noise: Positive = 64
     channels: Widths = (512, 256, 128, 64)  # from 4x4 on; the last is that of the full resolution
     label_width: Positive = 64
-    condition: Literal["concatenation", "modulation", "batch-norm"] = "concatenation"
+    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"  # concatenation, modulation, batch-norm
 
 
 class Critic(Section):
     channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4
     pool: Literal["flatten", "sum"] = "flatten"  # before the head
-    condition: Literal["projection", "auxiliary", "projection+auxiliary", "concatenation"] = "projection"
+    condition: Literal[*CRITIC_CONDITIONS] = "projection"  # projection, auxiliary, both with a +, concatenation
 
 
 class Gan(Training):
-    loss: Literal["wgan-gp", "wgan", "hinge", "non-saturating", "lsgan"] = "wgan-gp"
-    body: Literal["residual", "dcgan"] = "residual"
+    loss: Literal[*LOSSES] = "wgan-gp"  # wgan-gp, wgan, hinge, non-saturating, lsgan
+    body: Literal[*BODIES] = "residual"  # residual, dcgan
     attention: bool = False  # self-attention at 8x8 in both networks
     space: Literal["pixels", "latents"] = "pixels"
     stem: Literal[1, 2] = 1  # in pixel space, 2: both networks work on 2x2 unshuffled pixels

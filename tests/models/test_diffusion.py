@@ -12,6 +12,7 @@ from models.diffusion import (
     linear_alpha_bar,
     weighted_timesteps,
 )
+from models.samplers import ancestral
 
 
 def test_cosine_schedule_at_both_ends_and_in_the_middle():
@@ -147,3 +148,15 @@ def test_the_bounds_weight_is_the_same_loss_whatever_is_predicted(prediction):
     on_x0 = Diffusion(diffusion.alpha_bar, "x0").loss_weight(t, None, bound=True)
     expected = on_x0 * (implied - x0).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(weighted / weighted.sum(), expected / expected.sum(), rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "mean"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bound_weighs_every_timestep_that_the_ancestral_sampler_visits(schedule, prediction):
+    diffusion = Diffusion.create(schedule, 1000, prediction)
+    weights = diffusion.loss_weight(torch.arange(1000), None, bound=True)
+    visited = [t for t, _, _ in ancestral(lambda x, t: x, diffusion, torch.zeros(1, 1, 1, 1), lambda: torch.zeros(1))]
+    assert weights.nonzero().flatten().tolist() == sorted(visited)
+    assert len(visited) == 1000 if "linear" in schedule or "beta" in schedule else 990 < len(visited) < 1000
+    if prediction == "noise":
+        assert weights.max() < 200, "one step would weigh as much as hundreds"

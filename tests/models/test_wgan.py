@@ -8,7 +8,7 @@ from models.wgan import CRITIC_CONDITIONS, GENERATOR_CONDITIONS, Critic, Generat
 @pytest.mark.parametrize("pool", ["flatten", "sum"])
 def test_the_score_depends_on_the_label(pool):
     torch.manual_seed(0)
-    critic = Critic(24, 3, 64, (8, 8, 8, 8, 8), pool, auxiliary=False)
+    critic = Critic(24, 3, 64, (8, 8, 8, 8, 8), pool)
     images = torch.randn(4, 3, 64, 64)
     first, second = torch.eye(24)[:4], torch.eye(24)[4:8]
     assert (critic(images, first)[0] - critic(images, second)[0]).abs().min() > 1e-4
@@ -29,7 +29,7 @@ def test_generator_shapes_and_its_use_of_labels(size, outputs, channels, conditi
 
 
 def test_auxiliary_head_classifies_every_label():
-    logits = Critic(24, 6, 8, (8, 8), "sum", auxiliary=True)(torch.randn(3, 6, 8, 8), torch.zeros(3, 24))[1]
+    logits = Critic(24, 6, 8, (8, 8), "sum", "auxiliary")(torch.randn(3, 6, 8, 8), torch.zeros(3, 24))[1]
     assert logits.shape == (3, 24)
 
 
@@ -37,7 +37,7 @@ def test_too_few_widths_are_refused():
     with pytest.raises(ValueError, match="needs at least 5"):
         Generator(24, 3, 64, 64, (8, 8), 8, "concatenation", bounded=True)
     with pytest.raises(ValueError, match="needs at least 5"):
-        Critic(24, 3, 64, (8, 8), "sum", auxiliary=False)
+        Critic(24, 3, 64, (8, 8), "sum")
 
 
 @pytest.mark.parametrize("condition", CRITIC_CONDITIONS)
@@ -45,13 +45,13 @@ def test_too_few_widths_are_refused():
 @pytest.mark.parametrize("attention", [False, True])
 def test_every_critic_has_a_penalty_with_a_gradient(condition, body, attention):
     torch.manual_seed(0)
-    critic = Critic(24, 6, 8, (16, 16, 16), "sum", False, condition, body, attention)
+    critic = Critic(24, 6, 8, (16, 16, 16), "sum", condition, body, attention)
     real, fake, labels = torch.randn(4, 6, 8, 8), torch.randn(4, 6, 8, 8), torch.eye(24)[:4]
     penalty, _ = gradient_penalty(critic, real, fake, labels, torch.rand(4, 1, 1, 1))
     penalty.backward()
     assert critic.enter.weight.grad.abs().sum() > 0
     differs = not torch.equal(critic(real, labels)[0], critic(real, torch.eye(24)[4:8])[0])
-    assert differs == (condition != "none")
+    assert differs == (condition != "auxiliary")
 
 
 @pytest.mark.parametrize("condition", GENERATOR_CONDITIONS)

@@ -206,6 +206,7 @@ CONFIGURATION = [
     (["ldm.log_snr=[0,0]"], "ldm.log_snr"),
     (["ldm.log_snr=[0,1]", "ldm.bound=true"], "ldm.bound and ldm.log_snr"),
     (["ldm.zero_terminal_snr=true", "ldm.prediction=noise"], "ldm.zero_terminal_snr"),
+    (["ldm.zero_terminal_snr=true"], "ldm.min_snr=null"),
     (["ldm.label_dropout=0"], "ldm.label_dropout"),
     (["gan.loss=bce"], "gan.loss"),
     (["gan.critic_steps=0"], "gan.critic_steps"),

@@ -2,7 +2,8 @@
 
 import json
 import signal
-from contextlib import contextmanager
+from argparse import Namespace
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from PIL import Image
 
 from models.evaluator import Evaluator
 from stages.engine.checkpoint import read_about, save_export
+from stages.engine.command import Context
+from stages.engine.config import load
 from stages.engine.optim import Optimizer
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
@@ -72,6 +75,8 @@ def test_gan(stage, root, change):
 @pytest.mark.parametrize("change", DENOISING)
 def test_denoising(stage, root, section, change):
     arguments = (*base(root, f"{section}-{change.replace('=', '-')}"), f"{section}.{change}", f"{section}.steps=2")
+    if change.startswith("zero_terminal"):
+        arguments += (f"{section}.min_snr=null",)
     assert stage(section, *arguments, f"{section}.preview_every=2")[0] == 0
     out = root / "y.png"
     status, said = stage("sample", *arguments, "--labels", "red cube", "--model", section, "--out", str(out))
@@ -210,6 +215,15 @@ def test_a_wrong_value_is_told_the_right_ones(stage, chain, name, change, parts)
 
 def test_a_configuration_without_a_ddpm_section_says_which_has_one(stage, tmp_path):
     assert_one_line(*stage("ddpm", f"root={tmp_path}", config="configs/demo.yaml"), "ddpm-multiply-add.yaml")
+
+
+def test_a_model_that_serves_the_experiment_serves_none_of_its_variants():
+    """Else a variant's figures would be those of the model it differs from."""
+    config = load(HERE / "configs/iclevr-guided.yaml")
+    context = Context(config, torch.device("cpu"), torch.float32, Namespace(), 0.0, ExitStack())
+    variant = context.derived("other", "ldm.schedule=linear")
+    assert config.uses["ldm"] == "iclevr"
+    assert variant.config.uses == {"evaluator": "iclevr", "vae": "iclevr", "guide": "iclevr-guide"}
 
 
 def test_a_used_stage_is_not_trained_again(stage, root):

@@ -16,8 +16,8 @@ from stages.engine import schema
 from stages.engine.config import load
 from stages.engine.denoising import DiffusionSampler
 from stages.engine.optim import learning_rate
-from stages.gan import CRITIC_CONDITIONS, GanTask
-from stages.systems import LOADERS, TITLES, TRAIN
+from stages.gan import GanTask
+from stages.systems import LOADERS, TRAIN
 from tests.conftest import HERE, SMOKE
 
 
@@ -37,22 +37,17 @@ def choices(section, key):
         (schema.Gan, "loss", LOSSES),
         (schema.Gan, "body", wgan.BODIES),
         (schema.Generator, "condition", wgan.GENERATOR_CONDITIONS),
-        (schema.Critic, "condition", CRITIC_CONDITIONS),
+        (schema.Critic, "condition", wgan.CRITIC_CONDITIONS),
         (schema.Denoising, "prediction", PREDICTIONS),
         (schema.Denoising, "schedule", SCHEDULES),
         (schema.Denoising, "schedule", GROUPS["schedule"][1]),
         (schema.Perceptual, "network", BACKBONES),
         (schema.Config, "models", TRAIN),
         (schema.Config, "models", LOADERS),
-        (schema.Config, "models", TITLES),
     ],
 )
 def test_the_choices_are_the_registry_s(section, key, registry):
     assert sorted(choices(section, key)) == sorted(registry)
-
-
-def test_the_critic_s_conditions_ask_for_every_one_of_the_network_s():
-    assert {keys["condition"] for keys in CRITIC_CONDITIONS.values()} == set(wgan.CRITIC_CONDITIONS)
 
 
 def algorithm(name):
