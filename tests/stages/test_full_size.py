@@ -52,6 +52,29 @@ def ddpm_up():
     return network, [(denoise(network), (2, 3, 64, 64), (2, 3, 64, 64))]
 
 
+def ddpm_cosine():
+    settings = section("ddpm-cosine", "ddpm")
+    network = build_ddpm(settings, 24)
+    return network, [
+        (lambda x: network(x, torch.tensor([0, settings.timesteps - 1]), labels()), *2 * ((2, 3, 64, 64),))
+    ]
+
+
+def auxiliary_critic():
+    network = build_critic(section("gan-auxiliary", "gan"), 24, 6)
+    return network, [(lambda pictures: network(pictures, labels())[1], (2, 3, 64, 64), (2, 24))]
+
+
+def generator_dcgan():
+    network = build_generator(section("report", "gan", "gan.body=dcgan"), 24, 6)
+    return network, [(lambda noise: network(noise, labels()), (2, 64), (2, 3, 64, 64))]
+
+
+def critic_attention():
+    network = build_critic(section("report", "gan", "gan.attention=true"), 24, 6)
+    return network, [(lambda pictures: network(pictures, labels())[0], (2, 3, 64, 64), (2,))]
+
+
 def labels():
     return torch.eye(24)[:2]
 
@@ -70,6 +93,10 @@ def denoise(network):
         (critic, 7_422_913),
         (ddpm, 30_540_291),
         (ddpm_up, 30_263_299),
+        (ddpm_cosine, 30_540_291),
+        (auxiliary_critic, 7_422_937),
+        (generator_dcgan, 8_010_819),
+        (critic_attention, 8_472_001),
     ],
 )
 def test_full_size(build, parameters):
