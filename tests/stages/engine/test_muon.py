@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.blocks import Attention
 from stages.engine.config import load
 from stages.engine.muon import hidden_weights, orthogonalised
 from stages.engine.optim import Optimizer
@@ -23,10 +24,12 @@ def test_no_gradient_makes_no_step():
     assert torch.equal(orthogonalised(torch.zeros(1, 4, 8), torch.float32), torch.zeros(1, 4, 8))
 
 
-def test_layers_that_enter_or_leave_and_embeddings_are_adams():
-    inner = nn.Conv2d(32, 32, 3)
-    network = nn.Sequential(nn.Conv2d(6, 32, 1), inner, nn.GroupNorm(4, 32), nn.Conv2d(32, 6, 3), nn.Embedding(24, 32))
-    assert [id(w) for w in hidden_weights(network)] == [id(inner.weight)]
+def test_layers_that_enter_or_leave_vectors_and_embeddings_are_adams():
+    convolution, attention = nn.Conv2d(32, 32, 3), Attention(32, 2)
+    network = nn.Sequential(nn.Conv2d(6, 32, 1), convolution, attention, nn.Conv2d(32, 6, 3), nn.Linear(32, 32))
+    network.append(nn.Embedding(24, 32))
+    inner = (attention.to_query, attention.to_key_value, attention.to_out)
+    assert {id(w) for w in hidden_weights(network)} == {id(layer.weight) for layer in (convolution, *inner)}
 
 
 def test_a_step_is_as_large_as_adams_in_the_mean_square():
