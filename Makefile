@@ -97,7 +97,7 @@ ablations: vae ## conditions, schedule, prediction, guidance: one choice at a ti
 compare: eval ## the models side by side: time, memory, accuracy, diversity
 	$(call STAGE,compare)
 
-held-out: vae ## trained without a tenth of the label sets, and asked for them and for four objects
+held-out: vae ## trained without a share of the label sets, and asked for them and for four objects
 	$(call STAGE,held_out)
 
 pace: evaluator ## how long until the LDM passes .80, by this recipe and by a plain one

@@ -29,7 +29,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # what is in the file, whatever its name: others may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
 CONDITION_FILES = ("test", "new_test")
-ORDER = 2  # raised when `read_folder` makes something else of the same files: 2 is held-out pictures last
+VERSION = 2  # raised when `read_folder` makes something else of the same files: 2 is held-out pictures last
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def fingerprint(folder: Path, validation_every: int) -> str:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
-    digest = hashlib.sha256(f"{ORDER} {validation_every} {SIZE}\n".encode())
+    digest = hashlib.sha256(f"{VERSION} {validation_every} {SIZE}\n".encode())
     for stamp in _Pictures(folder).stamps():
         digest.update(stamp.encode(errors="surrogateescape") + b"\n")
     for name in ("objects.json", "train.json", "validation.json"):

@@ -165,7 +165,7 @@ class Diffusion:
         if bound:
             everything = torch.arange(len(self), device=t.device)
             weights = self._bound_on_x0(everything) / self._error_ratio(everything)
-            if self.prediction in ("noise", "mean"):  # elsewhere one step would weigh all, and no sampler goes there
+            if self.prediction in ("noise", "mean"):  # elsewhere one step would weigh all; DDPM's sampler is not there
                 weights = torch.where(self.well_posed(), weights, 0.0)
             return (weights / weights.mean())[t].float()
         if min_snr is None:

@@ -185,6 +185,8 @@ class Critic(nn.Module):
         halvings = int(math.log2(size // 4))
         if len(channels) <= halvings:
             raise ValueError(f"a critic of {size}x{size} needs at least {halvings + 1} widths")
+        if condition not in CRITIC_CONDITIONS:
+            raise ValueError(f"condition {condition!r} is none of {', '.join(CRITIC_CONDITIONS)}")
         ways = condition.split("+")
         self.pool, self.concatenates = pool, "concatenation" in ways
         self.enter = conv3x3(inputs + (classes if self.concatenates else 0), channels[0])

@@ -66,7 +66,7 @@ def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     models = [m for m in context.config.models if context.export(m).exists()]
-    for absent in {*context.config.models} - {*models}:
+    for absent in [m for m in context.config.models if m not in models]:
         say(f"warning: no {title(absent, context.config)} here: it is left out; {context.make(absent)} trains one")
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")

@@ -26,7 +26,9 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -
     `every`: the labels (n, k) of all pictures before a `share` was withheld.
     """
     if len(vocabulary) < 4:
-        raise UserError(f"objects.json has {len(vocabulary)} objects: there are no four to ask for at once")
+        raise UserError(
+            f"objects.json has {len(vocabulary)} objects, and four at once are asked for; take pictures of more"
+        )
     rng = random.Random(f"{seed}/held out")
     several = torch.unique(every[every.sum(1) > 1], dim=0)
     hidden = withheld(several, share)
@@ -57,8 +59,8 @@ def main(context: Context) -> None:
     judge, about = load_evaluator(context, len(complete.vocabulary))
     page = Page(
         f"{context.config.name}: label sets never seen",
-        f"A fixed share of the pairs and triples, {share:g}, was withheld from the training of the models (the "
-        f"{about['kind']} evaluator and the autoencoder saw their pictures). Accuracy over {SETS} label sets at most, "
+        f"A fixed share of the pairs and triples, {share:g}, was withheld from the training of the models (but "
+        f"not of the {about['kind']} evaluator and the autoencoder, unless data.withhold says so). Accuracy over {SETS} label sets at most, "
         f"mean ± deviation of the seeds {list(context.config.eval.seeds)}. No picture of the set has four objects.",
     )
     results: dict[str, dict] = {}
@@ -79,4 +81,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Trains without a tenth of the label sets and asks for them.", main, add_fresh, alone=True)
+    command("Trains without a share of the label sets and asks for them.", main, add_fresh, alone=True)

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from stages.engine.checkpoint import read_about
-from stages.engine.command import Context, add_fresh, command
+from stages.engine.command import SERVING, Context, add_fresh, command
 from stages.engine.errors import UserError
 from stages.engine.report import drawn, read_metrics
 from stages.engine.report.page import Page
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def variants(context: Context) -> dict[str, Context]:
     """Both recipes as experiments of their own, with this one's pictures and evaluator."""
     name = context.config.name
-    judges = {"evaluator": name} | {k: v for k, v in context.config.uses.items() if k in ("evaluator", "guide")}
+    judges = {"evaluator": name} | {k: v for k, v in context.config.uses.items() if k in SERVING and k != "vae"}
     own = (f"uses={json.dumps(judges)}", f"ldm.preview_every={max(1, context.config.ldm.steps // PREVIEWS)}")
     ours = context.derived(f"{name}-pace", *own)
     return {

@@ -91,7 +91,9 @@ SYSTEMS: dict[str, System] = {
     ),
     **_choices("ldm", "schedule", SCHEDULES, "schedule"),
     "ldm-zero-terminal-snr": System(
-        "linear schedule, zero terminal SNR", "ldm", ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", *SIMPLE)
+        "linear schedule, zero terminal SNR",
+        "ldm",
+        ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", "ldm.prediction=v", *SIMPLE),
     ),
     **_choices("ddpm", "prediction", ("v", "x0", "mean"), "pixel DDPM, prediction", section_of=MULTIPLY_ADD),
     **_choices("ddpm", "schedule", SCHEDULES, "pixel DDPM, schedule", section_of=MULTIPLY_ADD),
@@ -129,13 +131,13 @@ def changes_of(context: Context, key: str) -> list[str]:
     """What a row changes in the experiment: a file's section, what the command line says, what makes it that row."""
     a, system = context.arguments, SYSTEMS[key]
     changes = section_of(system.section_of, system.model) if system.section_of else []
-    changes += [*asked_of(context, system), *system.changes]
+    changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
+    if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
+        changes.append(f"uses.guide={context.config.name}-guide")
     section = getattr(context.derived(named(context, key), *changes).config, system.model)
     if a.steps is not None and section.steps > a.steps:
         changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
-    if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
-        changes.append(f"uses.guide={context.config.name}-guide")
-    return [*changes, f"models=[{system.model}]"]
+    return changes
 
 
 def named(context: Context, key: str) -> str:
@@ -212,7 +214,7 @@ def row_of(key: str, result: dict) -> list:
         return [result["system"], *reported, result["fault"], None, None, None]
     budget = f"{result['steps']} steps, {result['minutes']:.1f} min, {result['device']}"
     ours = [with_guide(result["figures"][part]) for part in ("test", "new_test")]
-    how = ", ".join([result["configuration"], *result["settings"]])
+    how = ", ".join([*filter(None, [result.get("configuration")]), *result["settings"]])
     return [result["system"], *reported, *ours, how, f"{budget}, {result['judge']} evaluator"]
 
 

@@ -3,7 +3,6 @@
 import platform
 import resource
 import sys
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,26 +33,29 @@ def describe_device(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def reset_peak(device: torch.device) -> None:
-    """From here on `peak_memory` counts."""
+def reset_peak(device: torch.device) -> bool:
+    """From here on `peak_memory` counts. False where the system cannot: on a CPU without Linux's /proc."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # of Linux
-            Path("/proc/self/clear_refs").write_text("5")
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held since `reset_peak`, without what is mapped from files and can be let go of.
+    """The most bytes held since `reset_peak`: of a GPU; of a CPU less the files' pages that are mapped now.
 
-    Where the system tells nothing of that kind (not Linux): the most since the process began, files included.
+    Those can be let go of. Without Linux's /proc: the most since the process began, files included.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         kibibytes = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines) if "kB" in rest}
-        return 1024 * (kibibytes["VmHWM"] - kibibytes["RssFile"])
+        return 1024 * max(kibibytes["VmHWM"] - kibibytes["RssFile"], kibibytes["RssAnon"])
     except (OSError, KeyError):
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else most * 1024

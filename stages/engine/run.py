@@ -129,7 +129,7 @@ class Run:
         self._write_config()
         stop, witness = _StopFlag(), Witness(task.optimizers)
         agree_every = AGREE_EVERY if distributed.world_size() > 1 and device.type == "cuda" else 1
-        reset_peak(device)
+        measures_memory = reset_peak(device)
 
         def seconds() -> float:  # of all commands together, reading and encoding the set included
             return seconds_before + time.perf_counter() - self.context.began
@@ -167,7 +167,7 @@ class Run:
                 log.close()
                 raise Interrupted(late)
         log.close()
-        self._export(task, seconds)
+        self._export(task, seconds, measures_memory)
 
     def _restore(self, checkpoints: Checkpoints, task: Task, log: MetricsLog) -> tuple[float, int]:
         state = checkpoints.load_latest()
@@ -192,7 +192,9 @@ class Run:
             text = yaml.safe_dump(self.context.config.model_dump(mode="json"), sort_keys=False)
             write_atomically(self.folder / "config.yaml", text.encode())
 
-    def _preview(self, task: Task, log: MetricsLog, step: int, elapsed: Callable[[], float]) -> None:
+    def _preview(
+        self, task: Task, log: MetricsLog, step: int, elapsed: Callable[[], float], measures_memory: bool
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             metrics, pictures = task.preview(step)
         if metrics:
@@ -210,7 +212,7 @@ class Run:
                 f"or precision=float32"
             )
 
-    def _export(self, task: Task, elapsed: Callable[[], float]) -> None:
+    def _export(self, task: Task, elapsed: Callable[[], float], measures_memory: bool) -> None:
         tensors, facts = task.export()
         seconds = elapsed()
         if distributed.is_main():
@@ -221,7 +223,7 @@ class Run:
                 "config": self.context.config.model_dump(mode="json")[self.stage],
                 "steps": self.settings.steps,
                 "seconds": seconds,
-                "peak_memory_bytes": peak_memory(self.context.device),
+                "peak_memory_bytes": peak_memory(self.context.device) if measures_memory else None,
                 "versions": versions(),
                 "device": describe_device(self.context.device),
                 **facts,

@@ -141,8 +141,8 @@ class Network(Section):
 class Denoising(Training):
     """What latent and pixel diffusion share."""
 
-    prediction: Literal[*PREDICTIONS] = "v"  # noise, v, x0, mean
-    schedule: Literal[*SCHEDULES] = "cosine"  # cosine, linear, beta-cosine, sigmoid
+    prediction: Literal[*PREDICTIONS] = "v"
+    schedule: Literal[*SCHEDULES] = "cosine"
     zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise; wants min_snr and log_snr null
     timesteps: Positive = 1000
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # none: unweighted
@@ -172,18 +172,18 @@ class Generator(Section):
     noise: Positive = 64
     channels: Widths = (512, 256, 128, 64)  # from 4x4 on; the last is that of the full resolution
     label_width: Positive = 64
-    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"  # concatenation, modulation, batch-norm
+    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"
 
 
 class Critic(Section):
     channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4
     pool: Literal["flatten", "sum"] = "flatten"  # before the head
-    condition: Literal[*CRITIC_CONDITIONS] = "projection"  # projection, auxiliary, both with a +, concatenation
+    condition: Literal[*CRITIC_CONDITIONS] = "projection"
 
 
 class Gan(Training):
-    loss: Literal[*LOSSES] = "wgan-gp"  # wgan-gp, wgan, hinge, non-saturating, lsgan
-    body: Literal[*BODIES] = "residual"  # residual, dcgan
+    loss: Literal[*LOSSES] = "wgan-gp"
+    body: Literal[*BODIES] = "residual"
     attention: bool = False  # self-attention at 8x8 in both networks
     space: Literal["pixels", "latents"] = "pixels"
     stem: Literal[1, 2] = 1  # in pixel space, 2: both networks work on 2x2 unshuffled pixels

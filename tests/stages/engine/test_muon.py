@@ -26,7 +26,7 @@ def test_no_gradient_makes_no_step():
 
 def test_layers_that_enter_or_leave_vectors_and_embeddings_are_adams():
     convolution, attention = nn.Conv2d(32, 32, 3), Attention(32, 2)
-    network = nn.Sequential(nn.Conv2d(6, 32, 1), convolution, attention, nn.Conv2d(32, 6, 3), nn.Linear(32, 32))
+    network = nn.Sequential(nn.Conv2d(6, 32, 3), convolution, attention, nn.Conv2d(32, 6, 3), nn.Linear(32, 32))
     network.append(nn.Embedding(24, 32))
     inner = (attention.to_query, attention.to_key_value, attention.to_out)
     assert {id(w) for w in hidden_weights(network)} == {id(layer.weight) for layer in (convolution, *inner)}

@@ -21,14 +21,15 @@ def optimizer_of(network, **changes):
 
 @pytest.mark.parametrize("kind", ["adam", "muon"])
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_remembered(kind):
-    network = nn.Linear(16, 16)
+    network = nn.Conv2d(16, 16, 3)
     optimizer = optimizer_of(network, optimizer=kind, weight_decay=0.5)
+    assert (optimizer.muon is not None) == (kind == "muon")
 
     def moments() -> list[torch.Tensor]:
         of_adam = [state["exp_avg"].clone() for state in optimizer.adam.state.values()]
         return of_adam + ([m.clone() for m in optimizer.muon.momenta] if optimizer.muon else [])
 
-    x = torch.ones(1, 16)
+    x = torch.ones(1, 16, 3, 3)
     optimizer.update(network(x).sum(), 0)
     before, kept = [p.clone() for p in network.parameters()], moments()
     optimizer.update(network(x).sum() * float("nan"), 1)

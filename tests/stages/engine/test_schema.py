@@ -6,12 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
-from models import wgan
-from models.adversarial import LOSSES
-from models.diffusion import PREDICTIONS, SCHEDULES
 from models.perceptual import BACKBONES
 from models.samplers import spaced_timesteps
-from stages.ablations import GROUPS
 from stages.engine import schema
 from stages.engine.config import load
 from stages.engine.denoising import DiffusionSampler
@@ -34,13 +30,6 @@ def choices(section, key):
 @pytest.mark.parametrize(
     ("section", "key", "registry"),
     [
-        (schema.Gan, "loss", LOSSES),
-        (schema.Gan, "body", wgan.BODIES),
-        (schema.Generator, "condition", wgan.GENERATOR_CONDITIONS),
-        (schema.Critic, "condition", wgan.CRITIC_CONDITIONS),
-        (schema.Denoising, "prediction", PREDICTIONS),
-        (schema.Denoising, "schedule", SCHEDULES),
-        (schema.Denoising, "schedule", GROUPS["schedule"][1]),
         (schema.Perceptual, "network", BACKBONES),
         (schema.Config, "models", TRAIN),
         (schema.Config, "models", LOADERS),
