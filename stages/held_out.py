@@ -27,7 +27,7 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -
     """
     if len(vocabulary) < 4:
         raise UserError(
-            f"objects.json has {len(vocabulary)} objects, and four at once are asked for; take pictures of more"
+            f"objects.json has {len(vocabulary)} objects, and four at once are asked for; take data of more"
         )
     rng = random.Random(f"{seed}/held out")
     several = torch.unique(every[every.sum(1) > 1], dim=0)
@@ -59,9 +59,10 @@ def main(context: Context) -> None:
     judge, about = load_evaluator(context, len(complete.vocabulary))
     page = Page(
         f"{context.config.name}: label sets never seen",
-        f"A fixed share of the pairs and triples, {share:g}, was withheld from the training of the models (but "
-        f"not of the {about['kind']} evaluator and the autoencoder, unless data.withhold says so). Accuracy over {SETS} label sets at most, "
-        f"mean ± deviation of the seeds {list(context.config.eval.seeds)}. No picture of the set has four objects.",
+        f"A fixed share of the pairs and triples, {share:g}, was withheld from the training of the models (but not of "
+        f"the {about['kind']} evaluator and the autoencoder, unless data.withhold says so). Accuracy over {SETS} label "
+        f"sets at most, mean ± deviation of the seeds {list(context.config.eval.seeds)}. No picture of the set has "
+        f"four objects.",
     )
     results: dict[str, dict] = {}
     figures: list[tuple[str, bytes, str]] = []

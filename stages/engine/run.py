@@ -192,9 +192,7 @@ class Run:
             text = yaml.safe_dump(self.context.config.model_dump(mode="json"), sort_keys=False)
             write_atomically(self.folder / "config.yaml", text.encode())
 
-    def _preview(
-        self, task: Task, log: MetricsLog, step: int, elapsed: Callable[[], float], measures_memory: bool
-    ) -> None:
+    def _preview(self, task: Task, log: MetricsLog, step: int, elapsed: Callable[[], float]) -> None:
         with torch.random.fork_rng(devices=[]):
             metrics, pictures = task.preview(step)
         if metrics:
