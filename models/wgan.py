@@ -2,8 +2,8 @@
 
 The same two networks work on pictures (64x64) and on latents (8x8): the number of blocks is the number of
 halvings between the full resolution and 4x4. Labels enter the generator by concatenation, by conditional batch norm
-(arXiv 1707.00683) or by modulation, and the critic by
-projection (arXiv 1802.05637), by a head that classifies them (arXiv 1610.09585) or by concatenation.
+(arXiv 1707.00683) or by modulation, and the critic by projection (arXiv 1802.05637), by a head that classifies them
+(arXiv 1610.09585) or by concatenation.
 """
 
 import math
