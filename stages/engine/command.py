@@ -1,6 +1,7 @@
 """A stage as a command: arguments, configuration, device, signals, exit status."""
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -59,7 +60,7 @@ class Context:
         c = self.config
         uses = {"evaluator": c.name, "vae": c.name} | {k: v for k, v in c.uses.items() if k in SERVING}
         folder = c.data.folder or str(self.folder("render"))
-        settings = [f"name={name}", f"data.folder={folder}", *(f"uses.{k}={v}" for k, v in uses.items()), *overrides]
+        settings = [f"name={name}", f"data.folder={folder}", f"uses={json.dumps(uses)}", *overrides]
         return replace(self, config=derive(c, settings), began=time.perf_counter(), is_variant=True)
 
     def hold(self, stage: str) -> Path:
