@@ -202,8 +202,18 @@ def command_of(context: Context, key: str) -> str:
     return f".venv/bin/python {shlex.join(words)}"
 
 
-def row_of(key: str, result: dict) -> list:
-    """A table row; a guide's own accuracy stands behind the judge's."""
+def how_of(result: dict) -> str | None:
+    """A row's configuration and what is changed in it."""
+    return ", ".join([*filter(None, [result.get("configuration")]), *result.get("settings", [])]) or None
+
+
+def judged_on(result: dict) -> str:
+    """Where a row was trained, and by whom it was judged."""
+    return f"{result['device']}, {result['judge']} evaluator"
+
+
+def row_of(key: str, result: dict, alike: bool) -> list:
+    """A table row; a guide's own accuracy stands behind the judge's. `alike`: device and judge are all rows'."""
 
     def with_guide(figures: dict) -> str:
         guide = figures.get("accuracy_by_the_guide")
@@ -211,35 +221,27 @@ def row_of(key: str, result: dict) -> list:
 
     reported = [*(result["reported"] or [None, None]), SYSTEMS[key].budget]
     if "fault" in result:
-        return [result["system"], *reported, result["fault"], None, None, None]
-    budget = f"{result['steps']} steps, {result['minutes']:.1f} min, {result['device']}"
+        return [result["system"], *reported, result["fault"], None, None]
+    budget = f"{result['steps']:,} steps, {result['minutes']:.1f} min" + ("" if alike else f", {judged_on(result)}")
     ours = [with_guide(result["figures"][part]) for part in ("test", "new_test")]
-    how = ", ".join([*filter(None, [result.get("configuration")]), *result["settings"]])
-    return [result["system"], *reported, *ours, how, f"{budget}, {result['judge']} evaluator"]
+    return [result["system"], *reported, *ours, budget]
 
 
 def write_page(context: Context, results: dict[str, dict]) -> Path:
     """The page of all rows there are, of this command and of earlier ones."""
+    where = {judged_on(result) for result in results.values() if "figures" in result}
     page = Page(
         "The reports' systems, side by side",
         "Ours: mean ± deviation over the sampling seeds of one training, five unless report.json says other, fixed "
-        "before the run. The reports' figures are their best epoch, mostly, by the lab's evaluator; ours are by the "
-        "evaluator that the last column names. A budget is the model's own training; autoencoder and evaluator are the "
+        f"before the run; {' or '.join(sorted(where)) or 'none yet'}. The reports' figures are their best epoch, "
+        "mostly, by the lab's evaluator. A budget is the model's own training; autoencoder and evaluator are the "
         "experiment's. Where ours falls short, compare the budgets first.",
     )
-    head = [
-        "",
-        "report: test",
-        "new_test",
-        "its budget",
-        "ours: test",
-        "new_test",
-        "configuration",
-        "our budget, judge",
-    ]
-    page.add_table("Systems", head, [row_of(key, results[key]) for key in SYSTEMS if key in results])
+    head = ["", "report: test", "new_test", "its budget", "ours: test", "new_test", "our budget"]
+    page.add_table("Systems", head, [row_of(key, results[key], len(where) < 2) for key in SYSTEMS if key in results])
     rows = [results[key] for key in SYSTEMS if key in results]
-    page.add_table("What makes a row again", ["", "command"], [[row["system"], row["command"]] for row in rows])
+    again = [[row["system"], how_of(row), row["command"]] for row in rows]
+    page.add_table("What a row is, and what makes it again", ["", "configuration", "command"], again)
     return page.write(Path(context.config.root) / "reproduce", results)
 
 
