@@ -20,10 +20,6 @@ SETS = ("accuracy_test", "accuracy_new_test")
 PREVIEWS = 12
 # what this project adds to the recipe, taken away; in float32 too. The loops and the quantiser's arithmetic stay
 PLAIN = (
-    "vae.optimizer=adam",
-    "vae.learning_rate=1e-3",
-    "ldm.optimizer=adam",
-    "ldm.learning_rate=1e-3",
     "vae.norm=group",
     "vae.foreground=0.0",
     "vae.codebook.start=0",
