@@ -166,7 +166,7 @@ BODIES = {"residual": (GeneratorBlock, CriticBlock), "dcgan": (DcganGeneratorBlo
 class Critic(nn.Module):
     """(b, inputs, size, size), labels (b, classes) -> scores (b,), h the 4x4 features.
 
-    `condition`, one or several joined by +: `projection`, psi(h) + <embed(labels), h>; `auxiliary`, a second head
+    `condition`, one of CRITIC_CONDITIONS: `projection`, psi(h) + <embed(labels), h>; `auxiliary`, a second head
     classifies the labels (arXiv 1610.09585, for several labels at once); `concatenation`, the labels are further input
     channels. `pool`: h flattened, as in the report, or summed over space.
     """

@@ -134,8 +134,10 @@ def changes_of(context: Context, key: str) -> list[str]:
     changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
         changes.append(f"uses.guide={context.config.name}-guide")
+    if a.steps is None:
+        return changes
     section = getattr(context.derived(named(context, key), *changes).config, system.model)
-    if a.steps is not None and section.steps > a.steps:
+    if section.steps > a.steps:
         changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
     return changes
 
