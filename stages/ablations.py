@@ -18,6 +18,7 @@ from stages.evaluate import evaluate_sets
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TRAIN
 
+OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it wants the ancestral sampler
 SIMPLE = ("ldm.min_snr=null", "ldm.log_snr=null")  # every timestep's error weighs alike
 MULTIPLY_ADD, NARROW = "configs/ddpm-multiply-add.yaml", 32  # instead of its 256: for two cores
 # group -> the model, what is trained anew for each value, and what only sampling changes
@@ -26,8 +27,7 @@ GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in SCHEDULES}, {}),
     "prediction": (
         "ldm",
-        {p: [f"ldm.prediction={p}", *SIMPLE] for p in PREDICTIONS if p != "mean"}
-        # x_0 of a mean is ill-conditioned: it wants the sampler that needs none
+        {p: [f"ldm.prediction={p}", *SIMPLE] for p in OF_X0}
         | {"mean": ["ldm.prediction=mean", *SIMPLE, "eval.sampler=ancestral"]}
         | {"noise, bound": ["ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null"]},
         {},

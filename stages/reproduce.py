@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.adversarial import LOSSES
-from models.diffusion import PREDICTIONS, SCHEDULES
+from models.diffusion import SCHEDULES
 from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
-from stages.ablations import MULTIPLY_ADD, SIMPLE, section_of
+from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, section_of
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
@@ -84,7 +84,7 @@ SYSTEMS: dict[str, System] = {
     **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition"),
     **_choices("gan", "body", BODIES, "body"),
     "gan-attention": System("self-attention", "gan", ("gan.attention=true",)),
-    **_choices("ldm", "prediction", (p for p in PREDICTIONS if p != "mean"), "prediction", *SIMPLE),
+    **_choices("ldm", "prediction", OF_X0, "prediction", *SIMPLE),
     **_choices("ldm", "prediction", ("mean",), "prediction", *SIMPLE, "eval.sampler=ancestral"),
     "ldm-bound": System(
         "prediction: noise, the bound's weights", "ldm", ("ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null")
