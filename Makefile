@@ -8,13 +8,14 @@ LABELS ?= red cube, cyan sphere
 COUNT  ?= 8
 SEED   ?= 0
 OUT    ?= sample.png
-MODEL  ?= ldm
 KILLS  ?= 25
 PYTHON ?= python3
 # What `make eval` trains and evaluates: the line `models: [...]` of SET, of the configuration, or of what it extends.
 MODELS ?= $(or $(shell f="$(CONFIG)"; m=$$(echo "$(SET)" | sed -n 's/.*models=\[\([^]]*\)\].*/\1/p'); \
   while [ -z "$$m" ] && [ -f "$$f" ]; do m=$$(sed -n 's/^models: *\[\(.*\)\].*/\1/p' "$$f"); \
   f="$$(dirname "$$f")/$$(sed -n 's/^extends: *//p' "$$f")"; done; echo "$$m" | tr ',' ' '),ldm gan)
+# The diffusion model that `make sample`, `progress` and `samplers` take: the first of them.
+MODEL  ?= $(or $(firstword $(filter ldm ddpm,$(MODELS))),$(firstword $(MODELS)))
 # Further flags of an experiment, such as FLAGS="--steps 200".
 FLAGS  ?=
 
@@ -28,7 +29,7 @@ EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce p
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator vae ldm gan ddpm eval sample bench growth test faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator vae ldm for-gan gan ddpm eval sample bench growth test faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -67,9 +68,12 @@ vae: evaluator ## stage 1: VQ-VAE
 ldm: vae ## stage 2: latent diffusion
 	$(call STAGE,ldm)
 
-gan: evaluator ## conditional WGAN-GP (trains the VAE first where gan.space is latents)
+# The VAE, where gan.space is latents.
+for-gan: evaluator
 	@if [ "$$($(PY) -m stages.engine.config --config "$(CONFIG)" --print gan.space $(SETS))" = latents ]; \
 	  then $(MAKE) --no-print-directory vae FRESH=; fi
+
+gan: for-gan ## conditional WGAN-GP (trains the VAE first where gan.space is latents)
 	$(call STAGE,gan)
 
 ddpm: evaluator ## diffusion on pictures (a configuration with a ddpm section)
@@ -78,17 +82,17 @@ ddpm: evaluator ## diffusion on pictures (a configuration with a ddpm section)
 eval: $(MODELS) ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
 	$(call STAGE,evaluate)
 
-sample: $(MODEL) ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm] [OUT=sample.png]
+sample: $(MODEL) ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
 	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
 	  --model $(MODEL) --out "$(OUT)" $(SETS)
 
-progress: $(MODEL) ## whole denoisings of five samples, step by step
+progress: $(MODEL) ## [MODEL=ldm|ddpm] whole denoisings of five samples, step by step
 	$(call STAGE,progress,--model $(MODEL))
 
-samplers: $(MODEL) ## DDPM against DDIM with 100 to 5 steps: accuracy and time
+samplers: $(MODEL) ## [MODEL=ldm|ddpm] DDPM against DDIM with 100 to 5 steps: accuracy and time
 	$(call STAGE,samplers,--model $(MODEL))
 
-gradnorm: vae ## gradient norms by critic layer: weight clipping against the gradient penalty
+gradnorm: for-gan ## gradient norms by critic layer: weight clipping against the gradient penalty
 	$(call STAGE,gradnorm)
 
 ablations: vae ## conditions, schedule, prediction, guidance: one choice at a time, small budgets
@@ -103,7 +107,7 @@ held-out: vae ## trained without a share of the label sets, and asked for them a
 pace: evaluator ## how long until the LDM passes .80, by this recipe and by a plain one
 	$(call STAGE,pace)
 
-reproduce: vae ## every system of the reports, one page (days on a CPU: stages.reproduce --help)
+reproduce: vae ## every system of the reports, one page (weeks on a CPU: take FLAGS="--only ... --steps ...")
 	$(call STAGE,reproduce)
 
 bench: setup ## training steps, sampling and reading beside the plain way, other packages and the machine's rates

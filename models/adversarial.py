@@ -30,6 +30,13 @@ def _minus(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
+# of the generator's classification loss, over the share of the run that is done
+AUXILIARY_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "rising": lambda done: done,
+    "falling": lambda done: 1 - done,
+}
+
 LOSSES = {
     # arXiv 1704.00028
     "wgan-gp": AdversarialLoss(_gap, _minus, penalised=True),

@@ -5,6 +5,7 @@ A *denoiser* is a callable (x_t (b, c, h, w), t (b,) int64) -> the network's pre
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,20 +16,30 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
-def spaced_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> list[int]:
-    """Up to `steps` timesteps from T - 1 down, none twice.
+def _trailing(timesteps: int, steps: int) -> list[int]:
+    """Evenly from the noisy end (arXiv 2305.08891, 3.3)."""
+    return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
 
-    `trailing`: evenly from the noisy end (arXiv 2305.08891, 3.3). `uniform`: evenly from end to end, T - 1 and 0
-    among them. `quadratic`: as its square, dense where little noise is left (both after arXiv 2010.02502, appendix
-    D.2, whose own floor(c i) leaves the noisy end out).
+
+def _end_to_end(power: int) -> Callable[[int, int], list[int]]:
+    """T - 1 and 0 among them, as a power of even places: 2 is dense where little noise is left.
+
+    After arXiv 2010.02502, appendix D.2, whose own floor(c i) leaves the noisy end out.
     """
-    if spacing == "trailing":
-        times = [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
-    else:
-        power = {"uniform": 1, "quadratic": 2}[spacing]
+
+    def times(timesteps: int, steps: int) -> list[int]:
         places = [1.0] if steps == 1 else [1 - i / (steps - 1) for i in range(steps)]
-        times = [round((timesteps - 1) * place**power) for place in places]
-    return list(dict.fromkeys(max(0, t) for t in times))
+        return [round((timesteps - 1) * place**power) for place in places]
+
+    return times
+
+
+SPACINGS = {"trailing": _trailing, "uniform": _end_to_end(1), "quadratic": _end_to_end(2)}
+
+
+def spaced_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> list[int]:
+    """Up to `steps` timesteps from T - 1 down, none twice, by one of SPACINGS."""
+    return list(dict.fromkeys(max(0, t) for t in SPACINGS[spacing](timesteps, steps)))
 
 
 def usable_timesteps(diffusion: Diffusion) -> int:
@@ -191,3 +202,35 @@ def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Deno
         return diffusion.target((x - sigma * eps) / alpha, eps, t)
 
     return denoise
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """run(denoiser, diffusion, draw_noise, score or None, steps=, spacing=, eta=, clip=): each takes what it needs.
+
+    `every_timestep`: it takes no number of steps.
+    """
+
+    run: Callable[..., Iterator[tuple[int, Tensor, Tensor]]]
+    every_timestep: bool = False
+
+
+def _ddim(denoiser, diffusion, draw, score, *, steps, spacing, eta, **unused):
+    denoiser = score_guided(denoiser, diffusion, score) if score else denoiser
+    return ddim(denoiser, diffusion, draw(), steps, eta, draw, spacing)
+
+
+def _dpm_solver(denoiser, diffusion, draw, score, *, steps, spacing, **unused):
+    denoiser = score_guided(denoiser, diffusion, score) if score else denoiser
+    return dpm_solver(denoiser, diffusion, draw(), steps, spacing)
+
+
+def _ancestral(denoiser, diffusion, draw, score, *, clip, **unused):
+    return ancestral(denoiser, diffusion, draw(), draw, score, clip)
+
+
+SAMPLERS = {
+    "ddim": Sampler(_ddim),
+    "dpm-solver++": Sampler(_dpm_solver),
+    "ancestral": Sampler(_ancestral, every_timestep=True),  # DDPM's
+}

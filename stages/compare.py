@@ -14,7 +14,7 @@ from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
-from stages.evaluate import evaluate_sets, shown
+from stages.evaluate import evaluate_sets, refuse_other_pictures, shown
 from stages.evaluator import as_input, load_evaluator
 from stages.systems import LOADERS, title
 
@@ -47,6 +47,7 @@ def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tenso
 def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, context: Context) -> tuple[dict, Tensor]:
     """One model's figures, and pictures of one label set."""
     sampler, about = LOADERS[model](context)
+    refuse_other_pictures(context, {model: about}, dataset)
     sets = evaluate_sets(sampler, judge, dataset, context)
     wanted = dataset.held_out_labels[: context.arguments.pictures].cpu()
     keys = [(context.config.eval.seeds[0], "held out", i) for i in range(len(wanted))]
@@ -68,6 +69,7 @@ def main(context: Context) -> None:
     models = [m for m in context.config.models if context.export(m).exists()]
     for absent in [m for m in context.config.models if m not in models]:
         say(f"warning: no {title(absent, context.config)} here: it is left out; {context.make(absent)} trains one")
+    refuse_other_pictures(context, {"evaluator": about}, dataset)
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")
     if context.arguments.pictures < 2:

@@ -273,6 +273,15 @@ def _say_results(context: Context) -> None:
     print(context.folder("eval") / "report.html")
 
 
+def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: Dataset) -> None:
+    """Raises UserError where an export, by what it says of itself, was made from other pictures than these."""
+    for stage, about in exports.items():
+        if about["identity"]["parent data"] != dataset.sha256:
+            raise UserError(
+                f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder"
+            )
+
+
 def main(context: Context) -> None:
     exports = {}
     models = context.config.models
@@ -293,11 +302,7 @@ def main(context: Context) -> None:
                 f"{context.export('guide')} is the judge itself: uses.guide must name an experiment whose evaluator "
                 f"was trained from another seed"
             )
-    for stage, about in exports.items():
-        if about["identity"]["parent data"] != dataset.sha256:
-            raise UserError(
-                f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder"
-            )
+    refuse_other_pictures(context, exports, dataset)
     folder = context.hold("eval")
     report = folder / "report.json"
     if report.exists() and not context.arguments.fresh:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.adversarial import LOSSES, gradient_penalty
+from models.adversarial import AUXILIARY_SCHEDULES, LOSSES, gradient_penalty
 from models.vqvae import VQVAE
 from models.wgan import Critic, Generator
 from stages.engine.command import Context, add_fresh, command
@@ -154,11 +154,8 @@ class GanTask:
 
     def _auxiliary_weight(self, step: int) -> float:
         """Of the generator's classification loss: as the schedule says, from or to nothing over the run."""
-        progress = step / self.settings.steps
-        return (
-            self.settings.auxiliary
-            * {"constant": 1.0, "rising": progress, "falling": 1 - progress}[self.settings.auxiliary_schedule]
-        )
+        s = self.settings
+        return s.auxiliary * AUXILIARY_SCHEDULES[s.auxiliary_schedule](step / s.steps)
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s = self.settings

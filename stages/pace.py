@@ -28,6 +28,7 @@ PLAIN = (
     "ldm.min_snr=null",
     "ldm.timestep_draws=uniform",
     "ldm.picture_draws=uniform",
+    "vae.label_weight=0.0",
 )
 
 

@@ -9,7 +9,7 @@ from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
-from stages.evaluate import denoising_strip, recorded
+from stages.evaluate import denoising_strip, recorded, refuse_other_pictures
 from stages.systems import LOADERS, title
 
 SAMPLES = 5
@@ -35,7 +35,8 @@ def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, lis
 def main(context: Context) -> None:
     model = context.arguments.model
     dataset = load_dataset(context.config, context.device)
-    sampler, _ = LOADERS[model](context)
+    sampler, about = LOADERS[model](context)
+    refuse_other_pictures(context, {model: about}, dataset)
     pictures, asked, times = denoisings(sampler, dataset, context)
     strip, strip_labels = denoising_strip(sampler, dataset, context)
     page = Page(

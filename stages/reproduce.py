@@ -10,6 +10,7 @@ from pathlib import Path
 
 from models.adversarial import LOSSES
 from models.diffusion import SCHEDULES
+from models.samplers import SPACINGS
 from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
 from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, section_of
 from stages.engine.checkpoint import read_about
@@ -24,40 +25,34 @@ from stages.evaluator import main as train_evaluator
 from stages.systems import TRAIN
 
 GUIDED = "eval.classifier_guidance=2.0"
-COSINE = "configs/ddpm-cosine.yaml"
+COSINE = ("ddpm.schedule=beta-cosine", "ddpm.timesteps=500")
 
 
 @dataclass(frozen=True)
 class System:
     """A row: what it is, the model that is trained, what differs from the experiment, the report's (test, new_test).
 
-    `section_of`: the configuration file whose section of that model, sampler and guidance are taken instead of the
-    experiment's. `budget`: the report's own.
+    `budget`: the report's own. An experiment without a ddpm section is lent that of MULTIPLY_ADD.
     """
 
     words: str
     model: str
     changes: tuple[str, ...] = ()
     reported: tuple[float, float] | None = None
-    section_of: str | None = None
     budget: str | None = None
 
 
-def _choices(
-    model: str, key: str, values: Iterable[str], words: str, *more: str, section_of: str | None = None
-) -> dict[str, System]:
+def _choices(model: str, key: str, values: Iterable[str], words: str, *more: str) -> dict[str, System]:
     """A row for each value of a key; `more` is changed in all of them."""
     short = key.replace(".", "-").replace("_", "-")
-    return {
-        f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more), None, section_of)
-        for v in values
-    }
+    return {f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more)) for v in values}
 
 
 def _pixels(words: str, *changes: str) -> System:
-    return System(f"pixel DDPM, {words}", "ddpm", changes, None, MULTIPLY_ADD)
+    return System(f"pixel DDPM, {words}", "ddpm", changes)
 
 
+PLAIN = ("ddpm.min_snr=null", "ddpm.log_snr=null")  # every timestep's error weighs alike
 IN_PIXELS = "267,328 steps of 32"
 SYSTEMS: dict[str, System] = {
     "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821), budget="534,656 steps of 32"),
@@ -72,13 +67,11 @@ SYSTEMS: dict[str, System] = {
         (0.972, 0.845),
         budget="not said",
     ),
-    "ddpm-multiply-add": System(
-        "pixel DDPM, multiply-add", "ddpm", (), (0.653, 0.726), MULTIPLY_ADD, f"{IN_PIXELS}, width 256"
-    ),
+    "ddpm-multiply-add": System("pixel DDPM, multiply-add", "ddpm", (), (0.653, 0.726), f"{IN_PIXELS}, width 256"),
     "ddpm-up": System(
-        "conditions on its up path", "ddpm", ("ddpm.paths=up",), (0.631, 0.678), MULTIPLY_ADD, f"{IN_PIXELS}, width 256"
+        "conditions on its up path", "ddpm", ("ddpm.paths=up",), (0.631, 0.678), f"{IN_PIXELS}, width 256"
     ),
-    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", (), (0.931, 0.810), COSINE, "not said"),
+    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not said"),
     **_choices("gan", "loss", LOSSES, "adversarial loss"),
     **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition"),
     **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition"),
@@ -95,9 +88,10 @@ SYSTEMS: dict[str, System] = {
         "ldm",
         ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", "ldm.prediction=v", *SIMPLE),
     ),
-    **_choices("ddpm", "prediction", ("v", "x0", "mean"), "pixel DDPM, prediction", section_of=MULTIPLY_ADD),
-    **_choices("ddpm", "schedule", SCHEDULES, "pixel DDPM, schedule", section_of=MULTIPLY_ADD),
-    "ddpm-bound": _pixels("the bound's weights", "ddpm.bound=true"),
+    **_choices("ddpm", "prediction", OF_X0, "pixel DDPM, prediction", *PLAIN),
+    **_choices("ddpm", "prediction", ("mean",), "pixel DDPM, prediction", *PLAIN, "eval.sampler=ancestral"),
+    **_choices("ddpm", "schedule", SCHEDULES, "pixel DDPM, schedule"),
+    "ddpm-bound": _pixels("the bound's weights", "ddpm.prediction=noise", "ddpm.bound=true", "ddpm.log_snr=null"),
     "ddpm-ddim": _pixels("sampler: DDIM", "eval.sampler=ddim"),
     "ddpm-classifier-free": _pixels("classifier-free guidance", "ddpm.label_dropout=0.1", "eval.guidance=3.0"),
     "ddpm-classifier": _pixels("classifier guidance", GUIDED),
@@ -109,17 +103,21 @@ SYSTEMS: dict[str, System] = {
     "ldm-ancestral": System("sampler: DDPM", "ldm", ("eval.sampler=ancestral",)),
     **{
         f"ldm-ddim-{spacing}": System(f"sampler: DDIM, {spacing}", "ldm", (f"eval.spacing={spacing}",))
-        for spacing in ("trailing", "uniform", "quadratic")
+        for spacing in SPACINGS
     },
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM", help="rows to run"
-    )
+    rows = f"rows to run (default: all): {', '.join(SYSTEMS)}"
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM", help=rows)
     parser.add_argument("--steps", type=int, help="at most so many steps a training (default: the configurations')")
     add_fresh(parser)
+
+
+def lent(context: Context, system: System) -> bool:
+    """Whether the experiment lacks the section of that row's model."""
+    return getattr(context.config, system.model) is None
 
 
 def asked_of(context: Context, system: System) -> list[str]:
@@ -128,10 +126,12 @@ def asked_of(context: Context, system: System) -> list[str]:
 
 
 def changes_of(context: Context, key: str) -> list[str]:
-    """What a row changes in the experiment: a file's section, what the command line says, what makes it that row."""
+    """What a row changes in the experiment: a section it lacks, what the command line says, what makes it that row."""
     a, system = context.arguments, SYSTEMS[key]
-    changes = section_of(system.section_of, system.model) if system.section_of else []
+    changes = section_of(MULTIPLY_ADD, system.model) if lent(context, system) else []
     changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
+    if system.reported:
+        changes.append(f"reported.{system.model}={list(system.reported)}")
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
         changes.append(f"uses.guide={context.config.name}-guide")
     if a.steps is None:
@@ -185,7 +185,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
         "system": system.words,
         "reported": system.reported,
         "figures": report["results"][system.model],
-        "configuration": system.section_of or context.arguments.config,
+        "configuration": MULTIPLY_ADD if lent(context, system) else context.arguments.config,
         "settings": [*asked_of(context, system), *system.changes],
         "seeds": list(row.config.eval.seeds),
         "steps": about["steps"],
@@ -202,6 +202,17 @@ def command_of(context: Context, key: str) -> str:
     steps = ["--steps", str(a.steps)] if a.steps else []
     words = ["-m", "stages.reproduce", "--config", a.config, *steps, "--only", key, "--", *a.overrides]
     return f".venv/bin/python {shlex.join(words)}"
+
+
+def missing(context: Context, key: str, fault: str) -> dict:
+    """What the page shows of a row that has no figures."""
+    system = SYSTEMS[key]
+    return {
+        "system": system.words,
+        "reported": system.reported,
+        "fault": fault,
+        "command": command_of(context, key),
+    }
 
 
 def how_of(result: dict) -> str | None:
@@ -230,7 +241,8 @@ def row_of(key: str, result: dict, alike: bool) -> list:
 
 
 def write_page(context: Context, results: dict[str, dict]) -> Path:
-    """The page of all rows there are, of this command and of earlier ones."""
+    """The page of all rows, those that this command and earlier ones ran and those still to be run."""
+    rows = {key: results.get(key) or missing(context, key, "not run yet") for key in SYSTEMS}
     where = {judged_on(result) for result in results.values() if "figures" in result}
     page = Page(
         "The reports' systems, side by side",
@@ -240,9 +252,8 @@ def write_page(context: Context, results: dict[str, dict]) -> Path:
         "experiment's. Where ours falls short, compare the budgets first.",
     )
     head = ["", "report: test", "new_test", "its budget", "ours: test", "new_test", "our budget"]
-    page.add_table("Systems", head, [row_of(key, results[key], len(where) < 2) for key in SYSTEMS if key in results])
-    rows = [results[key] for key in SYSTEMS if key in results]
-    again = [[row["system"], how_of(row), row["command"]] for row in rows]
+    page.add_table("Systems", head, [row_of(key, row, len(where) < 2) for key, row in rows.items()])
+    again = [[row["system"], how_of(row), row["command"]] for row in rows.values()]
     page.add_table("What a row is, and what makes it again", ["", "configuration", "command"], again)
     return page.write(Path(context.config.root) / "reproduce", results)
 
@@ -264,13 +275,8 @@ def main(context: Context) -> None:
         except UserError as error:  # one row's fault is not the others'
             say(f"warning: {key}: {error}")
             failed.append(key)
-            missing = {
-                "system": SYSTEMS[key].words,
-                "reported": SYSTEMS[key].reported,
-                "fault": f"not run: {error}",
-                "command": command_of(context, key),
-            }
-            results[key] = results[key] if "figures" in results.get(key, {}) else missing  # a row keeps what it has
+            if "figures" not in results.get(key, {}):  # a row keeps what it has
+                results[key] = missing(context, key, f"not run: {error}")
         path = write_page(context, results)
     print(path)
     if failed:

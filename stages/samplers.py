@@ -10,7 +10,7 @@ from stages.engine.errors import UserError
 from stages.engine.log import progress
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
-from stages.evaluate import evaluate_sets, shown
+from stages.evaluate import evaluate_sets, refuse_other_pictures, shown
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, title
 
@@ -60,7 +60,8 @@ def main(context: Context) -> None:
     model = context.arguments.model
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
-    sampler, _ = LOADERS[model](context)
+    sampler, of_model = LOADERS[model](context)
+    refuse_other_pictures(context, {"evaluator": about, model: of_model}, dataset)
     variants = choices(len(sampler.diffusion))
     if len(variants) < 2:
         raise UserError(f"{model}.timesteps ({len(sampler.diffusion)}) leaves DDIM nothing to save; it needs 5 or more")

@@ -6,14 +6,14 @@ from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.images import to_unit
 from models.adversarial import LOSSES
 from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.perceptual import Perceptual, load_trunk, trunk_url
-from models.vqvae import VQVAE, perplexity
+from models.vqvae import VQVAE, LatentClassifier, perplexity
 from stages.engine import distributed
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
@@ -123,7 +123,10 @@ def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context
 
 
 class VaeTask:
-    """reconstruction + perceptual + commitment + adversarial; the discriminator sees the same reconstructions."""
+    """reconstruction + perceptual + commitment + classification + adversarial, each where its weight is not 0.
+
+    The discriminator sees the same reconstructions.
+    """
 
     def __init__(self, context: Context, dataset: Dataset):
         self.context, self.dataset, self.settings = context, dataset, context.config.vae
@@ -131,8 +134,14 @@ class VaeTask:
         torch.manual_seed(context.config.seed)
         self.network = build_vae(s).to(context.device, memory_format=torch.channels_last)
         self.ema = Ema(self.network, s.ema)
-        self.optimizers = [Optimizer(self.network, s, context.dtype)]
+        self.classifier = None
+        if s.label_weight > 0:
+            self.classifier = LatentClassifier(s.latent_channels, len(dataset.vocabulary)).to(context.device)
+        learned = nn.ModuleList([self.network, self.classifier]) if self.classifier else self.network
+        self.optimizers = [Optimizer(learned, s, context.dtype)]
         self.parts = {"network": self.network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+        if self.classifier:
+            self.parts["classifier"] = self.classifier
         self.discriminator = None
         if s.discriminator.weight > 0:
             d = s.discriminator
@@ -167,13 +176,14 @@ class VaeTask:
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s, d = self.settings, self.settings.discriminator
-        images = self.dataset.pictures(draws.indices(len(self.dataset.images)))
-        images = images.contiguous(memory_format=torch.channels_last)
+        index = draws.indices(len(self.dataset.images))
+        images = self.dataset.pictures(index).contiguous(memory_format=torch.channels_last)
         self.network.train()
         if step == s.codebook.start and s.codebook.init == "kmeans":
             self._start_codebook()
         with self.context.autocast():
-            made, indices, commitment = self.network(images, quantize=step >= s.codebook.start)
+            latents = self.network.encoder(images).float()
+            made, indices, commitment = self.network.through(latents, quantize=step >= s.codebook.start)
         reconstruction = self._reconstruction_loss(images, made)
         metrics = {"reconstruction": reconstruction, "commitment": commitment}
         if self.perceptual is not None:
@@ -181,6 +191,10 @@ class VaeTask:
             reconstruction = reconstruction + s.perceptual.weight * distance
             metrics["perceptual"] = distance
         loss = reconstruction + commitment
+        if self.classifier is not None:
+            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
+            loss = loss + s.label_weight * found
+            metrics["classification"] = found
         adversarial_on = self.discriminator is not None and step >= d.start
         if adversarial_on:
             with self.context.autocast():

@@ -9,6 +9,7 @@ from typing import get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from models.samplers import SAMPLERS
 from stages.engine.errors import UserError, of_the_system, oneline
 from stages.engine.schema import Config, Denoising
 
@@ -227,7 +228,7 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
         raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
     if stage not in config.models:
         return
-    if config.eval.sampler != "ancestral" and config.eval.steps > section.timesteps:
+    if not SAMPLERS[config.eval.sampler].every_timestep and config.eval.steps > section.timesteps:
         raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds {stage}.timesteps ({section.timesteps})")
     if section.label_dropout == 0 and config.eval.guidance != 1:
         raise UserError(f"{where}: eval.guidance other than 1 needs {stage}.label_dropout above 0, such as 0.1")

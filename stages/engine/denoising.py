@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion, weighted_timesteps
-from models.samplers import Score, ancestral, ddim, dpm_solver, guided, score_guided, score_of
+from models.samplers import SAMPLERS, Score, guided, score_of
 from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset, drawn_rows
@@ -87,13 +87,8 @@ class DiffusionSampler:
 
     def _steps(self, labels: Tensor, how: Eval, draw: Draw):
         denoiser, score = self._denoiser(labels, how), self._score(labels, how)
-        if how.sampler == "ancestral":
-            return ancestral(denoiser, self.diffusion, draw(), draw, score, how.clip)
-        if score is not None:
-            denoiser = score_guided(denoiser, self.diffusion, score)
-        if how.sampler == "dpm-solver++":
-            return dpm_solver(denoiser, self.diffusion, draw(), how.steps, how.spacing)
-        return ddim(denoiser, self.diffusion, draw(), how.steps, how.eta, draw, how.spacing)
+        options = {"steps": how.steps, "spacing": how.spacing, "eta": how.eta, "clip": how.clip}
+        return SAMPLERS[how.sampler].run(denoiser, self.diffusion, draw, score, **options)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
@@ -101,7 +96,7 @@ class DiffusionSampler:
 
         `watch` is given each step's t and the pictures of x and of the predicted x_0.
         """
-        if how.sampler != "ancestral" and how.steps > len(self.diffusion):
+        if not SAMPLERS[how.sampler].every_timestep and how.steps > len(self.diffusion):
             raise UserError(f"eval.steps ({how.steps}) must not exceed {self.stage}.timesteps ({len(self.diffusion)})")
         if hasattr(self.network, "labels"):  # token slots for as many labels as are asked for
             self.network.labels.most = max(self.network.labels.most, int(labels.sum(1).max()))

@@ -4,8 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from models.adversarial import LOSSES
+from models.adversarial import AUXILIARY_SCHEDULES, LOSSES
 from models.diffusion import PREDICTIONS, SCHEDULES
+from models.samplers import SAMPLERS, SPACINGS
 from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
 
 
@@ -116,6 +117,7 @@ class Vae(Training):
     norm: Literal["group", "none"] = "group"
     latent_channels: Positive = 6
     codebook: Codebook = Codebook()
+    label_weight: NonNegative = 0.0  # of a linear classifier's loss on the latents, which then tell the objects apart
     foreground: NonNegative = 0.0  # extra weight of pixels that differ from the median picture
     perceptual: Perceptual = Perceptual()
     discriminator: Discriminator = Discriminator()
@@ -197,19 +199,19 @@ class Gan(Training):
     auxiliary: NonNegative = 1.0  # weight of the label classification, where critic.condition has it
     layer_norms: bool = False  # log the gradient norm of every layer of the critic
     picture_draws: PictureDraws = "uniform"
-    auxiliary_schedule: Literal["constant", "rising", "falling"] = "constant"  # of the generator's, linear in the step
+    auxiliary_schedule: Literal[*AUXILIARY_SCHEDULES] = "constant"  # of the generator's, linear in the step
 
 
 class Eval(Section):
     seeds: Ints = (0, 1, 2, 3, 4)
-    sampler: Literal["ddim", "dpm-solver++", "ancestral"] = "ddim"  # ancestral: DDPM's, every timestep
+    sampler: Literal[*SAMPLERS] = "ddim"  # ancestral: DDPM's, every timestep
     steps: Positive = 50  # of DDIM and DPM-Solver++
-    spacing: Literal["trailing", "uniform", "quadratic"] = "trailing"  # of their timesteps
+    spacing: Literal[*SPACINGS] = "trailing"  # of their timesteps
     eta: Share = 0.0  # of DDIM: 0 is deterministic, 1 as random as DDPM
     clip: Annotated[float, Field(gt=0)] | None = None  # of the ancestral sampler's x_0
     guidance: NonNegative = 1.0  # classifier-free; 1: none
     classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: none
-    interval: Pair = (0.0, 1.0)  # of t / T in which guidance acts
+    interval: Pair = (0.0, 1.0)  # of t / T in which classifier-free guidance acts
     batch: Positive = 32  # pictures sampled at once; part of the result, as it decides how sums are rounded
 
 

@@ -3,6 +3,7 @@ import torch
 
 from models.diffusion import Diffusion
 from models.samplers import (
+    SPACINGS,
     ancestral,
     ddim,
     dpm_solver,
@@ -126,7 +127,7 @@ def test_noise_prediction_starts_where_alpha_has_not_vanished():
     assert sampling_timesteps(Diffusion.create("cosine", 1000, "v"), 50)[0] == 999
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "uniform", "quadratic"])
+@pytest.mark.parametrize("spacing", SPACINGS)
 def test_spacings_fall_from_the_noisy_end_without_repeats(spacing):
     times = spaced_timesteps(1000, 50, spacing)
     assert times[0] == 999

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.vqvae import VQVAE
+from models.vqvae import VQVAE, LatentClassifier
 
 SMALL = {"channels": (8, 8, 8), "codebook": {"codes": 16, "init": "uniform"}}
 
@@ -66,3 +66,17 @@ def test_without_quantisation_the_codebook_is_left_alone():
     assert images.shape == (2, 3, 64, 64)
     assert commitment == 0
     assert torch.equal(vae.quantizer._codebook.embed, before)
+
+
+def test_the_latent_classifier_finds_an_object_wherever_it_is_and_only_it():
+    torch.manual_seed(0)
+    classifier = LatentClassifier(6, 4)
+    with torch.no_grad():
+        classifier.score.weight.copy_(20 * torch.eye(4, 6)[:, :, None, None])
+    for row, column in ((0, 0), (7, 7), (3, 5)):
+        latents = torch.zeros(1, 6, 8, 8)
+        latents[0, 2, row, column] = 1.0
+        logits = classifier(latents)
+        assert logits.shape == (1, 4)
+        assert (logits > 0).tolist() == [[False, False, True, False]]
+    assert (classifier(torch.zeros(1, 6, 8, 8)) < 0).all()

@@ -14,6 +14,8 @@ from stages.engine.checkpoint import load_export
 from tests.conftest import HERE, SMOKE, make
 from tests.data.folder import write_folder
 
+EXPERIMENTS = ("gradnorm", "progress", "samplers", "ablations", "compare", "held-out", "reproduce", "pace")
+
 
 @pytest.fixture(scope="module")
 def report(chain):
@@ -156,6 +158,23 @@ def test_make_help_lists_every_target():
     said = make("help").stdout
     for target in ("setup", "demo", "scenes", "evaluator", "vae", "ldm", "gan", "eval", "sample", "bench", "test"):
         assert f"\n  {target} " in said
+    for target in EXPERIMENTS:
+        assert f"\n  {target} " in said
+
+
+@pytest.mark.parametrize("target", EXPERIMENTS)
+def test_make_gives_an_experiment_its_configuration_flags_and_settings(target):
+    said = make(target, "-n", "CONFIG=configs/smoke.yaml", "FLAGS=--fresh", "SET=seed=3", "DATA=/d").stdout
+    command = next(line for line in said.splitlines() if f"-m stages.{target.replace('-', '_')} " in line)
+    assert '--config "configs/smoke.yaml"' in command and "--fresh" in command.split(" -- ")[0]
+    assert command.split(" -- ")[1].split() == ['"data.folder=/d"', "seed=3"]
+
+
+def test_make_takes_the_models_of_the_configuration():
+    for target in ("samplers", "progress"):
+        said = make(target, "-n", "CONFIG=configs/ddpm-small.yaml").stdout
+        assert "-m stages.ddpm " in said and "--model ddpm" in said and "-m stages.vae " not in said
+    assert "-m stages.vae " not in make("gradnorm", "-n", "CONFIG=configs/gan-auxiliary.yaml").stdout
 
 
 @pytest.mark.parametrize("name", ["render", "evaluator", "vae", "ldm", "gan", "evaluate", "sample", "bench"])

@@ -80,11 +80,11 @@ def test_ablations_lend_a_ddpm_to_a_configuration_without_one(stage, root):
     status, said = stage("ablations", *few, "--only", "conditions")
     assert status == 0, said
     assert set(page(root, "ablations", ["conditions"])["conditions"]) == {"up", "up + down"}
-    assert "width 32" in (root / "smoke/ablations/report.md").read_text()
+    assert "configs/ddpm-small.yaml" in (root / "smoke/ablations/report.md").read_text()
     for value, paths in (("up", "up"), ("up---down", "up+down")):
         config = yaml.safe_load((root / f"smoke-ablation-conditions-{value}-0/ddpm/config.yaml").read_text())
         assert (config["ddpm"]["width"], config["ddpm"]["paths"], config["ddpm"]["steps"]) == (32, paths, 2)
-        assert (config["eval"]["sampler"], config["eval"]["steps"], config["eval"]["guidance"]) == ("ddim", 3, 1.0)
+        assert (config["eval"]["sampler"], config["eval"]["steps"], config["eval"]["guidance"]) == ("ddim", 3, 3.0)
 
 
 def test_compare(stage, root):

@@ -4,7 +4,12 @@ from types import SimpleNamespace
 
 import torch
 
-from stages.vae import VaeTask, median_picture
+from models.vqvae import LatentClassifier
+from stages.engine.checkpoint import load_export
+from stages.engine.config import load
+from stages.engine.report import read_metrics
+from stages.vae import VaeTask, build_vae, median_picture
+from tests.conftest import HERE, SMOKE
 
 
 def loss_of(images, made, background, foreground):
@@ -30,3 +35,17 @@ def test_the_median_picture_is_the_scenery():
     for i in range(9):
         images[i, :, 5 * i : 5 * i + 6, 20:30] = 255  # an object that is elsewhere in each picture
     assert torch.allclose(median_picture(images, images.device), torch.tensor(100 / 127.5 - 1), atol=1e-6)
+
+
+def test_the_labels_shape_the_latents(chain):
+    """The classification is part of the run; what it learned is not part of the autoencoder."""
+    losses = [
+        line["classification"] for line in read_metrics(chain / "smoke/vae/metrics.jsonl") if "commitment" in line
+    ]
+    assert losses and all(loss > 0 for loss in losses)
+    tensors, _ = load_export(chain / "smoke/vae/export.safetensors", "")
+    assert not any("classifier" in name or "score" in name for name in tensors)
+    config = load(HERE / SMOKE)
+    vae, classifier = build_vae(config.vae), LatentClassifier(config.vae.latent_channels, 24)
+    classifier(vae.encoder(torch.randn(2, 3, 64, 64))).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.encoder.body[0].parameters())
