@@ -14,8 +14,8 @@ PYTHON ?= python3
 MODELS ?= $(or $(shell f="$(CONFIG)"; m=$$(echo "$(SET)" | sed -n 's/.*models=\[\([^]]*\)\].*/\1/p'); \
   while [ -z "$$m" ] && [ -f "$$f" ]; do m=$$(sed -n 's/^models: *\[\(.*\)\].*/\1/p' "$$f"); \
   f="$$(dirname "$$f")/$$(sed -n 's/^extends: *//p' "$$f")"; done; echo "$$m" | tr ',' ' '),ldm gan)
-# The diffusion model that `make sample`, `progress` and `samplers` take: the first of them.
-MODEL  ?= $(or $(firstword $(filter ldm ddpm,$(MODELS))),$(firstword $(MODELS)))
+# What `make sample` draws from, `progress` and `samplers` show: the first diffusion model of MODELS.
+MODEL  ?= $(or $(firstword $(filter ldm ddpm,$(MODELS))),$(if $(filter sample,$(MAKECMDGOALS)),$(firstword $(MODELS)),ldm))
 # Further flags of an experiment, such as FLAGS="--steps 200".
 FLAGS  ?=
 

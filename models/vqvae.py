@@ -67,11 +67,11 @@ class LatentClassifier(nn.Module):
 
     def __init__(self, latent_channels: int, classes: int):
         super().__init__()
-        self.score = nn.Conv2d(latent_channels, classes, 1)
+        self.score = nn.Linear(latent_channels, classes)
         nn.init.constant_(self.score.bias, -6.0)  # most objects are absent, and 64 places add up
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.score(latents).float().flatten(2).logsumexp(2)
+        return self.score(latents.flatten(2).mT).float().logsumexp(1)
 
 
 class VQVAE(nn.Module):

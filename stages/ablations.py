@@ -14,7 +14,7 @@ from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
-from stages.evaluate import evaluate_sets
+from stages.evaluate import evaluate_sets, refuse_other_pictures
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TRAIN
 
@@ -43,7 +43,7 @@ GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     ),
     "guidance": (
         "ldm",
-        {"": ["ldm.label_dropout=0.1"]},
+        {"": []},
         {f"{g:g}": [f"eval.guidance={g}"] for g in (1.0, 2.0, 3.0, 4.0, 6.0)},
     ),
 }
@@ -88,7 +88,8 @@ def borrowed(context: Context, model: str) -> list[str]:
 def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:
     """Per sampling value and test set, the accuracies of all evaluation seeds of one trained model."""
     dataset = load_dataset(context.config, context.device)
-    judge, _ = load_evaluator(context, len(dataset.vocabulary))
+    judge, about = load_evaluator(context, len(dataset.vocabulary))
+    refuse_other_pictures(context, {"evaluator": about}, dataset)
     sampler, _ = LOADERS[model](context)
     found = {}
     for value, overrides in values.items():
@@ -106,6 +107,8 @@ def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]
             label = "".join(c if c.isalnum() else "-" for c in f"{group}-{value}".rstrip("-"))
             name = f"{context.config.name}-ablation-{label}-{seed}"
             settings = [*borrowed(context, model), *overrides, f"models=[{model}]", f"seed={seed}"]
+            if sampled and getattr(context.config, model).label_dropout == 0:  # else it cannot be guided
+                settings.append(f"{model}.label_dropout=0.1")
             settings += budget(model, context.arguments.steps)
             variant = context.derived(name, *settings)
             TRAIN[model](variant)

@@ -84,7 +84,7 @@ def ldm_row(subject: Subject, context: Context) -> Row:
 
 def vae_row(subject: Subject, context: Context) -> Row:
     config = subject.context.config
-    contenders = {"ours": subject.vae_step()}
+    contenders = {"ours": subject.vae_step("vae.optimizer=adam", "vae.label_weight=0.0")}  # the same recipe
     contenders["the plain way"] = plain.vae_step(config, subject.folder, context.device)
     if peers.available("diffusers"):
         contenders["diffusers' VQModel, the plain way"] = peers.vae_step(config, subject.folder, context.device)

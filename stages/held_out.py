@@ -11,7 +11,7 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
-from stages.evaluate import evaluate_set, shown
+from stages.evaluate import evaluate_set, refuse_other_pictures, shown
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TRAIN, title
 
@@ -57,6 +57,8 @@ def main(context: Context) -> None:
     if not models:
         raise UserError(f"{context.arguments.config}: models has neither ldm nor gan")
     judge, about = load_evaluator(context, len(complete.vocabulary))
+    if not context.config.data.withhold:  # else its pictures are fewer
+        refuse_other_pictures(context, {"evaluator": about}, complete)
     page = Page(
         f"{context.config.name}: label sets never seen",
         f"A fixed share of the pairs and triples, {share:g}, was withheld from the training of the models (but not of "

@@ -29,6 +29,9 @@ PLAIN = (
     "ldm.timestep_draws=uniform",
     "ldm.picture_draws=uniform",
     "vae.label_weight=0.0",
+    "vae.optimizer=adam",
+    "vae.learning_rate=1.5e-3",
+    "ldm.optimizer=adam",
 )
 
 

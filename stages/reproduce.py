@@ -67,7 +67,9 @@ SYSTEMS: dict[str, System] = {
         (0.972, 0.845),
         budget="not said",
     ),
-    "ddpm-multiply-add": System("pixel DDPM, multiply-add", "ddpm", (), (0.653, 0.726), f"{IN_PIXELS}, width 256"),
+    "ddpm-multiply-add": System(
+        "pixel DDPM, multiply-add", "ddpm", ("ddpm.paths=up+down",), (0.653, 0.726), f"{IN_PIXELS}, width 256"
+    ),
     "ddpm-up": System(
         "conditions on its up path", "ddpm", ("ddpm.paths=up",), (0.631, 0.678), f"{IN_PIXELS}, width 256"
     ),
@@ -95,14 +97,18 @@ SYSTEMS: dict[str, System] = {
     "ddpm-ddim": _pixels("sampler: DDIM", "eval.sampler=ddim"),
     "ddpm-classifier-free": _pixels("classifier-free guidance", "ddpm.label_dropout=0.1", "eval.guidance=3.0"),
     "ddpm-classifier": _pixels("classifier guidance", GUIDED),
-    "ldm-unguided": System("without guidance", "ldm", ("eval.guidance=1.0",)),
-    "ldm-classifier": System("classifier guidance alone, DDIM (algorithm 2)", "ldm", (GUIDED, "eval.guidance=1.0")),
+    "ldm-unguided": System("without guidance", "ldm", ("eval.guidance=1.0", "eval.classifier_guidance=0.0")),
+    "ldm-classifier": System(
+        "classifier guidance alone, DDIM (algorithm 2)", "ldm", (GUIDED, "eval.guidance=1.0", "eval.sampler=ddim")
+    ),
     "ldm-classifier-ancestral": System(
         "classifier guidance alone, DDPM (algorithm 1)", "ldm", (GUIDED, "eval.guidance=1.0", "eval.sampler=ancestral")
     ),
     "ldm-ancestral": System("sampler: DDPM", "ldm", ("eval.sampler=ancestral",)),
     **{
-        f"ldm-ddim-{spacing}": System(f"sampler: DDIM, {spacing}", "ldm", (f"eval.spacing={spacing}",))
+        f"ldm-ddim-{spacing}": System(
+            f"sampler: DDIM, {spacing}", "ldm", ("eval.sampler=ddim", f"eval.spacing={spacing}")
+        )
         for spacing in SPACINGS
     },
 }
@@ -130,8 +136,7 @@ def changes_of(context: Context, key: str) -> list[str]:
     a, system = context.arguments, SYSTEMS[key]
     changes = section_of(MULTIPLY_ADD, system.model) if lent(context, system) else []
     changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
-    if system.reported:
-        changes.append(f"reported.{system.model}={list(system.reported)}")
+    changes.append(f"reported={json.dumps({system.model: system.reported} if system.reported else {})}")
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
         changes.append(f"uses.guide={context.config.name}-guide")
     if a.steps is None:
@@ -204,14 +209,14 @@ def command_of(context: Context, key: str) -> str:
     return f".venv/bin/python {shlex.join(words)}"
 
 
-def missing(context: Context, key: str, fault: str) -> dict:
-    """What the page shows of a row that has no figures."""
+def missing(key: str, fault: str, command: str | None = None) -> dict:
+    """What the page shows of a row that has no figures. One that nobody asked for has no command either."""
     system = SYSTEMS[key]
     return {
         "system": system.words,
         "reported": system.reported,
         "fault": fault,
-        "command": command_of(context, key),
+        "command": command,
     }
 
 
@@ -242,7 +247,7 @@ def row_of(key: str, result: dict, alike: bool) -> list:
 
 def write_page(context: Context, results: dict[str, dict]) -> Path:
     """The page of all rows, those that this command and earlier ones ran and those still to be run."""
-    rows = {key: results.get(key) or missing(context, key, "not run yet") for key in SYSTEMS}
+    rows = {key: results.get(key) or missing(key, "not run yet") for key in SYSTEMS}
     where = {judged_on(result) for result in results.values() if "figures" in result}
     page = Page(
         "The reports' systems, side by side",
@@ -276,7 +281,7 @@ def main(context: Context) -> None:
             say(f"warning: {key}: {error}")
             failed.append(key)
             if "figures" not in results.get(key, {}):  # a row keeps what it has
-                results[key] = missing(context, key, f"not run: {error}")
+                results[key] = missing(key, f"not run: {error}", command_of(context, key))
         path = write_page(context, results)
     print(path)
     if failed:

@@ -72,7 +72,7 @@ def test_the_latent_classifier_finds_an_object_wherever_it_is_and_only_it():
     torch.manual_seed(0)
     classifier = LatentClassifier(6, 4)
     with torch.no_grad():
-        classifier.score.weight.copy_(20 * torch.eye(4, 6)[:, :, None, None])
+        classifier.score.weight.copy_(20 * torch.eye(4, 6))
     for row, column in ((0, 0), (7, 7), (3, 5)):
         latents = torch.zeros(1, 6, 8, 8)
         latents[0, 2, row, column] = 1.0

@@ -117,9 +117,10 @@ def test_a_data_folder_through_make_draws_nothing(chain, tmp_path):
     assert not (tmp_path / "smoke/render").exists()
 
 
-def test_another_data_folder_is_refused_by_the_evaluation(stage, chain, tmp_path):
+@pytest.mark.parametrize("command", ["evaluate", "samplers", "progress", "compare", "held_out"])
+def test_another_data_folder_is_refused_by_what_judges(stage, chain, tmp_path, command):
     other = write_folder(tmp_path / "d")
-    status, said = stage("evaluate", f"root={chain}", f"data.folder={other}", "data.validation_every=3")
+    status, said = stage(command, f"root={chain}", f"data.folder={other}", "data.validation_every=3")
     assert status == 2
     assert "made from other pictures" in said
 
@@ -164,8 +165,9 @@ def test_make_help_lists_every_target():
 
 @pytest.mark.parametrize("target", EXPERIMENTS)
 def test_make_gives_an_experiment_its_configuration_flags_and_settings(target):
-    said = make(target, "-n", "CONFIG=configs/smoke.yaml", "FLAGS=--fresh", "SET=seed=3", "DATA=/d").stdout
-    command = next(line for line in said.splitlines() if f"-m stages.{target.replace('-', '_')} " in line)
+    result = make(target, "-n", "CONFIG=configs/smoke.yaml", "FLAGS=--fresh", "SET=seed=3", "DATA=/d")
+    assert result.returncode == 0, result.stderr
+    command = next(line for line in result.stdout.splitlines() if f"-m stages.{target.replace('-', '_')} " in line)
     assert '--config "configs/smoke.yaml"' in command and "--fresh" in command.split(" -- ")[0]
     assert command.split(" -- ")[1].split() == ['"data.folder=/d"', "seed=3"]
 
@@ -174,7 +176,15 @@ def test_make_takes_the_models_of_the_configuration():
     for target in ("samplers", "progress"):
         said = make(target, "-n", "CONFIG=configs/ddpm-small.yaml").stdout
         assert "-m stages.ddpm " in said and "--model ddpm" in said and "-m stages.vae " not in said
-    assert "-m stages.vae " not in make("gradnorm", "-n", "CONFIG=configs/gan-auxiliary.yaml").stdout
+        assert "--model ldm" in make(target, "-n", "CONFIG=configs/gan-auxiliary.yaml").stdout
+    assert "--model gan" in make("sample", "-n", "CONFIG=configs/gan-auxiliary.yaml").stdout
+
+
+def test_make_trains_an_autoencoder_for_a_gan_on_latents_alone():
+    for config, wanted in (("demo", True), ("gan-auxiliary", False)):
+        result = make("gradnorm", "-n", f"CONFIG=configs/{config}.yaml")
+        assert result.returncode == 0, result.stderr
+        assert ("-m stages.vae " in result.stdout) == wanted
 
 
 @pytest.mark.parametrize("name", ["render", "evaluator", "vae", "ldm", "gan", "evaluate", "sample", "bench"])

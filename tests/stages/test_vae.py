@@ -1,14 +1,21 @@
 """What the autoencoder's loss weighs."""
 
+import copy
+import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import torch
 
-from models.vqvae import LatentClassifier
+import stages.vae
+from data.labels import Vocabulary
 from stages.engine.checkpoint import load_export
+from stages.engine.command import Context
 from stages.engine.config import load
+from stages.engine.dataset import Dataset
+from stages.engine.draws import Draws
 from stages.engine.report import read_metrics
-from stages.vae import VaeTask, build_vae, median_picture
+from stages.vae import VaeTask, median_picture
 from tests.conftest import HERE, SMOKE
 
 
@@ -45,7 +52,29 @@ def test_the_labels_shape_the_latents(chain):
     assert losses and all(loss > 0 for loss in losses)
     tensors, _ = load_export(chain / "smoke/vae/export.safetensors", "")
     assert not any("classifier" in name or "score" in name for name in tensors)
-    config = load(HERE / SMOKE)
-    vae, classifier = build_vae(config.vae), LatentClassifier(config.vae.latent_channels, 24)
-    classifier(vae.encoder(torch.randn(2, 3, 64, 64))).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.encoder.body[0].parameters())
+
+
+def test_the_classification_moves_the_encoder_and_the_classifier(monkeypatch, tmp_path):
+    monkeypatch.setattr(stages.vae, "load_evaluator", lambda context, classes: (None, {}))
+    names = Vocabulary(["red cube", "cyan sphere", "gray cylinder"])
+    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dataset = Dataset(images, torch.eye(3).repeat(3, 1)[:8], images[:0], torch.eye(3)[:0], {}, names, "", tmp_path)
+
+    def after_a_step(weight):
+        config = load(HERE / SMOKE, ["vae.batch=4", f"vae.label_weight={weight}"])
+        device = torch.device("cpu")
+        task = VaeTask(
+            Context(config, device, torch.float32, SimpleNamespace(), time.perf_counter(), ExitStack()), dataset
+        )
+        before = copy.deepcopy(task.classifier)
+        task.step(0, Draws(0, "vae", 0, 4, device))
+        return task, before
+
+    (plain, _), (task, before) = after_a_step(0.0), after_a_step(0.5)
+    assert plain.classifier is None and "classifier" not in plain.parts
+    assert task.parts["classifier"] is task.classifier
+    assert not torch.equal(task.classifier.score.weight, before.score.weight)
+    pairs = zip(task.network.encoder.parameters(), plain.network.encoder.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    pairs = zip(task.network.decoder.parameters(), plain.network.decoder.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs), "it is of the latents alone"
