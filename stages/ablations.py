@@ -19,8 +19,15 @@ from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TRAIN
 
 OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it wants the ancestral sampler
-SIMPLE = ("ldm.min_snr=null", "ldm.log_snr=null")  # every timestep's error weighs alike
 MULTIPLY_ADD, SMALL = "configs/ddpm-multiply-add.yaml", "configs/ddpm-small.yaml"  # the second: for two cores
+
+
+def unweighted(model: str) -> tuple[str, str]:
+    """Overrides by which every timestep's error weighs alike."""
+    return f"{model}.min_snr=null", f"{model}.log_snr=null"
+
+
+SIMPLE = unweighted("ldm")
 # group -> the model, what is trained anew for each value, and what only sampling changes
 GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "conditions": ("ddpm", {"up": ["ddpm.paths=up"], "up + down": ["ddpm.paths=up+down"]}, {}),
@@ -41,11 +48,7 @@ GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
         },
         {},
     ),
-    "guidance": (
-        "ldm",
-        {"": []},
-        {f"{g:g}": [f"eval.guidance={g}"] for g in (1.0, 2.0, 3.0, 4.0, 6.0)},
-    ),
+    "guidance": ("ldm", {"": []}, {f"{g:g}": [f"eval.guidance={g}"] for g in (1.0, 2.0, 3.0, 4.0, 6.0)}),
 }
 
 
@@ -78,11 +81,14 @@ def section_of(file: str, model: str) -> list[str]:
     ]
 
 
+def lacks(context: Context, model: str) -> bool:
+    """Whether the experiment has no section of that model: one is lent to it."""
+    return getattr(context.config, model) is None
+
+
 def borrowed(context: Context, model: str) -> list[str]:
     """Overrides that lend a configuration without a `ddpm` section a small one."""
-    if model != "ddpm" or context.config.ddpm is not None:
-        return []
-    return section_of(SMALL, model)
+    return section_of(SMALL, model) if lacks(context, model) else []
 
 
 def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:

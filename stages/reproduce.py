@@ -12,7 +12,7 @@ from models.adversarial import LOSSES
 from models.diffusion import SCHEDULES
 from models.samplers import SPACINGS
 from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
-from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, section_of
+from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, lacks, section_of, unweighted
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
@@ -52,7 +52,6 @@ def _pixels(words: str, *changes: str) -> System:
     return System(f"pixel DDPM, {words}", "ddpm", changes)
 
 
-PLAIN = ("ddpm.min_snr=null", "ddpm.log_snr=null")  # every timestep's error weighs alike
 IN_PIXELS = "267,328 steps of 32"
 SYSTEMS: dict[str, System] = {
     "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821), budget="534,656 steps of 32"),
@@ -90,8 +89,10 @@ SYSTEMS: dict[str, System] = {
         "ldm",
         ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", "ldm.prediction=v", *SIMPLE),
     ),
-    **_choices("ddpm", "prediction", OF_X0, "pixel DDPM, prediction", *PLAIN),
-    **_choices("ddpm", "prediction", ("mean",), "pixel DDPM, prediction", *PLAIN, "eval.sampler=ancestral"),
+    **_choices("ddpm", "prediction", OF_X0, "pixel DDPM, prediction", *unweighted("ddpm")),
+    **_choices(
+        "ddpm", "prediction", ("mean",), "pixel DDPM, prediction", *unweighted("ddpm"), "eval.sampler=ancestral"
+    ),
     **_choices("ddpm", "schedule", SCHEDULES, "pixel DDPM, schedule"),
     "ddpm-bound": _pixels("the bound's weights", "ddpm.prediction=noise", "ddpm.bound=true", "ddpm.log_snr=null"),
     "ddpm-ddim": _pixels("sampler: DDIM", "eval.sampler=ddim"),
@@ -121,11 +122,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
-def lent(context: Context, system: System) -> bool:
-    """Whether the experiment lacks the section of that row's model."""
-    return getattr(context.config, system.model) is None
-
-
 def asked_of(context: Context, system: System) -> list[str]:
     """What the command line says of the model and its evaluation."""
     return [o for o in context.arguments.overrides if o.startswith((f"{system.model}.", "eval."))]
@@ -134,7 +130,7 @@ def asked_of(context: Context, system: System) -> list[str]:
 def changes_of(context: Context, key: str) -> list[str]:
     """What a row changes in the experiment: a section it lacks, what the command line says, what makes it that row."""
     a, system = context.arguments, SYSTEMS[key]
-    changes = section_of(MULTIPLY_ADD, system.model) if lent(context, system) else []
+    changes = section_of(MULTIPLY_ADD, system.model) if lacks(context, system.model) else []
     changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
     changes.append(f"reported={json.dumps({system.model: system.reported} if system.reported else {})}")
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
@@ -190,7 +186,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
         "system": system.words,
         "reported": system.reported,
         "figures": report["results"][system.model],
-        "configuration": MULTIPLY_ADD if lent(context, system) else context.arguments.config,
+        "configuration": MULTIPLY_ADD if lacks(context, system.model) else context.arguments.config,
         "settings": [*asked_of(context, system), *system.changes],
         "seeds": list(row.config.eval.seeds),
         "steps": about["steps"],
