@@ -59,7 +59,8 @@ LOSSES = {
 def gradient_penalty(critic, real: Tensor, fake: Tensor, labels: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
     """E[(|grad_x D(x, y)| - 1)^2] between pairs that share their labels (arXiv 1704.00028, eq. 3), and the mean norm.
 
-    real, fake: (b, c, h, w); mix: (b, 1, 1, 1) in [0, 1]. Call it outside autocast: float32.
+    real, fake: (b, c, h, w); mix: (b, 1, 1, 1) in [0, 1]. Norms are of float32 gradients; under autocast the critic's
+    layers, and what differentiates them twice, run in bfloat16 (of float16 the gradients would need scaling).
     """
     x = (mix * real + (1 - mix) * fake).detach().requires_grad_()
     scores = critic(x, labels)[0]

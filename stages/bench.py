@@ -7,6 +7,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from stages.benchmark import peers, plain
 from stages.benchmark.clock import (
@@ -23,6 +24,7 @@ from stages.benchmark.clock import (
 )
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
+from stages.engine.compiled import compile_network
 from stages.engine.log import progress, say
 from stages.engine.machine import versions
 from stages.engine.report.page import Page
@@ -70,16 +72,20 @@ class Row:
         return lines or [[self.what, shown(mine), None, None, None, None]]
 
 
-def ldm_row(subject: Subject, context: Context) -> Row:
+def ldm_row(subject: Subject, context: Context, compiled: bool = False) -> Row:
     feed_forward = "ldm.network.expansion=4"  # as diffusers' blocks have it
     config = subject.changed(feed_forward).config
-    contenders = {"ours": subject.ldm_step(feed_forward, "ldm.network.pooled=false")}
+    alike = (feed_forward, "ldm.network.pooled=false")
+    contenders = {"ours": subject.ldm_step(*alike, f"ldm.compile={str(compiled).lower()}")}
+    if compiled:
+        contenders["ours, not compiled"] = subject.ldm_step(*alike, "ldm.compile=false")
     if peers.available("diffusers"):
         latents = subject.vae.encode(plain.reading(subject.folder, 64, context.device)()[0]).detach()
         arguments = (context, config, subject.folder, subject.vae)
         contenders["diffusers' UNet, as in its example"] = peers.ldm_step(*arguments, None)
         contenders["diffusers' UNet, latents kept"] = peers.ldm_step(*arguments, latents)
-    return Row.of(f"LDM training step, batch {config.ldm.batch}", contenders, context)
+    what = f"LDM training step, batch {config.ldm.batch}" + ", ours compiled" * compiled
+    return Row.of(what, contenders, context)
 
 
 def vae_row(subject: Subject, context: Context) -> Row:
@@ -122,6 +128,24 @@ def sampling_row(subject: Subject, context: Context) -> Row:
     return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, guidance {GUIDANCE:g}", contenders, context, scales)
 
 
+def compiled_sampling_row(subject: Subject, context: Context) -> Row:
+    """What a user may have: our network compiled, guidance where the configuration's `eval.interval` has it."""
+    sampler, compiled = subject.sampler(), subject.sampler()
+    compile_network(compiled.network, context.device, constant=True)
+    low, high = context.config.eval.interval
+    within = (*DDIM, *ALIKE, f"eval.interval=[{low},{high}]")
+    contenders: dict[str, Work] = {
+        "ours": subject.sampling(compiled, PICTURES, *within),
+        "ours, not compiled": subject.sampling(sampler, PICTURES, *within),
+        "ours, compiled, guidance throughout": subject.sampling(compiled, PICTURES, *DDIM, *ALIKE),
+    }
+    if peers.available("diffusers"):
+        arguments = (context, sampler, subject.vae, subject.dataset.labels[:PICTURES], DDIM_STEPS, GUIDANCE)
+        contenders["diffusers' DDIM loop, our network, guidance throughout"] = peers.sampling(*arguments)
+    what = f"{PICTURES} pictures, DDIM {DDIM_STEPS}, compiled, guidance in {low:g} to {high:g} of t"
+    return Row.of(what, contenders, context)
+
+
 def few_steps_row(subject: Subject, context: Context) -> Row:
     sampler = subject.sampler()
     contenders = {
@@ -140,9 +164,11 @@ def reading_row(subject: Subject, context: Context) -> Row:
 
 ROWS: dict[str, Callable[[Subject, Context], Row]] = {
     "ldm": ldm_row,
+    "ldm-compiled": partial(ldm_row, compiled=True),
     "vae": vae_row,
     "gan": gan_row,
     "sampling": sampling_row,
+    "sampling-compiled": compiled_sampling_row,
     "few-steps": few_steps_row,
     "reading": reading_row,
 }

@@ -7,6 +7,7 @@ from models.multiply_add_unet import MultiplyAddUNet
 from stages.engine import distributed
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
+from stages.engine.compiled import compile_network
 from stages.engine.config import flatten
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.denoising import DiffusionSampler, DiffusionTask, LogProbability
@@ -39,6 +40,8 @@ def pixel_sampler(
 def load_ddpm(context: Context) -> tuple[DiffusionSampler, dict]:
     """The experiment's pixel DDPM as a sampler, and what its export says."""
     network, settings, about = load_trained(context, "ddpm", Ddpm, lambda s, a: build_ddpm(s, a["classes"]))
+    if context.config.eval.compile:
+        compile_network(network, context.device, constant=True)
     return pixel_sampler(context, network, settings, guide_of(context, about["classes"])), about
 
 
@@ -109,8 +112,8 @@ def main(context: Context) -> None:
     if settings.plateau_factor < 1:  # then the previews' accuracy is part of the training
         judged_by = read_about(context.export("evaluator"), f"run {context.make('evaluator')}")
         parents["evaluator"] = judged_by["sha256"]
-        how = flatten(context.config.eval, "eval.")
-        parents |= {key: value for key, value in how.items() if key not in ("eval.seeds", "eval.sampler")}
+        not_it = ("eval.seeds", "eval.sampler", "eval.compile")
+        parents |= {k: v for k, v in flatten(context.config.eval, "eval.").items() if k not in not_it}
     run = Run(context, "ddpm", parents)
     if not run.finished():
         run.train(DdpmTask(context, dataset))

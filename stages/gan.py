@@ -123,13 +123,17 @@ class GanTask:
             batch = F.pixel_unshuffle(self.dataset.pictures(index), self.settings.stem)
         return batch.contiguous(memory_format=torch.channels_last)
 
-    def _critic_step(self, step: int, draws: Draws, part: int) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _fakes(self, rows: list[Tensor], draws: Draws) -> tuple[Tensor, ...]:
+        """What the critic's steps are shown of the generator, which waits for all of them: one pass makes it."""
+        noise = torch.cat([draws.normal(self.settings.generator.noise) for _ in rows])
+        with self.context.autocast():
+            return self.generator(noise, self.dataset.labels[torch.cat(rows)]).chunk(len(rows))
+
+    def _critic_step(self, step: int, draws: Draws, index: Tensor, fake: Tensor) -> dict[str, Tensor]:
         s = self.settings
-        index = self.rows[draws.indices(len(self.rows), part, s.critic_steps + 1)]
         real, labels = self._real_batch(index), self.dataset.labels[index]
         with self.context.autocast():
-            with torch.no_grad():
-                fake = self.generator(draws.normal(s.generator.noise), labels)
             both, logits = self.critic(torch.cat([real, fake]), labels.repeat(2, 1))
         real_scores, fake_scores = both.chunk(2)
         loss = self.loss.critic(real_scores, fake_scores)
@@ -138,7 +142,8 @@ class GanTask:
         if self.loss.penalised:
             share = max(1, round(len(real) * s.penalty_share))
             mix = draws.uniform(1, 1, 1)[:share]
-            penalty, slope = gradient_penalty(self.critic, real[:share], fake[:share], labels[:share], mix)
+            with self.context.autocast():
+                penalty, slope = gradient_penalty(self.critic, real[:share], fake[:share], labels[:share], mix)
             loss = loss + s.penalty * penalty
             metrics |= {"penalty": penalty, "slope": slope}
         if logits is not None:
@@ -159,10 +164,11 @@ class GanTask:
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s = self.settings
-        for part in range(s.critic_steps):
-            metrics = self._critic_step(step, draws, part)
-        index = self.rows[draws.indices(len(self.rows), s.critic_steps, s.critic_steps + 1)]
-        labels = self.dataset.labels[index]
+        parts = s.critic_steps + 1
+        *shown, last = (self.rows[draws.indices(len(self.rows), part, parts)] for part in range(parts))
+        for index, fake in zip(shown, self._fakes(shown, draws), strict=True):
+            metrics = self._critic_step(step, draws, index, fake)
+        labels = self.dataset.labels[last]
         with self.context.autocast():
             scored, logits = self.critic(self.generator(draws.normal(s.generator.noise), labels), labels)
         loss = self.loss.generator(scored)

@@ -8,6 +8,7 @@ from torch import Tensor
 from models.unet import UNet
 from models.vqvae import VQVAE
 from stages.engine.command import Context, add_fresh, command
+from stages.engine.compiled import compile_network
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.denoising import DiffusionSampler, DiffusionTask, LogProbability
 from stages.engine.run import Run
@@ -50,6 +51,8 @@ def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
     unet, settings, about = load_trained(
         context, "ldm", Ldm, lambda s, a: build_unet(s, a["inputs"], a["classes"], a["most"])
     )
+    if context.config.eval.compile:
+        compile_network(unet, context.device, constant=True)
     guide = guide_of(context, about["classes"])
     return latent_sampler(context, unet, load_vae_of(context, "ldm", about), settings, guide), about
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 import torch
 
 from stages.engine import distributed
+from stages.engine.compiled import MEND, is_of_the_compiler
 from stages.engine.config import Config, derive, load
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
@@ -175,6 +176,8 @@ def command(
     except (RuntimeError, MemoryError) as error:
         if _is_lost_connection(error):
             _end(f"error: another process has ended ({oneline(error)[:100]}); its own message says why", 2)
+        if is_of_the_compiler(error):
+            _end(f"error: torch.compile cannot work here ({oneline(error)[:100]}); it wants a C++ compiler: {MEND}", 2)
         if not is_out_of_memory(error):
             raise
         _end(f"error: out of memory ({oneline(error)[:100]}); lower the stage's batch, such as ldm.batch=32", 2)

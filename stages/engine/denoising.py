@@ -9,6 +9,7 @@ from models.diffusion import Diffusion, weighted_timesteps
 from models.samplers import SAMPLERS, Score, guided, score_of
 from stages.engine import distributed
 from stages.engine.command import Context
+from stages.engine.compiled import compile_network
 from stages.engine.dataset import Dataset, drawn_rows
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
@@ -179,6 +180,8 @@ class DiffusionTask:
             facts,
         )
         self.ema = Ema(network, settings.ema)
+        if settings.compile:  # after its average was copied: previews stay as they are
+            compile_network(network, context.device)
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)

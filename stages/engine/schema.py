@@ -153,6 +153,7 @@ class Denoising(Training):
     timestep_draws: Literal["uniform", "weighted"] = "uniform"  # or as often as a timestep's loss weighs
     picture_draws: PictureDraws = "uniform"
     label_dropout: Share = 0.1
+    compile: bool = False  # torch.compile: pays in long trainings; wants a C++ compiler
 
 
 class Ldm(Denoising):
@@ -212,6 +213,7 @@ class Eval(Section):
     guidance: NonNegative = 1.0  # classifier-free; 1: none
     classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: none
     interval: Pair = (0.0, 1.0)  # of t / T in which classifier-free guidance acts
+    compile: bool = False  # torch.compile for the denoiser: pays from some thousand network calls on
     batch: Positive = 32  # pictures sampled at once; part of the result, as it decides how sums are rounded
 
 

@@ -54,6 +54,23 @@ def test_every_critic_has_a_penalty_with_a_gradient(condition, body, attention):
     assert differs == (condition != "auxiliary")
 
 
+def test_in_bfloat16_the_penalty_teaches_the_same():
+    torch.manual_seed(0)
+    critic = Critic(24, 6, 8, (32, 32, 32), "sum", "projection+auxiliary")
+    real, fake, labels = torch.randn(16, 6, 8, 8), torch.randn(16, 6, 8, 8), torch.eye(24)[:16]
+    mix, found = torch.rand(16, 1, 1, 1), []
+    weights = [w for name, w in critic.named_parameters() if not name.startswith("classify") and name != "score.bias"]
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            penalty, slope = gradient_penalty(critic, real, fake, labels, mix)
+        gradients = torch.autograd.grad(penalty, weights)
+        found.append((penalty.item(), slope.item(), torch.cat([g.flatten() for g in gradients])))
+    exact, rounded = found
+    assert exact[:2] == pytest.approx(rounded[:2], rel=0.01)
+    assert torch.cosine_similarity(exact[2], rounded[2], dim=0) > 0.999
+    assert not torch.equal(exact[2], rounded[2])
+
+
 @pytest.mark.parametrize("condition", GENERATOR_CONDITIONS)
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_dcgan_body_makes_pictures(condition, attention):

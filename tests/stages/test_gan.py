@@ -42,6 +42,12 @@ def draws(task):
     return Draws(0, "gan", 0, task.settings.batch, DEVICE)
 
 
+def critic_step(task):
+    of_the_step, index = draws(task), torch.arange(task.settings.batch)
+    (fake,) = task._fakes([index], of_the_step)
+    task._critic_step(0, of_the_step, index, fake)
+
+
 def largest(task):
     return {name: weight.abs().max().item() for name, weight in task.critic.named_parameters()}
 
@@ -49,7 +55,7 @@ def largest(task):
 def test_after_a_critic_step_of_wgan_all_its_weights_lie_within_the_clip(task_of):
     task = task_of("gan.loss=wgan", f"gan.weight_clip={CLIP}")
     before = {n: w.clone() for n, w in task.critic.named_parameters()}
-    task._critic_step(0, draws(task), 0)
+    critic_step(task)
     assert max(largest(task).values()) == CLIP
     for name, weight in task.critic.named_parameters():  # a step of Adam is at most the learning rate
         moved = (weight - before[name].clamp(-CLIP, CLIP)).abs()
@@ -61,7 +67,7 @@ def test_after_a_critic_step_of_wgan_all_its_weights_lie_within_the_clip(task_of
 def test_other_losses_clip_nothing(task_of, loss):
     task = task_of(f"gan.loss={loss}", f"gan.weight_clip={CLIP}")
     before = largest(task)
-    task._critic_step(0, draws(task), 0)
+    critic_step(task)
     assert largest(task) == pytest.approx(before, abs=1.01 * task.settings.learning_rate)
     assert max(before.values()) > 2 * CLIP
 
@@ -86,3 +92,15 @@ def test_the_auxiliary_schedule_is_the_generator_s_alone(task_of):
     assert torch.equal(critics["constant"], critics["falling"]) and torch.equal(critics["constant"], critics["rising"])
     assert torch.equal(generators["constant"], generators["falling"])
     assert not torch.equal(generators["constant"], generators["rising"])
+
+
+def test_one_pass_makes_what_all_critic_steps_are_shown(task_of):
+    """Each picture follows from its own noise and labels, as if it were made alone."""
+    task = task_of("gan.critic_steps=3")
+    rows = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 7]), torch.tensor([7, 0, 2, 1])]
+    together = task._fakes(rows, draws(task))
+    of_the_step = draws(task)
+    for index, fake in zip(rows, together, strict=True):
+        noise = of_the_step.normal(task.settings.generator.noise)
+        torch.testing.assert_close(fake, task.generator(noise, task.dataset.labels[index]))
+        assert not fake.requires_grad

@@ -1,10 +1,12 @@
 """Every system and choice of the reports runs through its command, and a wrong value is told the right ones."""
 
 import json
+import shutil
 import signal
 from argparse import Namespace
 from contextlib import ExitStack, contextmanager
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -91,6 +93,29 @@ def test_sampling(stage, root, model, changes):
     assert stage(model, *arguments)[0] == 0
     status, said = stage("evaluate", *arguments, *changes)
     assert status == 0, said
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled(stage, root):
+    """Trained compiled, sampled compiled: the picture is the one that is sampled without."""
+    tiny = "ldm.network={channels: 8, multipliers: [1], blocks: 1, head_width: 8, expansion: 0, context: 8}"
+    arguments = (*base(root, "compiled"), tiny, "ldm.compile=true", "ldm.steps=2", "eval.guidance=2.0")
+    status, said = stage("ldm", *arguments)
+    assert status == 0, said
+    made = []
+    for compile_ in ("false", "true"):
+        out = root / f"compiled-{compile_}.png"
+        how = (f"eval.compile={compile_}", "--labels", "red cube", "--model", "ldm", "--out", str(out))
+        status, said = stage("sample", *arguments, *how)
+        assert status == 0, said
+        made.append(numpy.asarray(Image.open(out), dtype=float))
+    assert abs(made[0] - made[1]).mean() < 1  # of 255
+
+
+def test_without_a_compiler_is_one_line(stage, root, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/compiler")
+    arguments = (*base(root, "no-compiler"), "ldm.compile=true")
+    assert_one_line(*stage("ldm", *arguments), "torch.compile", "compiler", "`compile` false")
 
 
 def test_the_ablation_of_the_multiply_add_net_is_one_key(stage, root):
