@@ -178,17 +178,15 @@ def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
     """Each step's arithmetic beside the machine's: FLOP, seconds, FLOP/s, and the rates they are measured against."""
     s = subject.context.config
     network = s.ldm.network
+    of_ldm = [(s.ldm.batch, network.channels * m, 8 >> i) for i, m in enumerate(network.multipliers)]
     found = {}
     for name, step, shapes in [
-        (
-            "ldm",
-            subject.ldm_step(),
-            [(s.ldm.batch, network.channels * m, 8 >> i) for i, m in enumerate(network.multipliers)],
-        ),
+        ("ldm", subject.ldm_step("ldm.compile=false"), of_ldm),
+        ("ldm, compiled", subject.ldm_step("ldm.compile=true"), of_ldm),
         ("vae", subject.vae_step(), [(s.vae.batch, c, 32 >> i) for i, c in enumerate(s.vae.channels)]),
         ("gan", subject.gan_step(), [(s.gan.batch, s.gan.critic.channels[-1], 8)]),
     ]:
-        step()  # k-means, first allocations
+        step()  # k-means, first allocations, compilation
         work = flops(step)
         seconds = statistics.median(interleaved({"": step}, context)[""])
         bare = statistics.mean(convolution_rate(context, *shape) for shape in shapes)
