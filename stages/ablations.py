@@ -78,6 +78,7 @@ def section_of(file: str, model: str) -> list[str]:
         f"{model}={json.dumps(section)}",
         f"eval.sampler={other.eval.sampler}",
         f"eval.guidance={other.eval.guidance}",
+        f"eval.interval={json.dumps(other.eval.interval)}",
     ]
 
 

@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from models.evaluator import Evaluator, accuracy, top_k_hits
@@ -282,6 +283,14 @@ def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: D
             )
 
 
+def _eval_of(provenance: dict) -> Eval | None:
+    """The `eval` section of an earlier report; what is newer than the report has its default."""
+    try:
+        return Eval.model_validate(provenance["configuration"]["eval"], strict=False)
+    except (KeyError, TypeError, ValidationError):
+        return None
+
+
 def main(context: Context) -> None:
     exports = {}
     models = context.config.models
@@ -312,7 +321,7 @@ def main(context: Context) -> None:
             old = {}
         now = _provenance(context, dataset, exports)
         same = ("data_sha256", "test_sets_sha256", "parents", "precision")
-        unchanged = old.get("configuration", {}).get("eval") == now["configuration"]["eval"]
+        unchanged = _eval_of(old) == context.config.eval
         if unchanged and not differences({k: old.get(k) for k in same}, {k: now[k] for k in same}):
             say(f"{context.config.name}/eval: finished already")
             _say_results(context)

@@ -125,10 +125,15 @@ class GanTask:
 
     @torch.no_grad()
     def _fakes(self, rows: list[Tensor], draws: Draws) -> tuple[Tensor, ...]:
-        """What the critic's steps are shown of the generator, which waits for all of them: one pass makes it."""
-        noise = torch.cat([draws.normal(self.settings.generator.noise) for _ in rows])
+        """What the critic's steps are shown of the generator, which waits for all of them: one pass makes it.
+
+        A batch norm is over one batch, as in the generator's own step: then it takes a pass each.
+        """
+        noise = [draws.normal(self.settings.generator.noise) for _ in rows]
         with self.context.autocast():
-            return self.generator(noise, self.dataset.labels[torch.cat(rows)]).chunk(len(rows))
+            if self.settings.generator.condition == "batch-norm":
+                return tuple(self.generator(z, self.dataset.labels[i]) for z, i in zip(noise, rows, strict=True))
+            return self.generator(torch.cat(noise), self.dataset.labels[torch.cat(rows)]).chunk(len(rows))
 
     def _critic_step(self, step: int, draws: Draws, index: Tensor, fake: Tensor) -> dict[str, Tensor]:
         s = self.settings

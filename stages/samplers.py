@@ -70,9 +70,11 @@ def main(context: Context) -> None:
         results[name] = evaluate_sets(sampler, judge, dataset, context.derived(context.config.name, *overrides))
     per_picture = {n: 1 / min(f["images_per_second"] for f in sets.values()) for n, sets in results.items()}
     slowest = next(iter(per_picture.values()))
+    low, high = context.config.eval.interval
     page = Page(
         f"Samplers of {context.config.name}'s {title(model, context.config)}",
-        f"Mean of the seeds {list(context.config.eval.seeds)}, guidance {context.config.eval.guidance:g}, batches of "
+        f"Mean of the seeds {list(context.config.eval.seeds)}, guidance {context.config.eval.guidance:g} "
+        f"within {low:g} to {high:g} of t / T, batches of "
         f"{context.config.eval.batch}; judge: {about['kind']} evaluator. Time is sampling with decoding.",
     )
     words = "Accuracy and the seeds' deviation over the time a picture takes; beside each point its steps."

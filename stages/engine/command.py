@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 
 from stages.engine import distributed
-from stages.engine.compiled import MEND, is_of_the_compiler
+from stages.engine.compiled import of_the_compiler
 from stages.engine.config import Config, derive, load
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
@@ -125,7 +125,7 @@ def context_of(config: Config, arguments: argparse.Namespace, began: float, held
     device = _device(config.device)
     fast = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, the gradient penalty's convolutions included
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     torch.backends.cudnn.deterministic = True
     distributed.start(device)
     return Context(config, device, torch.bfloat16 if fast else torch.float32, arguments, began, held)
@@ -176,10 +176,10 @@ def command(
     except (RuntimeError, MemoryError) as error:
         if _is_lost_connection(error):
             _end(f"error: another process has ended ({oneline(error)[:100]}); its own message says why", 2)
-        if is_of_the_compiler(error):
-            _end(f"error: torch.compile cannot work here ({oneline(error)[:100]}); it wants a C++ compiler: {MEND}", 2)
         if not is_out_of_memory(error):
-            raise
+            if (of_compiler := of_the_compiler(error)) is None:
+                raise
+            _end(f"error: {of_compiler}", 2)
         _end(f"error: out of memory ({oneline(error)[:100]}); lower the stage's batch, such as ldm.batch=32", 2)
     except OSError as error:
         _end(f"error: {of_the_system(error)}", 2)

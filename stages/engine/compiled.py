@@ -1,15 +1,18 @@
 """torch.compile for a network, where a configuration asks for it."""
 
 import os
+import shlex
 import shutil
 import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stages.engine.errors import UserError
+from stages.engine import distributed
+from stages.engine.errors import UserError, oneline
 
 MEND = "install one and Python's headers, or leave `compile` false in ldm, ddpm and eval"
+FORMS = 64  # that torch keeps of one function, of all networks of a class together; its own 8 are soon used up
 
 
 def compile_network(network: nn.Module, device: torch.device, constant: bool = False) -> None:
@@ -17,15 +20,30 @@ def compile_network(network: nn.Module, device: torch.device, constant: bool = F
 
     `constant`: the weights will never change again, so that on a CPU they are cast and packed once ("freezing"), not at
     every call. What was compiled is kept on disk by torch and serves the next process. Raises UserError where a CPU has
-    no compiler.
+    no compiler, and for batch norms over several processes.
     """
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise UserError(f"torch.compile wants a C++ compiler, and {compiler} is none that can be run here; {MEND}")
-    options = {"freezing": True} if constant and device.type == "cpu" else None
-    network.compile(dynamic=False, options=options)
+    compiler = shlex.split(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))  # as torch does
+    if device.type == "cpu" and shutil.which(compiler[0]) is None:
+        raise UserError(f"torch.compile wants a C++ compiler, and {compiler[0]} is none that can be run here; {MEND}")
+    if distributed.has_global_batch_norms(network):
+        raise UserError("batch norms over several processes cannot be compiled: leave ddpm.compile false")
+    import torch._dynamo.config  # seconds to import: only where it is asked for
+    import torch._inductor.config
+
+    compiled, frozen = torch.compile(network.forward, dynamic=False), constant and device.type == "cpu"
+
+    def forward(*inputs: Tensor | None) -> Tensor:
+        # while it is called, not once for all: a network that still learns must not be frozen beside this one
+        with torch._dynamo.config.patch(recompile_limit=FORMS), torch._inductor.config.patch(freezing=frozen):
+            return compiled(*inputs)
+
+    network.forward = forward
 
 
-def is_of_the_compiler(error: BaseException) -> bool:
-    """True for what torch.compile raises where it cannot work, as without Python's headers."""
-    return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
+def of_the_compiler(error: BaseException) -> UserError | None:
+    """What torch's compiler says of itself, as one line; None for any other error, the network's own among them."""
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    if "torch._dynamo.exc.BackendCompilerFailed" not in kinds:
+        return None
+    inner = getattr(error, "inner_exception", error)
+    return UserError(f"torch.compile failed here ({oneline(inner)[:100]}); if it wants a C++ compiler, {MEND}")

@@ -119,6 +119,11 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
         return all_reduce(values.mean(dim=(0, 2, 3), keepdim=True)) / world_size()
 
 
+def has_global_batch_norms(network: nn.Module) -> bool:
+    """True for a network made by `with_global_batch_norms` under torchrun, where it has any batch norm."""
+    return any(isinstance(module, _GlobalBatchNorm) for module in network.modules())
+
+
 def with_global_batch_norms(network: nn.Module) -> nn.Module:
     """The network, whose batch norms see the whole global batch under `torchrun`.
 

@@ -27,7 +27,8 @@ from stages.engine.machine import describe_device, peak_memory, reset_peak, vers
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 
 AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several processes wait for their GPUs
-HOW = ("precision", "processes", "parent eval.")  # of an identity: how a finished run was made, not what it is
+# of an identity: how a finished run was made, not what it is
+HOW = ("precision", "processes", "parent eval.", "ldm.compile", "ddpm.compile")
 
 
 class Task(Protocol):

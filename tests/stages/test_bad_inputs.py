@@ -83,6 +83,16 @@ def test_a_run_older_than_a_key_is_taken_as_with_its_default(stage, chain_copy):
     assert_one_line(*stage("ldm", f"root={chain_copy}", "ldm.network.dropout=0.5"), "ldm.network.dropout: 0.0 -> 0.5")
 
 
+def test_a_report_older_than_a_key_is_taken_as_with_its_default(stage, chain_copy):
+    path = chain_copy / "smoke" / "eval" / "report.json"
+    report = json.loads(path.read_text())
+    del report["provenance"]["configuration"]["eval"]["compile"]
+    path.write_text(json.dumps(report))
+    status, said = stage("evaluate", f"root={chain_copy}")
+    assert (status, "finished already" in said) == (0, True), said
+    assert json.loads(path.read_text()) == report
+
+
 def test_no_configuration(stage):
     assert_one_line(*stage("vae", config="configs/none.yaml"), "configs/none.yaml", "configs/demo.yaml")
 

@@ -7,6 +7,8 @@ import yaml
 from PIL import Image
 
 from stages.engine.checkpoint import read_about
+from stages.engine.config import derive, load
+from stages.pace import PLAIN, plain
 from tests.stages.test_bad_inputs import assert_one_line
 
 
@@ -77,6 +79,7 @@ def test_ablations(stage, root):
 
 def test_ablations_lend_a_ddpm_to_a_configuration_without_one(stage, root):
     few = ("--steps", "2", "--runs", "1", "--fresh", f"root={root}", "ddpm=null", "eval.seeds=[0]")
+    few += ("eval.interval=[0.2,0.8]",)
     status, said = stage("ablations", *few, "--only", "conditions")
     assert status == 0, said
     assert set(page(root, "ablations", ["conditions"])["conditions"]) == {"up", "up + down"}
@@ -85,6 +88,7 @@ def test_ablations_lend_a_ddpm_to_a_configuration_without_one(stage, root):
         config = yaml.safe_load((root / f"smoke-ablation-conditions-{value}-0/ddpm/config.yaml").read_text())
         assert (config["ddpm"]["width"], config["ddpm"]["paths"], config["ddpm"]["steps"]) == (32, paths, 2)
         assert (config["eval"]["sampler"], config["eval"]["steps"], config["eval"]["guidance"]) == ("ddim", 3, 3.0)
+        assert config["eval"]["interval"] == [0.0, 1.0]
 
 
 def test_compare(stage, root):
@@ -117,6 +121,16 @@ def test_pace(stage, root):
         assert result["seconds"] is None or result["seconds"] in times
     assert read_about(root / "smoke-pace-plain/ldm/export.safetensors", "")["identity"]["precision"] == "float32"
     assert_one_line(*stage("pace", "--accuracy", "2", f"root={root}"), "--accuracy 2")
+
+
+def test_the_plain_recipe_has_the_steps_that_adam_needs_and_guidance_throughout():
+    config = load("configs/demo.yaml", ["vae.optimizer=muon"])
+    changed = derive(config, [*plain(config)])
+    assert (config.vae.optimizer, changed.vae.optimizer) == ("muon", "adam")
+    assert changed.vae.steps == 4 * config.vae.steps
+    assert changed.vae.discriminator.start == 4 * config.vae.discriminator.start
+    assert changed.eval.interval == (0.0, 1.0)
+    assert plain(changed) == PLAIN
 
 
 def test_reproduce_runs_every_system_and_only_what_is_missing(stage, root):

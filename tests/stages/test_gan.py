@@ -9,6 +9,7 @@ import torch
 
 import stages.gan
 from data.labels import Vocabulary
+from models.wgan import GENERATOR_CONDITIONS
 from stages.engine.command import Context
 from stages.engine.config import load
 from stages.engine.dataset import Dataset
@@ -94,9 +95,9 @@ def test_the_auxiliary_schedule_is_the_generator_s_alone(task_of):
     assert not torch.equal(generators["constant"], generators["rising"])
 
 
-def test_one_pass_makes_what_all_critic_steps_are_shown(task_of):
-    """Each picture follows from its own noise and labels, as if it were made alone."""
-    task = task_of("gan.critic_steps=3")
+@pytest.mark.parametrize("condition", GENERATOR_CONDITIONS)
+def test_what_all_critic_steps_are_shown_is_what_each_batch_alone_would_be(task_of, condition):
+    task = task_of("gan.critic_steps=3", f"gan.generator.condition={condition}")
     rows = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 7]), torch.tensor([7, 0, 2, 1])]
     together = task._fakes(rows, draws(task))
     of_the_step = draws(task)
