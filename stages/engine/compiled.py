@@ -22,7 +22,8 @@ def compile_network(network: nn.Module, device: torch.device, constant: bool = F
     every call. What was compiled is kept on disk by torch and serves the next process. Raises UserError where a CPU has
     no compiler, and for batch norms over several processes.
     """
-    compiler = shlex.split(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))  # as torch does
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    compiler = shlex.split(os.environ.get("CXX", "")) or [usual]  # as torch looks for it
     if device.type == "cpu" and shutil.which(compiler[0]) is None:
         raise UserError(f"torch.compile wants a C++ compiler, and {compiler[0]} is none that can be run here; {MEND}")
     if distributed.has_global_batch_norms(network):
