@@ -1,40 +1,27 @@
 """What a step of the GAN does to weights, and what the auxiliary loss weighs, on a handful of pictures of noise."""
 
-import time
-from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import stages.gan
-from data.labels import Vocabulary
 from models.wgan import GENERATOR_CONDITIONS
-from stages.engine.command import Context
-from stages.engine.config import load
-from stages.engine.dataset import Dataset
 from stages.engine.draws import Draws
 from stages.gan import GanTask
-from tests.conftest import HERE, SMOKE
+from tests.stages.handful import DEVICE, context_with, noise_pictures
 
 CLIP = 0.03125
-DEVICE = torch.device("cpu")
 
 
 @pytest.fixture
 def task_of(monkeypatch, tmp_path):
     """A task on the smoke configuration with changes; no evaluator, for none is asked."""
     monkeypatch.setattr(stages.gan, "load_evaluator", lambda context, classes: (None, {}))
-    names = Vocabulary(["red cube", "cyan sphere", "gray cylinder"])
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
-    labels = torch.eye(3).repeat(3, 1)[:8]
-    dataset = Dataset(images, labels, images[:0], labels[:0], {}, names, "", tmp_path)
+    dataset = noise_pictures(tmp_path)
 
     def make(*changes):
-        config = load(HERE / SMOKE, ["gan.batch=4", "gan.generator.channels=[8,8,8,8]", *changes])
-        context = Context(config, DEVICE, torch.float32, SimpleNamespace(), time.perf_counter(), ExitStack())
-        return GanTask(context, dataset, None)
+        return GanTask(context_with("gan.batch=4", "gan.generator.channels=[8,8,8,8]", *changes), dataset, None)
 
     return make
 

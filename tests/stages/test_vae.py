@@ -1,22 +1,16 @@
 """What the autoencoder's loss weighs."""
 
 import copy
-import time
-from contextlib import ExitStack
 from types import SimpleNamespace
 
 import torch
 
 import stages.vae
-from data.labels import Vocabulary
 from stages.engine.checkpoint import load_export
-from stages.engine.command import Context
-from stages.engine.config import load
-from stages.engine.dataset import Dataset
 from stages.engine.draws import Draws
 from stages.engine.report import read_metrics
 from stages.vae import VaeTask, median_picture
-from tests.conftest import HERE, SMOKE
+from tests.stages.handful import DEVICE, context_with, noise_pictures
 
 
 def loss_of(images, made, background, foreground):
@@ -56,18 +50,12 @@ def test_the_labels_shape_the_latents(chain):
 
 def test_the_classification_moves_the_encoder_and_the_classifier(monkeypatch, tmp_path):
     monkeypatch.setattr(stages.vae, "load_evaluator", lambda context, classes: (None, {}))
-    names = Vocabulary(["red cube", "cyan sphere", "gray cylinder"])
-    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    dataset = Dataset(images, torch.eye(3).repeat(3, 1)[:8], images[:0], torch.eye(3)[:0], {}, names, "", tmp_path)
+    dataset = noise_pictures(tmp_path)
 
     def after_a_step(weight):
-        config = load(HERE / SMOKE, ["vae.batch=4", f"vae.label_weight={weight}"])
-        device = torch.device("cpu")
-        task = VaeTask(
-            Context(config, device, torch.float32, SimpleNamespace(), time.perf_counter(), ExitStack()), dataset
-        )
+        task = VaeTask(context_with("vae.batch=4", f"vae.label_weight={weight}"), dataset)
         before = copy.deepcopy(task.classifier)
-        task.step(0, Draws(0, "vae", 0, 4, device))
+        task.step(0, Draws(0, "vae", 0, 4, DEVICE))
         return task, before
 
     (plain, _), (task, before) = after_a_step(0.0), after_a_step(0.5)

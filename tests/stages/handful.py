@@ -1,0 +1,30 @@
+"""What tests of a task's single steps share: a handful of pictures of noise, a context on the smoke configuration."""
+
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import torch
+
+from data.labels import Vocabulary
+from stages.engine.command import Context
+from stages.engine.config import load
+from stages.engine.dataset import Dataset
+from tests.conftest import HERE, SMOKE
+
+DEVICE = torch.device("cpu")
+
+
+def noise_pictures(folder) -> Dataset:
+    """Eight pictures of one object of three each, none held out."""
+    names = Vocabulary(["red cube", "cyan sphere", "gray cylinder"])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    labels = torch.eye(3).repeat(3, 1)[:8]
+    return Dataset(images, labels, images[:0], labels[:0], {}, names, "", folder)
+
+
+def context_with(*changes: str) -> Context:
+    """The smoke configuration with changes, in float32 on the CPU."""
+    config = load(HERE / SMOKE, [*changes])
+    return Context(config, DEVICE, torch.float32, SimpleNamespace(), time.perf_counter(), ExitStack())
