@@ -9,6 +9,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular v
 ITERATIONS = 4  # usual are 5: the fifth lifts only values below a hundredth of the norm
 MOMENTUM = 0.95
 NARROWEST = 16  # a layer with fewer inputs or outputs than this enters or leaves the network: Adam's
+WIDEST = 256  # Adam's too are layers with more of both: on a CPU their products cost as much as the rest of the step
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -27,7 +28,7 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of convolutions and of the linear layers in attention and feed-forward, but for narrow ones.
+    """The weights of convolutions and of the linear layers in attention and feed-forward, but for narrow and wide ones.
 
     What acts on one vector a picture (time, labels, FiLM) has gradients of few rows, and matrices as large; that stays
     Adam's, as transposed convolutions do.
@@ -35,7 +36,8 @@ def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
     inner = [m for m in network.modules() if isinstance(m, Attention | FeedForward)]
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     layers += [m for block in inner for m in block.modules() if isinstance(m, nn.Linear)]
-    return [m.weight for m in layers if m.weight.requires_grad and min(m.weight.shape[:2]) >= NARROWEST]
+    weights = [m.weight for m in layers if m.weight.requires_grad]
+    return [w for w in weights if NARROWEST <= min(w.shape[:2]) <= WIDEST]
 
 
 def _rows(weight: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from torch import nn
 
 from models.blocks import Attention
 from stages.engine.config import load
-from stages.engine.muon import hidden_weights, orthogonalised
+from stages.engine.muon import WIDEST, hidden_weights, orthogonalised
 from stages.engine.optim import Optimizer
 
 
@@ -24,10 +24,11 @@ def test_no_gradient_makes_no_step():
     assert torch.equal(orthogonalised(torch.zeros(1, 4, 8), torch.float32), torch.zeros(1, 4, 8))
 
 
-def test_layers_that_enter_or_leave_vectors_and_embeddings_are_adams():
+def test_layers_that_enter_or_leave_vectors_embeddings_and_wide_layers_are_adams():
     convolution, attention = nn.Conv2d(32, 32, 3), Attention(32, 2)
     network = nn.Sequential(nn.Conv2d(6, 32, 3), convolution, attention, nn.Conv2d(32, 6, 3), nn.Linear(32, 32))
     network.append(nn.Embedding(24, 32))
+    network.append(nn.Conv2d(WIDEST + 1, WIDEST + 1, 1))
     inner = (attention.to_query, attention.to_key_value, attention.to_out)
     assert {id(w) for w in hidden_weights(network)} == {id(layer.weight) for layer in (convolution, *inner)}
 
