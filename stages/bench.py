@@ -75,7 +75,7 @@ class Row:
 def ldm_row(subject: Subject, context: Context, compiled: bool = False) -> Row:
     feed_forward = "ldm.network.expansion=4"  # as diffusers' blocks have it
     config = subject.changed(feed_forward).config
-    alike = (feed_forward, "ldm.network.pooled=false")
+    alike = (feed_forward, "ldm.network.pooled=false", "ldm.optimizer=adam")  # and the same recipe
     contenders = {"ours": subject.ldm_step(*alike, f"ldm.compile={str(compiled).lower()}")}
     if compiled:
         contenders["ours, not compiled"] = subject.ldm_step(*alike, "ldm.compile=false")

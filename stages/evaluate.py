@@ -17,10 +17,10 @@ from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.denoising import DiffusionSampler
 from stages.engine.errors import UserError
-from stages.engine.log import progress, say
+from stages.engine.log import progress, read_metrics, say
 from stages.engine.machine import describe_device, versions
 from stages.engine.pictures import grid, png
-from stages.engine.report import curve, read_metrics, write_report
+from stages.engine.report import curve, write_report
 from stages.engine.run import differences, move_aside
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval

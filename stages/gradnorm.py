@@ -5,7 +5,8 @@ import argparse
 import matplotlib.pyplot as plt
 
 from stages.engine.command import Context, add_fresh, command
-from stages.engine.report import drawn, read_metrics
+from stages.engine.log import read_metrics
+from stages.engine.report import drawn
 from stages.engine.report.page import Page
 from stages.gan import main as train_gan
 

@@ -83,12 +83,12 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
     )
 
 
-def main(context: Context) -> None:
+def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset = load_dataset(context.config, context.device)
     vae, about = load_vae(context)
     run = Run(context, "ldm", {"data": dataset.sha256, "vae": about["sha256"]})
     if not run.finished():
-        run.train(ldm_task(context, dataset, vae, encode_set(vae, dataset.images, context)))
+        run.train(ldm_task(context, dataset, vae, encode_set(vae, dataset.images, context)), until)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -37,6 +38,15 @@ def progress(items, title: str, total: int | None = None):
         yield item
         if done in marks:
             say(f"{title}: {25 * marks[done]} %")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl; empty where there is none. A line cut by a full disk is passed over."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 class MetricsLog:

@@ -22,7 +22,7 @@ from stages.engine.command import Context
 from stages.engine.config import flatten
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
-from stages.engine.log import MetricsLog, say
+from stages.engine.log import MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 
@@ -120,8 +120,13 @@ class Run:
             say(f"{self.title}: the old run is now {move_aside(self.folder)}")
         distributed.barrier()
 
-    def train(self, task: Task) -> None:
-        """Trains to the last step, from the last checkpoint if there is one, and exports."""
+    def train(self, task: Task, until: Callable[[dict], bool] | None = None) -> None:
+        """Trains to the last step, from the last checkpoint if there is one, and exports.
+
+        With `until`, a run of one process ends at the first line of metrics.jsonl with a preview's metrics that
+        satisfies it, before its last step: at a checkpoint, from where it can go on, and without an export. Asked again
+        it sees all lines, those of steps too.
+        """
         self.make_way()
         settings, device = self.settings, self.context.device
         checkpoints = Checkpoints(self.folder, settings.keep, say)
@@ -144,8 +149,9 @@ class Run:
             distributed.barrier()
 
         log.begin(start)
+        enough = until is not None and start < settings.steps and any(map(until, read_metrics(log.path)))
         with stop:
-            for step in range(start, settings.steps):
+            for step in range(start, start if enough else settings.steps):
                 torch.manual_seed(seed_of(self.context.config.seed, self.stage, step, distributed.rank()))
                 draws = Draws(self.context.config.seed, self.stage, step, settings.batch, device)
                 metrics = task.step(step, draws)
@@ -157,18 +163,24 @@ class Run:
                     self._refuse_non_finite(task, witness)
                     log.flush(done)
                 if done % settings.preview_every == 0 or last:
-                    self._preview(task, log, done, seconds)
+                    metrics = self._preview(task, log, done, seconds)
+                    enough = until is not None and until({"step": done, **metrics}) and not last
                 stopped = distributed.any_process(stop.number, device) if done % agree_every == 0 else 0
-                if done % settings.checkpoint_every == 0 or last or stopped:
+                if done % settings.checkpoint_every == 0 or last or stopped or enough:
                     save(done)
                 if stopped:
                     log.close()
                     raise Interrupted(stopped)
+                if enough:
+                    break
             if late := distributed.any_process(stop.number, device):  # during the last save
                 log.close()
                 raise Interrupted(late)
         log.close()
-        self._export(task, seconds, measures_memory)
+        if enough:
+            say(f"{self.title}: good enough, it ends before step {settings.steps}")
+        else:
+            self._export(task, seconds, measures_memory)
 
     def _restore(self, checkpoints: Checkpoints, task: Task, log: MetricsLog) -> tuple[float, int]:
         state = checkpoints.load_latest()
@@ -182,8 +194,14 @@ class Run:
         if state is None:
             return 0.0, 0
         self.refuse_other(state["identity"])
-        for name, part in task.parts.items():
-            part.load_state_dict(state["parts"][name])
+        try:
+            for name, part in task.parts.items():
+                part.load_state_dict(state["parts"][name])
+        except (KeyError, ValueError):  # its optimiser has other groups of weights: of another version of this code
+            raise UserError(
+                f"{self.folder} was begun by another version of this program, whose checkpoints do not fit; start anew "
+                f"with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"
+            ) from None
         log.load_state_dict(state["log"], self.context.device)
         say(f"{self.title}: going on at step {state['step']} of {self.settings.steps}")
         return state["seconds"], state["step"]
@@ -193,13 +211,14 @@ class Run:
             text = yaml.safe_dump(self.context.config.model_dump(mode="json"), sort_keys=False)
             write_atomically(self.folder / "config.yaml", text.encode())
 
-    def _preview(self, task: Task, log: MetricsLog, step: int, elapsed: Callable[[], float]) -> None:
+    def _preview(self, task: Task, log: MetricsLog, step: int, elapsed: Callable[[], float]) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):
             metrics, pictures = task.preview(step)
         if metrics:
             log.write(step, metrics, seconds=elapsed())
         for name, grid in pictures.items():
             log.picture(name, step, grid)
+        return metrics
 
     def _refuse_non_finite(self, task: Task, witness: Witness) -> None:
         step = first_bad_step(task.optimizers)

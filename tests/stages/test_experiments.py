@@ -119,6 +119,15 @@ def test_pace(stage, root):
         times = [seconds for seconds, _ in result["previews"]]
         assert times == sorted(times) and times[0] > result["vae_seconds"] > 0
         assert result["seconds"] is None or result["seconds"] in times
+        assert result["seconds"] is None or (result["seconds"] == times[-1] and len(times) < 6)
+    assert any(result["seconds"] is not None for result in found.values())
+    status, said = stage("pace", "--accuracy", "0", "--to-the-end", f"root={root}")
+    assert status == 0, said
+    whole = page(root, "pace", ["pace"])
+    for name, result in found.items():
+        assert whole[name]["previews"][: len(result["previews"])] == result["previews"]
+        assert len(whole[name]["previews"]) == 6
+        assert whole[name]["seconds"] == result["seconds"]
     assert read_about(root / "smoke-pace-plain/ldm/export.safetensors", "")["identity"]["precision"] == "float32"
     assert_one_line(*stage("pace", "--accuracy", "2", f"root={root}"), "--accuracy 2")
 
@@ -129,8 +138,15 @@ def test_the_plain_recipe_has_the_steps_that_adam_needs_and_guidance_throughout(
     assert (config.vae.optimizer, changed.vae.optimizer) == ("muon", "adam")
     assert changed.vae.steps == 4 * config.vae.steps
     assert changed.vae.discriminator.start == 4 * config.vae.discriminator.start
+    assert (config.ldm.optimizer, changed.ldm.optimizer) == ("muon", "adam")
+    assert changed.ldm.steps * changed.ldm.batch == config.ldm.steps * config.ldm.batch
     assert changed.eval.interval == (0.0, 1.0)
     assert plain(changed) == PLAIN
+    report = load("configs/report.yaml")
+    rates = [
+        (c.vae.learning_rate, c.ldm.learning_rate, c.ldm.steps) for c in (report, derive(report, [*plain(report)]))
+    ]
+    assert rates[0] == rates[1]
 
 
 def test_reproduce_runs_every_system_and_only_what_is_missing(stage, root):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 from argparse import Namespace
 from contextlib import ExitStack, contextmanager
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from models.evaluator import Evaluator
+from stages import ldm
 from stages.engine.checkpoint import read_about, save_export
 from stages.engine.command import Context
 from stages.engine.config import load
@@ -179,6 +181,35 @@ def test_the_plateau_factor_is_part_of_the_run(stage, tmp_path, monkeypatch):
     assert plateau(resumed) == plateau(whole)
     assert digest(resumed) == digest(whole)
     assert lines(resumed) == lines(whole)
+
+
+def test_a_training_that_ends_where_it_is_good_enough_goes_on_from_there(root):
+    """Off the beat of logs and checkpoints, so that both are in what it leaves."""
+
+    def train(name, *until):
+        changes = ("ldm.preview_every=1", "ldm.checkpoint_every=6", "ldm.log_every=2")
+        config = load(HERE / SMOKE, [*base(root, name), *changes])
+        with ExitStack() as held:
+            context = Context(
+                config, torch.device("cpu"), torch.float32, Namespace(config=SMOKE), time.perf_counter(), held
+            )
+            ldm.main(context, *until)
+        return context.folder("ldm")
+
+    def until(line):
+        return "accuracy_test" in line and line["step"] == 3
+
+    folder = train("enough", until)
+    assert [path.name for path in folder.glob("*.ckpt")] == ["step-00000003.ckpt"]
+    assert not (folder / "export.safetensors").exists()
+    before = (folder / "metrics.jsonl").read_bytes()
+    train("enough", until)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    whole = digest(train("not-ended"))
+    assert digest(train("enough")) == whole
+    assert lines(folder) == lines(root / "not-ended/ldm")
+    (folder / "export.safetensors").unlink()  # as if it had been killed before it
+    assert digest(train("enough", until)) == whole
 
 
 def test_muons_momentum_is_part_of_the_run(stage, root, monkeypatch):

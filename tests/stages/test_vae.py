@@ -8,7 +8,7 @@ import torch
 import stages.vae
 from stages.engine.checkpoint import load_export
 from stages.engine.draws import Draws
-from stages.engine.report import read_metrics
+from stages.engine.log import read_metrics
 from stages.vae import VaeTask, median_picture
 from tests.stages.handful import DEVICE, context_with, noise_pictures
 

@@ -4,7 +4,6 @@ import base64
 import io
 import itertools
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import jinja2
@@ -20,15 +19,6 @@ TEMPLATES = Path(__file__).parent
 
 def data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; empty where there is none. A line cut by a full disk is passed over."""
-    found = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
 
 
 def curve(lines: list[dict], names: list[str], title: str, log: bool = False) -> bytes | None:

@@ -28,9 +28,10 @@ def test_layers_that_enter_or_leave_vectors_embeddings_and_wide_layers_are_adams
     convolution, attention = nn.Conv2d(32, 32, 3), Attention(32, 2)
     network = nn.Sequential(nn.Conv2d(6, 32, 3), convolution, attention, nn.Conv2d(32, 6, 3), nn.Linear(32, 32))
     network.append(nn.Embedding(24, 32))
-    network.append(nn.Conv2d(WIDEST + 1, WIDEST + 1, 1))
+    widening = nn.Conv2d(WIDEST, WIDEST + 1, 1)
+    network.extend([widening, nn.Conv2d(WIDEST + 1, WIDEST + 1, 1)])
     inner = (attention.to_query, attention.to_key_value, attention.to_out)
-    assert {id(w) for w in hidden_weights(network)} == {id(layer.weight) for layer in (convolution, *inner)}
+    assert {id(w) for w in hidden_weights(network)} == {id(layer.weight) for layer in (convolution, widening, *inner)}
 
 
 def test_a_step_is_as_large_as_adams_in_the_mean_square():
