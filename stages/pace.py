@@ -19,7 +19,7 @@ from stages.ldm import main as train_ldm
 from stages.vae import main as train_vae
 
 SETS = ("accuracy_test", "accuracy_new_test")
-PREVIEWS = 12  # of a whole training; where it passes is known to one of them
+PREVIEWS = 16  # of a whole training; where it passes is known to one of them
 ADAM_BATCH = 64  # of an LDM by Adam, where the configuration has Muon: what its rate was chosen for
 ADAM_STEPS = 4  # that an autoencoder needs for one of Muon's (docs/measured.md, stage 1)
 # what this project adds to the recipe, taken away; in float32 too. The loops and the quantiser's arithmetic stay

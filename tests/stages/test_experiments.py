@@ -133,7 +133,7 @@ def test_pace(stage, root):
 
 
 def test_the_plain_recipe_has_the_steps_that_adam_needs_and_guidance_throughout():
-    config = load("configs/demo.yaml", ["vae.optimizer=muon"])
+    config = load("configs/demo.yaml", ["vae.optimizer=muon", "ldm.optimizer=muon", "ldm.batch=128"])
     changed = derive(config, [*plain(config)])
     assert (config.vae.optimizer, changed.vae.optimizer) == ("muon", "adam")
     assert changed.vae.steps == 4 * config.vae.steps

@@ -217,6 +217,9 @@ def test_muons_momentum_is_part_of_the_run(stage, root, monkeypatch):
     assert stage("ldm", *whole)[0] == 0
     with interrupted_at(3, monkeypatch):
         assert stage("ldm", *resumed)[0] == 130
+    with monkeypatch.context() as another_version:
+        another_version.setattr("stages.engine.muon.WIDEST", 15)
+        assert_one_line(*stage("ldm", *resumed), "was begun by another version", "--fresh")
     status, said = stage("ldm", *resumed)
     assert (status, "going on at step 4" in said) == (0, True), said
     assert digest(root / "muon-resumed/ldm") == digest(root / "muon/ldm")
