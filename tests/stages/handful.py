@@ -27,4 +27,4 @@ def noise_pictures(folder) -> Dataset:
 def context_with(*changes: str) -> Context:
     """The smoke configuration with changes, in float32 on the CPU."""
     config = load(HERE / SMOKE, [*changes])
-    return Context(config, DEVICE, torch.float32, SimpleNamespace(), time.perf_counter(), ExitStack())
+    return Context(config, DEVICE, torch.float32, SimpleNamespace(config=SMOKE), time.perf_counter(), ExitStack())

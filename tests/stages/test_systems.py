@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 from argparse import Namespace
 from contextlib import ExitStack, contextmanager
 
@@ -20,6 +19,7 @@ from stages.engine.config import load
 from stages.engine.optim import Optimizer
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
+from tests.stages.handful import context_with
 from tests.stages.test_bad_inputs import assert_one_line
 from tests.stages.test_resume import digest, lines
 
@@ -188,11 +188,8 @@ def test_a_training_that_ends_where_it_is_good_enough_goes_on_from_there(root):
 
     def train(name, *until):
         changes = ("ldm.preview_every=1", "ldm.checkpoint_every=6", "ldm.log_every=2")
-        config = load(HERE / SMOKE, [*base(root, name), *changes])
-        with ExitStack() as held:
-            context = Context(
-                config, torch.device("cpu"), torch.float32, Namespace(config=SMOKE), time.perf_counter(), held
-            )
+        context = context_with(*base(root, name), *changes)
+        with context.held:
             ldm.main(context, *until)
         return context.folder("ldm")
 
