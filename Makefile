@@ -10,12 +10,8 @@ SEED   ?= 0
 OUT    ?= sample.png
 KILLS  ?= 25
 PYTHON ?= python3
-# What `make eval` trains and evaluates: the line `models: [...]` of SET, of the configuration, or of what it extends.
-MODELS ?= $(or $(shell f="$(CONFIG)"; m=$$(echo "$(SET)" | sed -n 's/.*models=\[\([^]]*\)\].*/\1/p'); \
-  while [ -z "$$m" ] && [ -f "$$f" ]; do m=$$(sed -n 's/^models: *\[\(.*\)\].*/\1/p' "$$f"); \
-  f="$$(dirname "$$f")/$$(sed -n 's/^extends: *//p' "$$f")"; done; echo "$$m" | tr ',' ' '),ldm gan)
-# What `make sample` draws from, `progress` and `samplers` show: the first diffusion model of MODELS.
-MODEL  ?= $(or $(firstword $(filter ldm ddpm,$(MODELS))),$(if $(filter sample,$(MAKECMDGOALS)),$(firstword $(MODELS)),ldm))
+# Which model `make sample`, `progress` and `samplers` take, if not the configuration's first.
+MODEL  ?=
 # Further flags of an experiment, such as FLAGS="--steps 200".
 FLAGS  ?=
 
@@ -24,12 +20,16 @@ READY := .venv/.ready
 # FRESH=1 starts anew what is named on the command line, not what that needs.
 ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh) $(if $(filter $@,$(EXPERIMENTS)),$(FLAGS))
 SETS   = $(if $(DATA),"data.folder=$(DATA)") $(SET)
+OF_MODEL = $(if $(MODEL),--model $(MODEL))
 STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(2) -- $(SETS)
+# What the configuration says, and Make again for the targets that it names.
+SAYS   = $$($(PY) -m stages.engine.config --config "$(CONFIG)" --print $(1) $(SETS))
+AGAIN  = --no-print-directory FRESH=
 EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce pace
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator vae ldm for-gan gan ddpm eval sample bench growth test faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample bench growth test faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -70,8 +70,7 @@ ldm: vae ## stage 2: latent diffusion
 
 # The VAE, where gan.space is latents.
 for-gan: evaluator
-	@if [ "$$($(PY) -m stages.engine.config --config "$(CONFIG)" --print gan.space $(SETS))" = latents ]; \
-	  then $(MAKE) --no-print-directory vae FRESH=; fi
+	@space="$(call SAYS,gan.space)" && if [ "$$space" = latents ]; then $(MAKE) $(AGAIN) vae; fi
 
 gan: for-gan ## conditional WGAN-GP (trains the VAE first where gan.space is latents)
 	$(call STAGE,gan)
@@ -79,18 +78,27 @@ gan: for-gan ## conditional WGAN-GP (trains the VAE first where gan.space is lat
 ddpm: evaluator ## diffusion on pictures (a configuration with a ddpm section)
 	$(call STAGE,ddpm)
 
-eval: $(MODELS) ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
+# What `models` names; those on the command line first, with their FRESH=1, and not again.
+models: setup $(filter ldm gan ddpm,$(MAKECMDGOALS))
+	@rest=; models="$(call SAYS,models)" && for model in $$models; do \
+	  case " $(MAKECMDGOALS) " in *" $$model "*) ;; *) rest="$$rest $$model";; esac; done && \
+	  { [ -z "$$rest" ] || $(MAKE) $(AGAIN) $$rest; }
+
+for-diffusion for-drawer: for-%: setup
+	@model="$(or $(MODEL),$(call SAYS,$*))" && $(MAKE) $(AGAIN) $$model
+
+eval: models ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
 	$(call STAGE,evaluate)
 
-sample: $(MODEL) ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
+sample: for-drawer ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
 	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
-	  --model $(MODEL) --out "$(OUT)" $(SETS)
+	  $(OF_MODEL) --out "$(OUT)" $(SETS)
 
-progress: $(MODEL) ## [MODEL=ldm|ddpm] whole denoisings of five samples, step by step
-	$(call STAGE,progress,--model $(MODEL))
+progress: for-diffusion ## [MODEL=ldm|ddpm] whole denoisings of five samples, step by step
+	$(call STAGE,progress,$(OF_MODEL))
 
-samplers: $(MODEL) ## [MODEL=ldm|ddpm] DDPM against DDIM with 100 to 5 steps: accuracy and time
-	$(call STAGE,samplers,--model $(MODEL))
+samplers: for-diffusion ## [MODEL=ldm|ddpm] DDPM against DDIM with 100 to 5 steps: accuracy and time
+	$(call STAGE,samplers,$(OF_MODEL))
 
 gradnorm: for-gan ## gradient norms by critic layer: weight clipping against the gradient penalty
 	$(call STAGE,gradnorm)

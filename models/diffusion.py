@@ -26,12 +26,19 @@ def _from_function(f: Tensor) -> Tensor:
 
 
 def linear_alpha_bar(timesteps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """abar of linearly rising betas as float64 (timesteps,) (arXiv 2006.11239, section 4)."""
-    return torch.cumprod(1 - torch.linspace(first, last, timesteps, dtype=torch.float64), dim=0)
+    """abar of linearly rising betas as float64 (timesteps,) (arXiv 2006.11239, section 4).
+
+    `first` and `last` are those of 1000 timesteps: fewer have larger ones, so that the last is as near to noise.
+    """
+    betas = torch.linspace(first, last, timesteps, dtype=torch.float64) * 1000 / timesteps
+    return torch.cumprod(1 - betas.clamp(max=0.999), dim=0)
 
 
 def beta_cosine_alpha_bar(timesteps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """abar of betas that rise along half a cosine: b_1 + (b_2 - b_1)(1 - cos(pi t)) / 2, t from 0 to 1."""
+    """abar of betas that rise along half a cosine: b_1 + (b_2 - b_1)(1 - cos(pi t)) / 2, t from 0 to 1.
+
+    As the second report has it with 500 timesteps, whose last abar is .0065; with 250 it were .08.
+    """
     t = torch.linspace(0, 1, timesteps, dtype=torch.float64)
     return torch.cumprod(1 - (first + (last - first) * (1 - torch.cos(math.pi * t)) / 2), dim=0)
 

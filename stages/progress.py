@@ -9,6 +9,7 @@ from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
+from stages.engine.run import page_folder
 from stages.evaluate import denoising_strip, recorded, refuse_other_pictures
 from stages.systems import LOADERS, title
 
@@ -17,7 +18,7 @@ COLUMNS = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=("ldm", "ddpm"), default="ldm")
+    parser.add_argument("--model", choices=("ldm", "ddpm"), help="(default: the configuration's)")
     add_fresh(parser)
 
 
@@ -33,7 +34,7 @@ def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, lis
 
 
 def main(context: Context) -> None:
-    model = context.arguments.model
+    model = context.arguments.model or context.config.diffusion
     dataset = load_dataset(context.config, context.device)
     sampler, about = LOADERS[model](context)
     refuse_other_pictures(context, {model: about}, dataset)
@@ -47,7 +48,7 @@ def main(context: Context) -> None:
     rows = [[names, ", ".join(map(str, times))] for names in asked]
     page.add_table("What is shown, from above", ["label set", "after the steps at t ="], rows)
     page.add_figure("strip", png(strip, 2), f"{strip_labels}: above x_t, below the x_0 predicted from it.")
-    print(page.write(context.hold("progress"), {"model": model, "labels": asked, "timesteps": times}))
+    print(page.write(page_folder(context, "progress"), {"model": model, "labels": asked, "timesteps": times}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=8, help="how many pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="picture i has the key (seed, i) (default: %(default)s)")
     parser.add_argument("--out", default="sample.png", metavar="FILE", help="a PNG file (default: %(default)s)")
-    parser.add_argument("--model", choices=LOADERS, default="ldm", help="who draws (default: %(default)s)")
+    parser.add_argument("--model", choices=LOADERS, help="who draws (default: as `models` has it)")
     parser.add_argument("--steps", type=int, help="of a diffusion's sampler (default: the configuration's eval.steps)")
     parser.add_argument("--guidance", type=float, help="a diffusion's (default: the configuration's eval.guidance)")
 
@@ -32,13 +32,12 @@ def main(context: Context) -> None:
         raise UserError(f"--steps {a.steps}: take at least one step")
     if a.guidance is not None and not 0 <= a.guidance < math.inf:
         raise UserError(f"--guidance {a.guidance}: must be a number from 0 on; 1 is none")
-    if a.model == "gan" and (a.steps is not None or a.guidance is not None):
+    model = a.model or context.config.drawer
+    if model == "gan" and (a.steps is not None or a.guidance is not None):
         raise UserError("--steps and --guidance are a diffusion's: leave them out, or say --model ldm")
     if Path(a.out).suffix.lower() != ".png":
         raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
-    sampler, about = LOADERS[a.model](context)
-    if a.model != "gan" and a.guidance not in (None, 1) and about["config"]["label_dropout"] == 0:
-        raise UserError(f"--guidance {a.guidance:g}: this model never saw a picture without labels; leave it at 1")
+    sampler, about = LOADERS[model](context)
     try:
         labels = Vocabulary(about["objects"]).parse(a.labels)
     except DataError as error:

@@ -10,6 +10,7 @@ from stages.engine.errors import UserError
 from stages.engine.log import progress
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
+from stages.engine.run import page_folder
 from stages.evaluate import evaluate_sets, refuse_other_pictures, shown
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, title
@@ -19,7 +20,7 @@ SOLVER_STEPS = (20, 10, 5)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=("ldm", "ddpm"), default="ldm")
+    parser.add_argument("--model", choices=("ldm", "ddpm"), help="(default: the configuration's)")
     add_fresh(parser)
 
 
@@ -57,7 +58,7 @@ def figure(results: dict[str, dict], per_picture: dict[str, float]) -> bytes:
 
 
 def main(context: Context) -> None:
-    model = context.arguments.model
+    model = context.arguments.model or context.config.diffusion
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     sampler, of_model = LOADERS[model](context)
@@ -89,7 +90,7 @@ def main(context: Context) -> None:
         for name, sets in results.items()
     ]
     page.add_table("Accuracy and time", ["", *dataset.test_sets, "a picture", "against DDPM"], rows)
-    print(page.write(context.hold("samplers"), {"model": model, "results": results}))
+    print(page.write(page_folder(context, "samplers"), {"model": model, "results": results}))
 
 
 if __name__ == "__main__":

@@ -249,18 +249,21 @@ def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+DERIVED = ("diffusion", "drawer")
+
+
 def main() -> None:
-    """Prints one value of a configuration, for the Makefile."""
+    """Prints one value of a configuration, for the Makefile: a key's, or what follows from several (DERIVED)."""
     import argparse
 
     parser = argparse.ArgumentParser(description="Checks a configuration; prints it, or one of its values.")
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--print", metavar="section.key", default="")
-    parser.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
     try:
-        value = load(arguments.config, arguments.overrides).model_dump(mode="json")
+        config = load(arguments.config, arguments.overrides)
+        value = config.model_dump(mode="json") | {name: getattr(config, name) for name in DERIVED if arguments.print}
         for part in filter(None, arguments.print.split(".")):
             value = value[part]
     except UserError as error:

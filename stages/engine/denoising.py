@@ -14,6 +14,7 @@ from stages.engine.dataset import Dataset, drawn_rows
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
+from stages.engine.log import Metric
 from stages.engine.optim import Optimizer
 from stages.engine.sampling import Draw, in_batches, preview
 from stages.engine.schema import Denoising, Eval
@@ -45,7 +46,7 @@ class DiffusionSampler:
         log_probability: LogProbability | None = None,
     ):
         self.context, self.stage, self.network, self.shape, self.decode = context, stage, network, shape, decode
-        self.log_probability = log_probability
+        self.log_probability, self.knows_no_labels = log_probability, settings.label_dropout > 0
         self.diffusion = diffusion_of(settings, context.device)
 
     def _denoiser(self, labels: Tensor, how: Eval):
@@ -99,6 +100,11 @@ class DiffusionSampler:
         """
         if not SAMPLERS[how.sampler].every_timestep and how.steps > len(self.diffusion):
             raise UserError(f"eval.steps ({how.steps}) must not exceed {self.stage}.timesteps ({len(self.diffusion)})")
+        if how.guidance != 1 and not self.knows_no_labels:
+            raise UserError(
+                f"guidance {how.guidance:g}: this {self.stage} was trained with label_dropout=0 and never saw a "
+                f"picture without labels; leave guidance at 1"
+            )
         if hasattr(self.network, "labels"):  # token slots for as many labels as are asked for
             self.network.labels.most = max(self.network.labels.most, int(labels.sum(1).max()))
 
@@ -189,7 +195,7 @@ class DiffusionTask:
         every = torch.arange(settings.timesteps, device=context.device)
         self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound, settings.log_snr)
 
-    def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
+    def step(self, step: int, draws: Draws) -> dict[str, Metric]:
         s, index = self.settings, self.rows[draws.indices(len(self.rows))]
         x0, labels = self.clean(index), self.dataset.labels[index]
         (t, weights), noise = self._timesteps(draws), draws.normal(*x0.shape[1:])
@@ -213,11 +219,11 @@ class DiffusionTask:
         t = weighted_timesteps(draws.stratified(), self.weights)
         return t, self.weights.mean().expand(len(t))
 
-    def _by_quartile(self, errors: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Mean unweighted error of each quarter of the timesteps: where in the denoising it is learned."""
+    def _by_quartile(self, errors: Tensor, t: Tensor) -> dict[str, Metric]:
+        """Unweighted error of each quarter of the timesteps, sum and count: where in the denoising it is learned."""
         quarter = t * 4 // self.settings.timesteps
         found = [(quarter == q) for q in range(4)]
-        return {f"error_q{q + 1}": (errors * m).sum() / m.sum().clamp(min=1) for q, m in enumerate(found)}
+        return {f"error_q{q + 1}": ((errors * m).sum(), m.sum()) for q, m in enumerate(found)}
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         quick = {"sampler": "ddim", "steps": min(20, self.context.config.eval.steps, len(self.diffusion))}

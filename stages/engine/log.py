@@ -49,6 +49,9 @@ def read_metrics(path: Path) -> list[dict]:
     return found
 
 
+Metric = Tensor | tuple[Tensor, Tensor]  # of a step: a scalar, or a sum and of how many, where that varies
+
+
 class MetricsLog:
     """Means of a step's metrics over each log interval.
 
@@ -60,7 +63,7 @@ class MetricsLog:
     def __init__(self, folder: Path, every: int, steps: int, batch: int, title: str):
         self.folder, self.every, self.batch, self.title = folder, every, batch, title
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}  # a metric may begin within an interval
+        self._counts: dict[str, int | Tensor] = {}  # a metric may begin within an interval
         self._since, self._since_step = time.perf_counter(), None
         self._steps = steps
         self._bar = None
@@ -88,20 +91,26 @@ class MetricsLog:
             total=self._steps, initial=step, desc=self.title, unit="step", disable=not interactive, dynamic_ncols=True
         )
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Adds one step's scalar tensors. Nothing waits for the device."""
+    def add(self, metrics: dict[str, Metric]) -> None:
+        """Adds one step's metrics. Nothing waits for the device."""
         for name, value in metrics.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            total, count = value if isinstance(value, tuple) else (value, 1)
+            total = total.detach().float()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] = self._counts[name] + count if name in self._counts else count
         if self._bar is not None:
             self._bar.update()
 
     def flush(self, step: int) -> None:
         """Writes the means since the last flush as one line for `step`."""
         names = list(self._sums)
-        means = torch.stack([self._sums[n] / self._counts[n] for n in names]) if names else torch.zeros(0)
-        values = dict(zip(names, distributed.average(means).tolist(), strict=True))
+        values = {}
+        if names:
+            sums = torch.stack([self._sums[n] for n in names])
+            counts = torch.stack([torch.as_tensor(self._counts[n], device=sums.device).float() for n in names])
+            sums, counts = distributed.average(torch.stack([sums, counts]))
+            means = zip(names, (sums / counts).tolist(), counts.tolist(), strict=True)
+            values = {name: mean for name, mean, count in means if count > 0}  # nothing of a kind that never came
         now = time.perf_counter()
         rate = (step - self._since_step) / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
@@ -148,11 +157,12 @@ class MetricsLog:
             self._board.close()
 
     def state_dict(self) -> dict:
-        return {"sums": {k: v.cpu() for k, v in self._sums.items()}, "counts": dict(self._counts)}
+        counts = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self._counts.items()}
+        return {"sums": {k: v.cpu() for k, v in self._sums.items()}, "counts": counts}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         self._sums = {k: v.to(device) for k, v in state["sums"].items()}
-        self._counts = dict(state["counts"])
+        self._counts = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["counts"].items()}
 
 
 def _step_of(line: str) -> float:

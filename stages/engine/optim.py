@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.engine import distributed
+from stages.engine.log import Metric
 from stages.engine.muon import Muon, hidden_weights
 
 
@@ -91,9 +92,11 @@ class Witness:
         self.optimizers, self.kept = optimizers, {}
         self._good = True
 
-    def note(self, metrics: dict[str, Tensor]) -> None:
+    def note(self, metrics: dict[str, Metric]) -> None:
         """After each step, its metrics."""
         for name, value in metrics.items():
+            if isinstance(value, tuple):
+                continue  # a sum over a part of the batch: the loss says it
             value = value.detach().float()
             known = name in self.kept and self._good is not True
             self.kept[name] = torch.where(self._good, value, self.kept[name]) if known else value

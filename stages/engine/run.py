@@ -21,8 +21,8 @@ from stages.engine.checkpoint import Checkpoints, read_about, save_export, write
 from stages.engine.command import Context
 from stages.engine.config import flatten
 from stages.engine.draws import Draws, seed_of
-from stages.engine.errors import Interrupted, UserError
-from stages.engine.log import MetricsLog, read_metrics, say
+from stages.engine.errors import Interrupted, UserError, is_out_of_memory
+from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 
@@ -37,8 +37,8 @@ class Task(Protocol):
     parts: dict[str, object]  # everything with a state_dict: networks, averages, optimisers
     optimizers: list[Optimizer]
 
-    def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
-        """One optimiser step. Returns scalar metrics on the device."""
+    def step(self, step: int, draws: Draws) -> dict[str, Metric]:
+        """One optimiser step. Returns metrics on the device."""
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Slow metrics, and pictures (3, h, w) in [0, 1], at `step`."""
@@ -59,6 +59,15 @@ def move_aside(folder: Path) -> Path:
         number += 1
     folder.rename(aside)
     return aside
+
+
+def page_folder(context: Context, name: str) -> Path:
+    """An experiment's folder, this command's alone. With --fresh the page of an earlier one is moved aside."""
+    begun = context.folder(name) in context.holding
+    folder = context.hold(name)
+    if getattr(context.arguments, "fresh", False) and not begun and (folder / "report.json").exists():
+        say(f"{context.config.name}/{name}: the old report is now {move_aside(folder)}")
+    return folder
 
 
 class Run:
@@ -197,7 +206,9 @@ class Run:
         try:
             for name, part in task.parts.items():
                 part.load_state_dict(state["parts"][name])
-        except (KeyError, ValueError):  # its optimiser has other groups of weights: of another version of this code
+        except (KeyError, ValueError, RuntimeError) as error:  # other names, shapes or groups of weights
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{self.folder} was begun by another version of this program, whose checkpoints do not fit; start anew "
                 f"with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"

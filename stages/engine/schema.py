@@ -235,3 +235,13 @@ class Config(Section):
     gan: Gan
     ddpm: Ddpm | None = None
     eval: Eval = Eval()
+
+    @property
+    def diffusion(self) -> str:
+        """The diffusion model of `models`, the first of two; `ldm` where there is none."""
+        return next((model for model in self.models if model in ("ldm", "ddpm")), "ldm")
+
+    @property
+    def drawer(self) -> str:
+        """What `make sample` draws from: the diffusion model of `models`, or else the first of them."""
+        return self.diffusion if self.diffusion in self.models else self.models[0]

@@ -29,6 +29,8 @@ def test_linear_schedule_at_both_ends():
     alpha_bar = linear_alpha_bar(1000)
     assert alpha_bar[0].item() == pytest.approx(1 - 1e-4)
     assert alpha_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-3)  # the DDPM paper's end
+    for timesteps in (20, 100, 250, 500):
+        assert linear_alpha_bar(timesteps)[-1] < 5e-5  # as near to noise in fewer
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -138,7 +140,7 @@ def test_the_posterior_is_that_of_two_gaussian_steps():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_bounds_weight_is_the_same_loss_whatever_is_predicted(prediction):
-    diffusion, t = Diffusion.create("linear", 100, prediction), torch.tensor([0, 5, 50, 99])
+    diffusion, t = Diffusion.create("beta-cosine", 100, prediction), torch.tensor([0, 5, 50, 99])
     x0, noise = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2)
     xt, target = diffusion.noised(x0, noise, t), diffusion.target(x0, noise, t)
     wrong = target + 0.1

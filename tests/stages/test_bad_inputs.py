@@ -73,6 +73,16 @@ def test_an_export_of_another_version_is_named(stage, chain_copy):
     assert_one_line(*said, str(path), "another version", "make ldm FRESH=1 CONFIG=configs/smoke.yaml")
 
 
+def test_guidance_of_a_model_that_never_saw_a_picture_without_labels_is_refused(stage, chain_copy):
+    path = chain_copy / "smoke" / "ldm" / "export.safetensors"
+    tensors, about = load_export(path, "")
+    del about["sha256"]
+    about["config"]["label_dropout"] = 0.0
+    save_export(path, tensors, about)
+    asked = ("--labels", "red cube", "--guidance", "2", f"root={chain_copy}")
+    assert_one_line(*stage("sample", *asked), "guidance 2", "label_dropout=0")
+
+
 def test_a_run_older_than_a_key_is_taken_as_with_its_default(stage, chain_copy):
     path = chain_copy / "smoke" / "ldm" / "export.safetensors"
     tensors, about = load_export(path, "")

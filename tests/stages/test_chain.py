@@ -175,9 +175,34 @@ def test_make_gives_an_experiment_its_configuration_flags_and_settings(target):
 def test_make_takes_the_models_of_the_configuration():
     for target in ("samplers", "progress"):
         said = make(target, "-n", "CONFIG=configs/ddpm-small.yaml").stdout
-        assert "-m stages.ddpm " in said and "--model ddpm" in said and "-m stages.vae " not in said
-        assert "--model ldm" in make(target, "-n", "CONFIG=configs/gan-auxiliary.yaml").stdout
-    assert "--model gan" in make("sample", "-n", "CONFIG=configs/gan-auxiliary.yaml").stdout
+        assert "-m stages.ddpm " in said and "-m stages.vae " not in said
+        assert "-m stages.ldm " in make(target, "-n", "CONFIG=configs/gan-auxiliary.yaml").stdout
+        said = make(target, "-n", "CONFIG=configs/demo.yaml", "MODEL=ddpm").stdout
+        assert "-m stages.ddpm " in said and "--model ddpm" in said
+    said = make("sample", "-n", "CONFIG=configs/gan-auxiliary.yaml").stdout
+    assert "-m stages.gan " in said and "-m stages.ldm " not in said
+
+
+def test_make_reads_models_as_the_program_does(tmp_path):
+    """However the YAML is written, also in what it extends; named targets come first, once, with their FRESH."""
+    (tmp_path / "base.yaml").write_text((HERE / SMOKE).read_text() + "models:\n- 'gan'\n- ldm  # as well\n")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: base.yaml  # mine\n")
+
+    def stages_of(*arguments: str) -> list[str]:
+        said = make("-n", f"CONFIG={mine}", *arguments).stdout.splitlines()
+        return [line.split("-m stages.")[1] for line in said if "-m stages." in line and "engine" not in line]
+
+    order = [line.split()[0] for line in stages_of("eval")]
+    assert order.index("gan") < order.index("ldm") < order.index("evaluate") == len(order) - 1
+    fresh = stages_of("ldm", "eval", "FRESH=1")
+    trained = [line for line in fresh if line.startswith(("ldm ", "gan "))]
+    assert ["--fresh" in line for line in trained] == [True, False]
+    assert [line.split()[0] for line in trained] == ["ldm", "gan"]
+    assert "ddpm" not in "".join(stages_of("eval"))
+    mine.write_text("extends: mine.yaml\n")
+    said = make("eval", f"CONFIG={mine}")
+    assert said.returncode == 2 and "circle" in said.stderr
 
 
 def test_make_trains_an_autoencoder_for_a_gan_on_latents_alone():

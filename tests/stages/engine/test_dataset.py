@@ -28,7 +28,7 @@ def test_a_full_disk_is_met_before_the_first_picture(tmp_path, monkeypatch):
         on_disk(tmp_path, 1, 3, 64, 64)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_pictures_that_are_too_many_for_the_device_are_brought_there_by_batch(monkeypatch):
     images, device = torch.arange(4 * 3 * 64 * 64).view(4, 3, 64, 64).to(torch.uint8), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 10**9))

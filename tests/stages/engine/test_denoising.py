@@ -90,7 +90,7 @@ def guided_sampler(monkeypatch):
     """A guide, and a sampler through it of pictures (3, 4, 4) that are not decoded, with its settings."""
     guide = Guide()
     monkeypatch.setattr("stages.evaluator.load_evaluator", lambda context, classes, role: (guide, {}))
-    changes = ["ldm.prediction=x0", "ldm.schedule=linear", "ldm.timesteps=12", "uses.guide=other"]
+    changes = ["ldm.prediction=x0", "ldm.schedule=beta-cosine", "ldm.timesteps=12", "uses.guide=other"]
     config = load(SMOKE, [*changes, f"eval.classifier_guidance={SCALE}", "eval.guidance=1"])
     c = Context(config, DEVICE, torch.float32, None, 0.0, None)
     return guide, DiffusionSampler(c, "ldm", Half(), config.ldm, (3, 4, 4), lambda x: x, guide_of(c, 5)), config.eval

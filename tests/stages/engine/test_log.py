@@ -15,3 +15,18 @@ def test_a_metric_that_begins_within_an_interval_is_the_mean_of_its_own_steps(tm
     log.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (line["loss"], line["late"]) == (1.5, 8.0)
+
+
+def test_a_sum_of_some_pictures_is_divided_by_how_many_they_were_also_after_a_resume(tmp_path):
+    log = MetricsLog(tmp_path, every=2, steps=2, batch=1, title="x")
+    log.begin(0)
+    log.add({"part": (torch.tensor(6.0), torch.tensor(3)), "never": (torch.tensor(0.0), torch.tensor(0))})
+    again = MetricsLog(tmp_path, every=2, steps=2, batch=1, title="x")
+    again.load_state_dict(log.state_dict(), torch.device("cpu"))
+    log.close()
+    again.begin(1)
+    again.add({"part": (torch.tensor(4.0), torch.tensor(1)), "never": (torch.tensor(0.0), torch.tensor(0))})
+    again.flush(2)
+    again.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["part"] == 2.5 and "never" not in line
