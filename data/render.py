@@ -233,8 +233,13 @@ def _quiet_worker() -> None:
 
 
 def _cores() -> int:
-    """The cores this process may use: a container's share, not the machine's count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may use: those it is bound to, and of them a container's quota (Linux, cgroup v2)."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+    except (OSError, ValueError):  # another system; "max": no quota
+        return bound
+    return max(1, min(bound, quota // period))
 
 
 def draw_scenes(

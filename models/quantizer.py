@@ -15,6 +15,12 @@ from vector_quantize_pytorch import VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
 
 
+def nearest_codes(codes: Tensor, vectors: Tensor) -> Tensor:
+    """(k, d) codes, (n, d) vectors -> indices (n,) int64 of the nearest."""
+    # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, and |x|^2 is the same for every code
+    return torch.addmm(codes.square().sum(1)[None], vectors, codes.t(), beta=1, alpha=-2).argmin(dim=1)
+
+
 class IndexedCodebook(Codebook):
     """The library's Euclidean codebook, one head, without its one-hot matrices.
 
@@ -66,13 +72,11 @@ class IndexedCodebook(Codebook):
         flat = rearrange(x.float(), "b n d -> 1 (b n) d")
         self.init_embed_(flat)
         codes = self.embed[0].detach()
-        # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, and |x|^2 is the same for every code
-        scores = torch.addmm(codes.square().sum(1)[None], flat[0], codes.t(), beta=1, alpha=-2)
-        indices = scores.argmin(dim=1)
+        indices = nearest_codes(codes, flat[0])
         nearest = codes[indices].view_as(x)  # before the update, which works in place
         if self.training and update_usage and not freeze_codebook:
             self._update(flat.detach(), indices)
-        return nearest, indices.view(x.shape[:-1]), scores.new_zeros(1)
+        return nearest, indices.view(x.shape[:-1]), codes.new_zeros(1)
 
     def _update(self, flat: Tensor, indices: Tensor) -> None:
         counts = torch.bincount(indices, minlength=self.codebook_size).to(flat.dtype)[None]
@@ -134,7 +138,5 @@ class Quantizer(VectorQuantize):
     @torch.autocast("cpu", enabled=False)
     def nearest(self, latents: Tensor) -> Tensor:
         """Indices (b, h, w) of the codes nearest to (b, d, h, w), in float32; nothing is learned."""
-        codes = self._codebook.embed[0]
-        flat = rearrange(latents.float(), "b d h w -> (b h w) d")
-        scores = torch.addmm(codes.square().sum(1)[None], flat, codes.t(), beta=1, alpha=-2)
-        return rearrange(scores.argmin(1), "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])
+        found = nearest_codes(self._codebook.embed[0], rearrange(latents.float(), "b d h w -> (b h w) d"))
+        return rearrange(found, "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])

@@ -14,6 +14,7 @@ from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
+from stages.engine.run import page_folder
 from stages.evaluate import evaluate_sets, refuse_other_pictures
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TRAIN
@@ -168,7 +169,7 @@ def main(context: Context) -> None:
             rows.append([value, *cells])
         page.add_figure(group, figure(group, results[group]), f"{group}: mean and deviation over the trainings.")
         page.add_table(group, [group, *next(iter(results[group].values()))], rows)
-        path = page.write(context.hold("ablations"), results)  # so that a later group's fault costs no earlier one
+        path = page.write(page_folder(context, "ablations"), results)  # a later group's fault costs no earlier one
     print(path)
 
 

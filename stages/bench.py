@@ -24,11 +24,11 @@ from stages.benchmark.clock import (
 )
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
-from stages.engine.compiled import compile_network
+from stages.engine.compiled import compile_network, missing_compiler
 from stages.engine.log import progress, say
 from stages.engine.machine import versions
 from stages.engine.report.page import Page
-from stages.ldm import encode_set
+from stages.engine.run import page_folder
 
 PICTURES = 64  # sampled at once
 PIXEL_PICTURES, PIXEL_STEPS = 16, 2  # of the slow peer on a CPU; its time is scaled to PICTURES and DDIM_STEPS
@@ -104,8 +104,7 @@ def gan_row(subject: Subject, context: Context) -> Row:
     arguments = (config, subject.folder, context.device, subject.vae)
     contenders["the plain way"] = plain.gan_step(*arguments)
     if config.gan.space == "latents":
-        latents = encode_set(subject.vae, subject.dataset.images[: config.gan.batch], context)
-        kept = latents, subject.dataset.labels[: config.gan.batch]
+        kept = subject.latents[: config.gan.batch], subject.dataset.labels[: config.gan.batch]
         contenders["the plain way, latents kept"] = plain.gan_step(*arguments, kept)
     return Row.of(f"WGAN-GP step, 5 of the critic and 1, batch {config.gan.batch}", contenders, context)
 
@@ -178,6 +177,7 @@ ROWS: dict[str, Callable[[Subject, Context], Row]] = {
     "few-steps": few_steps_row,
     "reading": reading_row,
 }
+COMPILED = ("ldm-compiled", "sampling-compiled")
 
 
 def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
@@ -185,10 +185,10 @@ def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
     s = subject.context.config
     network = s.ldm.network
     of_ldm = [(s.ldm.batch, network.channels * m, 8 >> i) for i, m in enumerate(network.multipliers)]
+    forms = {"ldm": "false"} | ({} if missing_compiler(context.device) else {"ldm, compiled": "true"})
     found = {}
     for name, step, shapes in [
-        ("ldm", subject.ldm_step("ldm.compile=false"), of_ldm),
-        ("ldm, compiled", subject.ldm_step("ldm.compile=true"), of_ldm),
+        *((name, subject.ldm_step(f"ldm.compile={form}"), of_ldm) for name, form in forms.items()),
         ("vae", subject.vae_step(), [(s.vae.batch, c, 32 >> i) for i, c in enumerate(s.vae.channels)]),
         ("gan", subject.gan_step(), [(s.gan.batch, s.gan.critic.channels[-1], 8)]),
     ]:
@@ -211,7 +211,10 @@ def main(context: Context) -> None:
     for package, name in (("diffusers", "diffusers"), ("denoising_diffusion_pytorch", "denoising-diffusion-pytorch")):
         if not peers.available(package):
             say(f"{name} is not installed: its lines are left out; `.venv/bin/python -m pip install {name}`")
-    folder = context.hold("bench")
+    if compiler := missing_compiler(context.device):
+        say(f"{compiler} is not installed: what is compiled is left out")
+        wanted = [name for name in wanted if name not in COMPILED]
+    folder = page_folder(context, "bench")
     subject = Subject(context, folder / "work")
     about = machine(context)
     page = Page(

@@ -14,6 +14,7 @@ from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
+from stages.engine.run import page_folder
 from stages.evaluate import evaluate_sets, refuse_other_pictures, shown
 from stages.evaluator import as_input, load_evaluator
 from stages.systems import LOADERS, title
@@ -94,7 +95,7 @@ def main(context: Context) -> None:
         page.add_figure(
             f"{model}-alike", png(grid(pictures), 2), f"{title(model, context.config)}: {labels}, {ALIKE} times."
         )
-    print(page.write(context.hold("compare"), results))
+    print(page.write(page_folder(context, "compare"), results))
 
 
 def _vae_words(context: Context) -> str:

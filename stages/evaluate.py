@@ -23,7 +23,7 @@ from stages.engine.pictures import grid, png
 from stages.engine.report import curve, write_report
 from stages.engine.run import differences, move_aside
 from stages.engine.sampling import Sampler
-from stages.engine.schema import Eval
+from stages.engine.schema import Config, Eval
 from stages.evaluator import load_evaluator, scores
 from stages.systems import LOADERS, title
 from stages.vae import load_vae, measure_vae
@@ -70,10 +70,21 @@ def evaluate_set(
     }, everything[0]
 
 
+def _warm_up(sampler: Sampler, labels: Tensor, context: Context) -> None:
+    """Samples a batch in few steps: what is done once (compiling, a GPU's kernels) is no part of a sampler's time."""
+    how = context.config.eval
+    if context.device.type == "cpu" and not how.compile:
+        return
+    if isinstance(sampler, DiffusionSampler):
+        how = how.model_copy(update={"sampler": "ddim", "steps": min(4, len(sampler.diffusion))})
+    sampler.sample(labels[: how.batch], [("warm-up", i) for i in range(len(labels[: how.batch]))], how).cpu()
+
+
 def _sampled(sampler: Sampler, name: str, labels: Tensor, context: Context) -> tuple[Tensor, float]:
     """Every seed's pictures (seeds, n, 3, 64, 64), each made by one of the processes, and pictures a second."""
     how, world, seconds, mine = context.config.eval, distributed.world_size(), 0.0, 0
     pictures = torch.zeros(len(how.seeds), len(labels), 3, 64, 64)
+    _warm_up(sampler, labels, context)
     for place, seed in enumerate(how.seeds):
         if place % world == distributed.rank():
             began = time.perf_counter()
@@ -274,6 +285,11 @@ def _say_results(context: Context) -> None:
     print(context.folder("eval") / "report.html")
 
 
+def needs_vae(config: Config) -> bool:
+    """True where one of the models works on latents."""
+    return "ldm" in config.models or ("gan" in config.models and config.gan.space == "latents")
+
+
 def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: Dataset) -> None:
     """Raises UserError where an export, by what it says of itself, was made from other pictures than these."""
     for stage, about in exports.items():
@@ -294,7 +310,7 @@ def _eval_of(provenance: dict) -> Eval | None:
 def main(context: Context) -> None:
     exports = {}
     models = context.config.models
-    for stage in ("evaluator", "vae", *models):
+    for stage in ("evaluator", *(["vae"] if needs_vae(context.config) else []), *models):
         path = context.export(stage)
         if stage in models and not path.exists():
             name = title(stage, context.config)

@@ -8,6 +8,7 @@ from stages.engine.command import Context, add_fresh, command
 from stages.engine.log import read_metrics
 from stages.engine.report import drawn
 from stages.engine.report.page import Page
+from stages.engine.run import page_folder
 from stages.gan import main as train_gan
 
 VARIANTS = {"wgan-gp": "gradient penalty", "wgan": "weight clipping"}
@@ -73,7 +74,7 @@ def main(context: Context) -> None:
         result["variants"][loss] = {"layers": names, "moments": moments, "largest over smallest": spread}
         rows.append([VARIANTS[loss], f"{min(last):.2e}", f"{max(last):.2e}", f"{spread:.1f}"])
     page.add_table("At the end", ["", "smallest layer", "largest layer", "ratio"], rows)
-    print(page.write(context.hold("gradnorm"), result))
+    print(page.write(page_folder(context, "gradnorm"), result))
 
 
 if __name__ == "__main__":

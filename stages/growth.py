@@ -23,6 +23,7 @@ from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.machine import versions
 from stages.engine.report.page import Page
+from stages.engine.run import page_folder
 
 PROCESSES = (1, 2)
 
@@ -116,7 +117,7 @@ def clean(work: Path) -> None:
 
 def main(context: Context) -> None:
     sizes, wanted = _sizes(context.arguments.pictures), context.arguments.only
-    folder = context.hold("growth")
+    folder = page_folder(context, "growth")
     work = (folder / "work").resolve()
     clean(work)
     config = Subject(context, work).context.config

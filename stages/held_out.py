@@ -11,6 +11,7 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
+from stages.engine.run import page_folder
 from stages.evaluate import evaluate_set, refuse_other_pictures, shown
 from stages.evaluator import load_evaluator
 from stages.systems import LOADERS, TRAIN, title
@@ -80,7 +81,7 @@ def main(context: Context) -> None:
     page.add_table("Accuracy", ["", *sets], rows)
     for figure in figures:
         page.add_figure(*figure)
-    print(page.write(context.hold("held-out"), results))
+    print(page.write(page_folder(context, "held-out"), results))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from stages.engine.errors import UserError
 from stages.engine.log import read_metrics
 from stages.engine.report import drawn
 from stages.engine.report.page import Page
+from stages.engine.run import page_folder
 from stages.ldm import main as train_ldm
 from stages.vae import main as train_vae
 
@@ -129,7 +130,7 @@ def main(context: Context) -> None:
         reached = f"{passed / 60:.1f} min" if passed else f"not in {last[0] / 60:.1f} min"
         rows.append([name, f"{result['vae_seconds'] / 60:.1f} min", reached, *last[1]])
     page.add_table("Time", ["", "autoencoder", f"above {accuracy:g}", "test, at the last preview", "new_test"], rows)
-    print(page.write(context.hold("pace"), found))
+    print(page.write(page_folder(context, "pace"), found))
 
 
 if __name__ == "__main__":

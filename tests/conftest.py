@@ -14,6 +14,10 @@ from data.images import fingerprint
 from stages.engine.config import load
 from stages.engine.lock import locked
 
+# Everything but the marked tests runs on the CPU, also beside a GPU: what it promises to the bit holds there.
+if os.environ.get("ON_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 HERE = Path(__file__).resolve().parent.parent
 SMOKE = "configs/smoke.yaml"
 

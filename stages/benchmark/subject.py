@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,11 @@ class Subject:
     def changed(self, *overrides: str) -> Context:
         return replace(self.context, config=derive(self.context.config, list(overrides)))
 
+    @cached_property
+    def latents(self) -> Tensor:
+        """Of all its pictures (n, c, 8, 8)."""
+        return encode_set(self.vae, self.dataset.images, self.context)
+
     def stepper(self, task: Task, stage: str, batch: int) -> Work:
         """Calls that each take the task's next step."""
         context, step = self.context, iter(range(LONG))
@@ -89,8 +95,7 @@ class Subject:
     def ldm_step(self, *overrides: str, latents: Tensor | None = None) -> Work:
         """`latents` (n, c, h, w), one for each picture, in place of the autoencoder's."""
         context = self.changed(*overrides)
-        if latents is None:
-            latents = encode_set(self.vae, self.dataset.images, context)
+        latents = self.latents if latents is None else latents
         return self.stepper(ldm_task(context, self.dataset, self.vae, latents), "ldm", context.config.ldm.batch)
 
     def vae_step(self, *overrides: str) -> Work:
@@ -105,8 +110,7 @@ class Subject:
 
     def sampler(self) -> DiffusionSampler:
         """The LDM's sampler, of an untrained network: as fast as a trained one."""
-        latents = encode_set(self.vae, self.dataset.images, self.context)
-        task = ldm_task(self.context, self.dataset, self.vae, latents)
+        task = ldm_task(self.context, self.dataset, self.vae, self.latents)
         return task.sampler_of(task.ema.average)
 
     def sampling(self, sampler: DiffusionSampler, count: int, *overrides: str) -> Callable[[], Tensor]:

@@ -73,9 +73,9 @@ class Checkpoints:
         """Writes the checkpoint of `step`, then deletes all but the last `keep`."""
         buffer = io.BytesIO()
         torch.save({"step": step, **state}, buffer)
-        payload = buffer.getvalue()
+        payload = buffer.getbuffer()
         path = self.folder / f"step-{step:08d}.ckpt"
-        write_atomically(path, MAGIC + hashlib.sha256(payload).digest() + payload)
+        write_atomically(path, MAGIC, hashlib.sha256(payload).digest(), payload)
         for old in self._found()[: -self.keep]:
             old.unlink()
         return path
@@ -103,6 +103,7 @@ class Checkpoints:
                     raise
                 passed.append((path, f"refused ({oneline(error)})"))
                 continue
+            distributed.barrier()  # until all have looked
             for bad, fault in passed:
                 self.warn(f"warning: {bad} is {fault}; using the checkpoint before it")
                 if distributed.is_main():

@@ -84,6 +84,8 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError("only cpu and cuda are known here")
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
             torch.cuda.set_device(device)
@@ -126,7 +128,7 @@ def context_of(config: Config, arguments: argparse.Namespace, began: float, held
     fast = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.deterministic = config.deterministic
     distributed.start(device)
     return Context(config, device, torch.bfloat16 if fast else torch.float32, arguments, began, held)
 

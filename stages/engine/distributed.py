@@ -7,6 +7,7 @@ an autoencoder with a quantiser are treated alike.
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,12 +16,15 @@ from torch.distributed.nn.functional import all_reduce
 
 from stages.engine.errors import UserError
 
+PATIENCE = timedelta(hours=12)  # the others wait while the main process packs millions of pictures
+
 
 def start(device: torch.device) -> None:
     """Joins `torchrun`'s process group, be it of one. Call before any network is built: the quantiser asks."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if (several or dist.is_torchelastic_launched()) and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        own = {"device_id": device} if device.type == "cuda" else {}
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **own)
 
 
 def stop() -> None:

@@ -56,6 +56,18 @@ def test_the_page_of_a_small_bench(stage, tmp_path, monkeypatch):
     assert "times ours" in (tmp_path / "smoke/bench/report.md").read_text()
 
 
+def test_a_bench_without_a_compiler_leaves_out_what_is_compiled(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(clock, "REPEATS", 1)
+    monkeypatch.setenv("CXX", "/nonexistent/compiler")
+    only = "ldm-compiled,sampling-compiled,reading,rates"
+    status, said = stage("bench", f"root={tmp_path}", "--seconds", "0", "--only", only)
+    assert status == 0, said
+    assert "/nonexistent/compiler" in said
+    result = json.loads((tmp_path / "smoke/bench/report.json").read_text())
+    assert [row["what"].split()[-1] for row in result["rows"]] == ["loop"]
+    assert list(result["rates"]) == ["ldm", "vae", "gan"]
+
+
 def test_growth_measures_steps_packs_and_processes(stage, tmp_path, monkeypatch):
     monkeypatch.setitem(cell.AXES, "LDM: batch", ((4, 8), cell.AXES["LDM: batch"][1]))
     only = ("--only", "LDM: batch,pictures,processes", "--pictures", "640", "--seconds", "0")
