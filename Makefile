@@ -25,6 +25,8 @@ STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(2) -- $(SETS)
 # What the configuration says, and Make again for the targets that it names.
 SAYS   = $$($(PY) -m stages.engine.config --config "$(CONFIG)" --print $(1) $(SETS))
 AGAIN  = --no-print-directory FRESH=
+# What of it stands on the command line comes first, with its FRESH=1.
+NAMED  = $(filter scenes evaluator vae ldm gan ddpm,$(MAKECMDGOALS))
 EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce pace
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
@@ -69,7 +71,7 @@ ldm: vae ## stage 2: latent diffusion
 	$(call STAGE,ldm)
 
 # The VAE, where gan.space is latents.
-for-gan: evaluator
+for-gan: evaluator $(filter vae,$(NAMED))
 	@space="$(call SAYS,gan.space)" && if [ "$$space" = latents ]; then $(MAKE) $(AGAIN) vae; fi
 
 gan: for-gan ## conditional WGAN-GP (trains the VAE first where gan.space is latents)
@@ -78,13 +80,13 @@ gan: for-gan ## conditional WGAN-GP (trains the VAE first where gan.space is lat
 ddpm: evaluator ## diffusion on pictures (a configuration with a ddpm section)
 	$(call STAGE,ddpm)
 
-# What `models` names; those on the command line first, with their FRESH=1, and not again.
-models: setup $(filter ldm gan ddpm,$(MAKECMDGOALS))
+# What `models` names and is not on the command line.
+models: setup $(NAMED)
 	@rest=; models="$(call SAYS,models)" && for model in $$models; do \
 	  case " $(MAKECMDGOALS) " in *" $$model "*) ;; *) rest="$$rest $$model";; esac; done && \
 	  { [ -z "$$rest" ] || $(MAKE) $(AGAIN) $$rest; }
 
-for-diffusion for-drawer: for-%: setup
+for-diffusion for-drawer: for-%: setup $(NAMED)
 	@model="$(or $(MODEL),$(call SAYS,$*))" && $(MAKE) $(AGAIN) $$model
 
 eval: models ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
@@ -119,10 +121,10 @@ reproduce: vae ## every system of the reports, one page (weeks on a CPU: take FL
 	$(call STAGE,reproduce)
 
 bench: setup ## training steps, sampling and reading beside the plain way, other packages and the machine's rates
-	@$(PY) -m stages.bench --config "$(CONFIG)" $(FLAGS) -- $(SETS)
+	@$(PY) -m stages.bench --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
 
 growth: setup ## a step's time and memory against batch, networks, pictures (12 KiB of disk each, twice) and processes
-	@$(PY) -m stages.growth --config "$(CONFIG)" $(FLAGS) -- $(SETS)
+	@$(PY) -m stages.growth --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
 
 test: setup ## the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2

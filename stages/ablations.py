@@ -160,7 +160,7 @@ def main(context: Context) -> None:
         f"the evaluation seeds {list(context.config.eval.seeds)}; mean ± deviation over the trainings. Everything else "
         f"as in the configuration (but a mean is sampled as DDPM does), so figures compare within a group only.{lent}",
     )
-    results = {}
+    results, folder = {}, page_folder(context, "ablations")
     for group in a.only:
         results[group] = run_group(context, group)
         rows = []
@@ -169,7 +169,7 @@ def main(context: Context) -> None:
             rows.append([value, *cells])
         page.add_figure(group, figure(group, results[group]), f"{group}: mean and deviation over the trainings.")
         page.add_table(group, [group, *next(iter(results[group].values()))], rows)
-        path = page.write(page_folder(context, "ablations"), results)  # a later group's fault costs no earlier one
+        path = page.write(folder, results)  # so that a later group's fault costs no earlier one
     print(path)
 
 

@@ -25,6 +25,7 @@ from stages.benchmark.clock import (
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.compiled import compile_network, missing_compiler
+from stages.engine.errors import UserError
 from stages.engine.log import progress, say
 from stages.engine.machine import versions
 from stages.engine.report.page import Page
@@ -214,6 +215,8 @@ def main(context: Context) -> None:
     if compiler := missing_compiler(context.device):
         say(f"{compiler} is not installed: what is compiled is left out")
         wanted = [name for name in wanted if name not in COMPILED]
+        if not wanted:
+            raise UserError(f"nothing is left of --only: {', '.join(COMPILED)} want {compiler}; install it")
     folder = page_folder(context, "bench")
     subject = Subject(context, folder / "work")
     about = machine(context)

@@ -117,9 +117,9 @@ def clean(work: Path) -> None:
 
 def main(context: Context) -> None:
     sizes, wanted = _sizes(context.arguments.pictures), context.arguments.only
+    clean(context.hold("growth") / "work")
     folder = page_folder(context, "growth")
     work = (folder / "work").resolve()
-    clean(work)
     config = Subject(context, work).context.config
     about = machine(context)
     page = Page(

@@ -93,6 +93,8 @@ class Checkpoints:
         for path in reversed(self._found()):
             try:
                 state = self._read(path)
+            except FileNotFoundError:  # damaged too: the main process has looked already, and renamed it
+                continue
             except OSError as error:
                 raise of_the_system(error, f"cannot read {path}") from None
             except ValueError as error:
@@ -103,7 +105,6 @@ class Checkpoints:
                     raise
                 passed.append((path, f"refused ({oneline(error)})"))
                 continue
-            distributed.barrier()  # until all have looked
             for bad, fault in passed:
                 self.warn(f"warning: {bad} is {fault}; using the checkpoint before it")
                 if distributed.is_main():

@@ -58,12 +58,12 @@ def data_folder(config: Config) -> Path:
 
 def _pack(config: Config, folder: Path) -> tuple[ImageSet, str]:
     path = Path(config.root) / "packs" / f"{fingerprint(folder, config.data.validation_every)}.safetensors"
-    remedy = "run the same command again"
+    remedy, packed = "run the same command again", distributed.patient_barrier()
     if not path.is_file() and distributed.is_main():
         with locked(path.parent, wait=True):  # one command packs, another takes what it packed
             if not path.is_file():
                 _write_pack(path, config, folder)
-    distributed.barrier()
+    packed()
     tensors, about = load_export(path, remedy, mapped=True)
     return ImageSet(**tensors, vocabulary=Vocabulary(about["objects"])), about["sha256"]
 

@@ -6,7 +6,7 @@ an autoencoder with a quantiser are treated alike.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import torch
@@ -16,7 +16,7 @@ from torch.distributed.nn.functional import all_reduce
 
 from stages.engine.errors import UserError
 
-PATIENCE = timedelta(hours=12)  # the others wait while the main process packs millions of pictures
+PATIENCE = timedelta(hours=12)  # to pack millions of pictures
 
 
 def start(device: torch.device) -> None:
@@ -24,7 +24,7 @@ def start(device: torch.device) -> None:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if (several or dist.is_torchelastic_launched()) and not dist.is_initialized():
         own = {"device_id": device} if device.type == "cuda" else {}
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **own)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **own)
 
 
 def stop() -> None:
@@ -53,6 +53,14 @@ def is_main() -> bool:
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
+
+
+def patient_barrier() -> Callable[[], None]:
+    """A barrier for what one process does while the others wait for hours: made by all before, passed by all after."""
+    if world_size() == 1:
+        return lambda: None
+    group = dist.new_group(timeout=PATIENCE, backend="gloo")
+    return lambda: dist.barrier(group)
 
 
 def share_of(batch: int) -> slice:

@@ -5,6 +5,7 @@ checkpoints/<experiment>/<stage>/
 """
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from stages.engine.checkpoint import Checkpoints, read_about, save_export, write
 from stages.engine.command import Context
 from stages.engine.config import flatten
 from stages.engine.draws import Draws, seed_of
-from stages.engine.errors import Interrupted, UserError, is_out_of_memory
+from stages.engine.errors import Interrupted, UserError
 from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
@@ -29,6 +30,8 @@ from stages.engine.optim import Optimizer, Witness, first_bad_step
 AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several processes wait for their GPUs
 # of an identity: how a finished run was made, not what it is
 HOW = ("precision", "processes", "parent eval.", "ldm.compile", "ddpm.compile")
+
+OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # what torch says of weights that do not fit
 
 
 class Task(Protocol):
@@ -62,10 +65,9 @@ def move_aside(folder: Path) -> Path:
 
 
 def page_folder(context: Context, name: str) -> Path:
-    """An experiment's folder, this command's alone. With --fresh the page of an earlier one is moved aside."""
-    begun = context.folder(name) in context.holding
+    """An experiment's folder, this command's alone. With --fresh that of an earlier one is moved aside: ask once."""
     folder = context.hold(name)
-    if getattr(context.arguments, "fresh", False) and not begun and (folder / "report.json").exists():
+    if getattr(context.arguments, "fresh", False) and (folder / "report.json").exists():
         say(f"{context.config.name}/{name}: the old report is now {move_aside(folder)}")
     return folder
 
@@ -207,8 +209,8 @@ class Run:
             for name, part in task.parts.items():
                 part.load_state_dict(state["parts"][name])
         except (KeyError, ValueError, RuntimeError) as error:  # other names, shapes or groups of weights
-            if is_out_of_memory(error):
-                raise
+            if isinstance(error, RuntimeError) and not OTHER_SHAPES.search(str(error)):
+                raise  # the device's, or out of memory
             raise UserError(
                 f"{self.folder} was begun by another version of this program, whose checkpoints do not fit; start anew "
                 f"with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"

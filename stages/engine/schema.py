@@ -146,14 +146,14 @@ class Denoising(Training):
     prediction: Literal[*PREDICTIONS] = "v"
     schedule: Literal[*SCHEDULES] = "cosine"
     zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise; wants min_snr and log_snr null
-    timesteps: Positive = 1000
+    timesteps: Positive = 1000  # linear: with fewer its betas are larger, so that it ends as near to noise
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # none: unweighted
     log_snr: Bell | None = None  # of log SNR: v's error weighs as much as its place under the bell is high
     bound: bool = False  # the variational bound's weights; like log_snr's, whatever min_snr says
     timestep_draws: Literal["uniform", "weighted"] = "uniform"  # or as often as a timestep's loss weighs
     picture_draws: PictureDraws = "uniform"
     label_dropout: Share = 0.1
-    compile: bool = False  # torch.compile: pays in long trainings; wants a C++ compiler
+    compile: bool = False  # torch.compile: pays in long trainings; wants a compiler
 
 
 class Ldm(Denoising):

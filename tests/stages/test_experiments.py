@@ -54,6 +54,10 @@ def test_progress(stage, root):
     assert all(f"| {names} | {', '.join(map(str, result['timesteps']))} |" in table for names in result["labels"])
     assert len(result["labels"]) == 5
     assert result["timesteps"] == sorted(result["timesteps"], reverse=True)
+    before = (root / "smoke/progress/report.json").read_bytes()
+    status, said = stage("progress", f"root={root}", "--fresh", "eval.seeds=[1]")
+    assert (status, "is now" in said) == (0, True), said
+    assert (root / "smoke/progress.old-1/report.json").read_bytes() == before
 
 
 def test_samplers(stage, root):

@@ -9,30 +9,27 @@ pytestmark = pytest.mark.gpu
 STAGES = ("evaluator", "vae", "ldm", "gan")
 
 
-def exports_of(stage, root, name: str, *changes: str) -> dict[str, str]:
+def exports_of(stage, scenes, root, name: str, *changes: str) -> dict[str, str]:
     """The hashes of what the smoke chain leaves."""
-    arguments = (f"root={root}", f"name={name}", f"data.folder={root}/smoke/render", "device=cuda", *changes)
+    assert torch.cuda.is_available(), "ON_GPU=1, and no GPU"
+    arguments = (f"root={root}", f"name={name}", f"data.folder={scenes}/smoke/render", "device=cuda", *changes)
     for part in (*STAGES, "evaluate"):
         status, said = stage(part, *arguments)
         assert status == 0, said
     return {part: read_about(root / name / part / "export.safetensors", "")["sha256"] for part in STAGES}
 
 
-@pytest.fixture(scope="session")
-def root(chain):
-    assert torch.cuda.is_available(), "ON_GPU=1, and no GPU"
-    return chain
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_chain_twice_gives_the_same_bits(stage, root, precision):
+def test_the_chain_twice_gives_the_same_bits(stage, chain, tmp_path, precision):
     how = ("deterministic=true", f"precision={precision}")
     try:
-        first, second = (exports_of(stage, root, f"{name}-{precision}", *how) for name in "ab")
+        first, second = (exports_of(stage, chain, tmp_path, name, *how) for name in "ab")
     finally:
         torch.use_deterministic_algorithms(False)
     assert first == second
 
 
-def test_the_chain_runs_compiled(stage, root):
-    exports_of(stage, root, "compiled", "ldm.compile=true", "eval.compile=true")
+def test_the_chain_runs_compiled(stage, chain, tmp_path):
+    before = torch._dynamo.utils.counters["frames"]["ok"]
+    exports_of(stage, chain, tmp_path, "compiled", "ldm.compile=true", "eval.compile=true")
+    assert torch._dynamo.utils.counters["frames"]["ok"] > before

@@ -58,6 +58,14 @@ def test_a_flipped_byte_is_noticed(tmp_path):
     assert "checksum" in warnings[0]
 
 
+def test_one_that_another_process_has_put_aside_is_passed_over(tmp_path, monkeypatch):
+    store, warnings = checkpoints(tmp_path)
+    kept = store.save(1, {"weights": torch.ones(100)})
+    monkeypatch.setattr(store, "_found", lambda: [kept, tmp_path / "step-00000002.ckpt"])
+    assert store.load_latest()["step"] == 1
+    assert not warnings
+
+
 def test_none_readable_is_an_error(tmp_path):
     store, _ = checkpoints(tmp_path)
     store.save(1, {}).write_bytes(b"")
