@@ -55,7 +55,7 @@ def test_progress(stage, root):
     assert len(result["labels"]) == 5
     assert result["timesteps"] == sorted(result["timesteps"], reverse=True)
     before = (root / "smoke/progress/report.json").read_bytes()
-    status, said = stage("progress", f"root={root}", "--fresh", "eval.seeds=[1]")
+    status, said = stage("progress", "--fresh", f"root={root}", "eval.seeds=[1]")
     assert (status, "is now" in said) == (0, True), said
     assert (root / "smoke/progress.old-1/report.json").read_bytes() == before
 
