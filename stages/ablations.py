@@ -15,8 +15,8 @@ from stages.engine.errors import UserError
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.evaluate import evaluate_sets, refuse_other_pictures
 from stages.evaluator import load_evaluator
+from stages.judged import evaluate_sets, refuse_other_pictures
 from stages.systems import LOADERS, TRAIN
 
 OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it wants the ancestral sampler

@@ -15,8 +15,8 @@ from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.evaluate import evaluate_sets, refuse_other_pictures, shown
 from stages.evaluator import as_input, load_evaluator
+from stages.judged import evaluate_sets, refuse_other_pictures, shown
 from stages.systems import LOADERS, title
 
 PICTURES = 300  # for the Fréchet distance

@@ -12,8 +12,8 @@ from stages.engine.errors import UserError
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.evaluate import evaluate_set, refuse_other_pictures, shown
 from stages.evaluator import load_evaluator
+from stages.judged import evaluate_set, refuse_other_pictures, shown
 from stages.systems import LOADERS, TRAIN, title
 
 WITHHELD = 0.1  # of the pairs and triples, where data.withhold says nothing

@@ -10,7 +10,8 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.evaluate import denoising_strip, recorded, refuse_other_pictures
+from stages.evaluate import denoising_strip, recorded
+from stages.judged import refuse_other_pictures
 from stages.systems import LOADERS, title
 
 SAMPLES = 5

@@ -20,8 +20,8 @@ from stages.engine.lock import locked
 from stages.engine.log import say
 from stages.engine.report.page import Page
 from stages.evaluate import main as evaluate
-from stages.evaluate import shown
 from stages.evaluator import main as train_evaluator
+from stages.judged import shown
 from stages.systems import TRAIN
 
 GUIDED = "eval.classifier_guidance=2.0"

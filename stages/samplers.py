@@ -11,8 +11,8 @@ from stages.engine.log import progress
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.evaluate import evaluate_sets, refuse_other_pictures, shown
 from stages.evaluator import load_evaluator
+from stages.judged import evaluate_sets, refuse_other_pictures, shown
 from stages.systems import LOADERS, title
 
 DDIM_STEPS = (100, 50, 25, 10, 5)

@@ -245,3 +245,8 @@ class Config(Section):
     def drawer(self) -> str:
         """What `make sample` draws from: the diffusion model of `models`, or else the first of them."""
         return self.diffusion if self.diffusion in self.models else self.models[0]
+
+    @property
+    def needs_vae(self) -> bool:
+        """True where one of `models` works on latents."""
+        return "ldm" in self.models or ("gan" in self.models and self.gan.space == "latents")
