@@ -1,0 +1,161 @@
+"""What a picture is asked to show: objects in order and, where they are known, their places."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ABSENT = -1  # fills the rows of `objects` that name fewer than the longest, and places that are not known
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A batch of conditions: every network, sampler and task takes this one type.
+
+    `objects` (b, m) int64: indices into the vocabulary in the order of the label list, then -1. `places` (b, m, 2)
+    float32: x to the right and y downwards in [0, 1] of the picture, -1 where a place is not known. `classes`: the size
+    of the vocabulary. A row may have places for all, some or none of its objects.
+    """
+
+    objects: Tensor
+    places: Tensor
+    classes: int
+
+    @classmethod
+    def of_lists(
+        cls,
+        objects: Sequence[Sequence[int]],
+        classes: int,
+        places: Sequence[Sequence[tuple[float, float] | None]] | None = None,
+    ) -> "Condition":
+        """Lists of indices, and of places or None, one list a row. Without `places` none is known."""
+        most = max(1, *(len(row) for row in objects)) if len(objects) else 1
+        indices = torch.full((len(objects), most), ABSENT)
+        where = torch.full((len(objects), most, 2), float(ABSENT))
+        for i, row in enumerate(objects):
+            indices[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            for j, place in enumerate(places[i] if places is not None else []):
+                if place is not None:
+                    where[i, j] = torch.tensor(place)
+        return cls(indices, where, classes)
+
+    @classmethod
+    def of_labels(cls, labels: Tensor) -> "Condition":
+        """Multi-hot labels (b, k) -> their objects in the order of the vocabulary, without places."""
+        return cls.of_lists([row.nonzero().flatten().tolist() for row in labels], labels.shape[1]).to(labels.device)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, rows: Tensor | slice | list[int]) -> "Condition":
+        """The chosen rows, as a tensor is indexed; the number of slots m stays."""
+        return replace(self, objects=self.objects[rows], places=self.places[rows])
+
+    @property
+    def slots(self) -> int:
+        """m, known to the host without asking the device."""
+        return self.objects.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.objects.device
+
+    @property
+    def present(self) -> Tensor:
+        """(b, m) bool: the slots that hold an object."""
+        return self.objects >= 0
+
+    @property
+    def placed(self) -> Tensor:
+        """(b, m) bool: the objects whose place is known."""
+        return self.present & (self.places[..., 0] >= 0)
+
+    @property
+    def wholly_placed(self) -> Tensor:
+        """(b,) bool: the rows with objects, all of whose places are known."""
+        return (self.placed == self.present).all(dim=1) & self.present.any(dim=1)
+
+    @property
+    def labels(self) -> Tensor:
+        """(b, classes) float32 of zeros and ones: what a judge takes."""
+        found = torch.zeros(len(self), self.classes + 1, device=self.device)
+        slots = torch.where(self.present, self.objects, self.classes)  # absent ones into a column that is cut off
+        return found.scatter_(1, slots, 1.0)[:, : self.classes]
+
+    def to(self, device: torch.device | str) -> "Condition":
+        return replace(self, objects=self.objects.to(device), places=self.places.to(device))
+
+    def repeat(self, copies: int) -> "Condition":
+        """All rows again and again, laid end to end: (copies x b) rows."""
+        return replace(self, objects=self.objects.repeat(copies, 1), places=self.places.repeat(copies, 1, 1))
+
+    def with_slots(self, slots: int) -> "Condition":
+        """Padded with absent objects to m = `slots`. Raises ValueError where an m is larger."""
+        if (more := slots - self.slots) < 0:
+            raise ValueError(f"a condition of {self.slots} slots has no {slots}")
+        return replace(
+            self,
+            objects=F.pad(self.objects, (0, more), value=ABSENT),
+            places=F.pad(self.places, (0, 0, 0, more), value=ABSENT),
+        )
+
+    def with_places(self, places: Tensor) -> "Condition":
+        """The same objects at other places (b, m, 2)."""
+        return replace(self, places=places)
+
+    def only_placed(self, rows: Tensor) -> "Condition":
+        """Places kept in the rows (b,) bool that are True, unknown in all others."""
+        return self.with_places(torch.where(rows[:, None, None], self.places, float(ABSENT)))
+
+
+def joined(parts: Sequence[Condition]) -> Condition:
+    """Conditions of one vocabulary laid end to end, padded to the most slots of any."""
+    slots = max(part.slots for part in parts)
+    parts = [part.with_slots(slots) for part in parts]
+    return replace(
+        parts[0],
+        objects=torch.cat([part.objects for part in parts]),
+        places=torch.cat([part.places for part in parts]),
+    )
+
+
+def blobs(places: Tensor, side: int, deviation: float = 0.8) -> Tensor:
+    """Places (b, m, 2) -> (b, m, side, side): a Gaussian about each, `deviation` cells wide, 1 at its centre.
+
+    Cell (i, j) has its centre at ((j + 0.5) / side, (i + 0.5) / side). Zeros where the place is not known.
+    """
+    centres = (torch.arange(side, device=places.device, dtype=places.dtype) + 0.5) / side
+    x, y = ((((places[..., i, None] - centres) * (side / deviation)).square() / -2).exp() for i in (0, 1))
+    known = (places[..., 0] >= 0).to(places.dtype)
+    return known[..., None, None] * y[..., :, None] * x[..., None, :]
+
+
+BACKGROUND_WEIGHT = 0.05  # of a cell without an object: they are nineteen of twenty
+
+
+def cell_labels(condition: Condition, side: int) -> Tensor:
+    """(b, side, side) int64: the object that each cell of a picture shows, `classes` for the background.
+
+    A cell belongs to the object whose blob is the largest there, within one deviation. Rows with an object whose place
+    is not known are -100 throughout: what their cells show is not known either.
+    """
+    spread = blobs(condition.places, side) * condition.placed[..., None, None]
+    largest, slot = spread.max(dim=1)
+    shown = condition.objects[:, :, None, None].expand_as(spread).gather(1, slot[:, None])[:, 0]
+    labels = torch.where(largest >= math.exp(-0.5), shown, condition.classes)
+    known = (condition.placed == condition.present).all(dim=1)
+    return torch.where(known[:, None, None], labels, -100)
+
+
+def cell_loss(logits: Tensor, labels: Tensor, average: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
+    """Cross-entropy of logits (b, classes + 1, side, side) on `cell_labels`, the background weighted down.
+
+    A weighted mean over cells; 0 where no row's places are known. `average` is that over processes, of which each has a
+    part of the batch: all divide by the same weight.
+    """
+    errors = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-100)
+    weights = torch.where(labels == logits.shape[1] - 1, BACKGROUND_WEIGHT, 1.0) * (labels >= 0)
+    return (weights * errors).sum() / average(weights.sum()).clamp(min=1e-6)

@@ -1,0 +1,86 @@
+"""A prior of layouts: where objects stand in training pictures, for conditions that do not say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.condition import Condition
+
+PREFIX = "layouts."  # of the tensors in an export
+CANDIDATES = 16384  # layouts drawn where none of training fits as it is
+
+
+@dataclass(frozen=True)
+class LayoutPrior:
+    """Layouts of training pictures by their number of objects: {n: (count, n, 2), in list order}. May be empty."""
+
+    layouts: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, conditions: Condition, most: int = 1024) -> "LayoutPrior":
+        """Up to `most` layouts, spread evenly over the conditions, of each number of objects; of wholly placed rows."""
+        counts = conditions.present.sum(1)
+        whole = conditions.wholly_placed
+        layouts = {}
+        for number in counts[whole].unique().tolist():
+            (rows,) = (whole & (counts == number)).nonzero(as_tuple=True)
+            chosen = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows)), device=rows.device).round().long()]
+            layouts[number] = conditions.places[chosen, :number].float().cpu()
+        return cls(layouts)
+
+    @classmethod
+    def split_from(cls, tensors: dict[str, Tensor]) -> tuple["LayoutPrior", dict[str, Tensor]]:
+        """The prior in an export's tensors, and the other tensors."""
+        layouts = {int(k.removeprefix(PREFIX)): t for k, t in tensors.items() if k.startswith(PREFIX)}
+        return cls(layouts), {k: t for k, t in tensors.items() if not k.startswith(PREFIX)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{PREFIX}{number}": places for number, places in self.layouts.items()}
+
+    def nearest(self) -> float:
+        """The smallest distance of two objects: the first percentile over pairs in training; 0 where there is none."""
+        gaps = [_gaps(places).flatten() for number, places in self.layouts.items() if number > 1]
+        return torch.cat(gaps).quantile(0.01).item() if gaps else 0.0
+
+    def complete(self, condition: Condition, generators: Sequence[torch.Generator]) -> Condition:
+        """Every object at a place: those without one where the row's own generator puts them.
+
+        A row without any place, of as many objects as training pictures have, gets one of their layouts. Otherwise
+        (some places given, more objects) candidates are drawn slot by slot from the layouts, and the first whose
+        objects keep the smallest distance of training is taken, or else the one that comes nearest to it.
+        """
+        if not self.layouts:
+            return condition
+        places, device = condition.places.cpu().clone(), condition.device
+        present, placed = condition.present.cpu(), condition.placed.cpu()
+        for row, generator in enumerate(generators):
+            slots, fixed = int(present[row].sum()), placed[row]
+            if slots == int(fixed.sum()):
+                continue
+            known = self.layouts.get(slots)
+            if known is not None and not fixed.any():
+                places[row, :slots] = known[torch.randint(len(known), (), generator=generator)]
+            else:
+                places[row, :slots] = self._drawn(places[row, :slots], fixed[:slots], generator)
+        return condition.with_places(places.to(device))
+
+    def _drawn(self, places: Tensor, fixed: Tensor, generator: torch.Generator) -> Tensor:
+        """Places (n, 2), of which those that are `fixed` (n,) stay -> the best of many candidates for the others."""
+        slots = len(places)
+        source = self.layouts[min(self.layouts, key=lambda number: (abs(number - slots), -number))]
+        drawn = torch.randint(len(source), (CANDIDATES, slots), generator=generator)
+        columns = torch.arange(slots).clamp(max=source.shape[1] - 1)
+        candidates = torch.where(fixed[:, None], places, source[drawn, columns])
+        if slots == 1:
+            return candidates[0]
+        closest = _gaps(candidates).amin(1)
+        enough = closest >= self.nearest()
+        return candidates[enough.int().argmax() if enough.any() else closest.argmax()]
+
+
+def _gaps(places: Tensor) -> Tensor:
+    """(count, n, 2) -> (count, n (n - 1) / 2): the distances of all pairs."""
+    first, second = torch.triu_indices(places.shape[1], places.shape[1], 1)
+    return (places[:, first] - places[:, second]).norm(dim=-1)

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from models.condition import Condition
+from models.layouts import LayoutPrior
+
+GRID = [(x / 10, y / 10) for x in range(11) for y in range(11)]
+
+
+def training(rows=400):
+    """Rows of one to three objects: the first in the middle, the others at least .3 from all before."""
+    rng = torch.Generator().manual_seed(0)
+    layouts = []
+    for i in range(rows):
+        places = [(0.5, 0.5)]
+        while len(places) < i % 3 + 1:
+            x, y = torch.rand(2, generator=rng).tolist()
+            if all((x - a) ** 2 + (y - b) ** 2 >= 0.09 for a, b in places):
+                places.append((x, y))
+        layouts.append(places)
+    return Condition.of_lists([[0, 1, 2][: len(row)] for row in layouts], 5, layouts)
+
+
+CONDITIONS = training()
+PRIOR = LayoutPrior.of(CONDITIONS)
+
+
+def keys(rows, seed=0):
+    return [torch.Generator().manual_seed(seed + i) for i in range(rows)]
+
+
+def smallest_gap(places):
+    return torch.pdist(places).min().item()
+
+
+def test_places_that_are_given_stay():
+    assert PRIOR.complete(CONDITIONS, keys(len(CONDITIONS))).places.equal(CONDITIONS.places)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_objects_without_places_get_a_layout_of_training(number):
+    rows = PRIOR.complete(Condition.of_lists([list(range(number))] * 20, 5), keys(20))
+    seen = {tuple(map(tuple, places.tolist())) for places in PRIOR.layouts[number]}
+    found = [tuple(map(tuple, places.tolist())) for places in rows.places]
+    assert set(found) <= seen
+    assert number == 1 or len(set(found)) > 5
+    assert all(row[0] == (0.5, 0.5) for row in found)
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_more_objects_than_training_shows_keep_its_distances(number):
+    rows = PRIOR.complete(Condition.of_lists([list(range(number))] * 10, 5), keys(10))
+    assert rows.placed.all()
+    assert all(smallest_gap(places) >= PRIOR.nearest() - 1e-6 for places in rows.places)
+
+
+def test_where_some_places_are_given_the_others_keep_their_distance():
+    given = Condition.of_lists([[0, 1, 2]] * 10, 5, [[None, (0.8, 0.8), None]] * 10)
+    rows = PRIOR.complete(given, keys(10))
+    torch.testing.assert_close(rows.places[:, 1], torch.full((10, 2), 0.8))
+    assert all(smallest_gap(places) >= PRIOR.nearest() - 1e-6 for places in rows.places)
+
+
+def test_a_rows_layout_depends_on_its_key_alone():
+    asked = Condition.of_lists([[0, 1], [2], [0, 1, 2, 3]], 5)
+    together = PRIOR.complete(asked, keys(3))
+    for i in range(3):
+        assert PRIOR.complete(asked[i : i + 1], keys(1, seed=i)).places[0].equal(together.places[i])
+    assert not PRIOR.complete(asked, keys(3, seed=9)).places.equal(together.places)
+
+
+def test_the_smallest_distance_is_that_of_training():
+    assert 0.3 <= PRIOR.nearest() < 0.35
+
+
+def test_a_prior_that_knows_nothing_leaves_places_open():
+    asked = Condition.of_lists([[0, 1], [2]], 5)
+    for prior in (LayoutPrior(), LayoutPrior.of(asked)):
+        assert prior.complete(asked, keys(2)) is asked
+
+
+def test_it_travels_with_an_exports_tensors():
+    tensors = {"weight": torch.zeros(2)} | PRIOR.state_dict()
+    prior, rest = LayoutPrior.split_from(tensors)
+    assert list(rest) == ["weight"]
+    assert prior.layouts.keys() == {1, 2, 3} and prior.layouts[3].equal(PRIOR.layouts[3])
+
+
+def test_at_most_so_many_layouts_are_kept():
+    assert {len(places) for places in LayoutPrior.of(CONDITIONS, most=10).layouts.values()} == {10}
