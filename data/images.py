@@ -4,6 +4,7 @@
     train.json              {file name: [object, ...]}
     validation.json         the same, held out of training (optional)
     objects.json            {object: index}
+    places.json             {file name: [[x, y] or null, ...]}, in the order of the picture's objects (optional)
     test.json, new_test.json   [[object, ...], ...]
 
 Everything is checked here, once; `ImageSet` is what the rest of the project sees.
@@ -22,34 +23,49 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.labels import DataError, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
+from data.labels import DataError, Place, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
+from data.places import read_places, recovered
 
 SIZE = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # what is in the file, whatever its name: others may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
 CONDITION_FILES = ("test", "new_test")
-VERSION = 2  # raised when `read_folder` makes something else of the same files: 2 is held-out pictures last
+VERSION = 4  # raised when `read_folder` makes something else of the same files: 4 is places from the pictures
+UNKNOWN = -1  # fills `objects` beyond a picture's last, and places that are not known
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images (n, 3, 64, 64) uint8; labels (n, k) uint8; held_out (n,) bool: validation pictures, after all others."""
+    """Pictures with what they show; held-out ones, of validation, after all others.
+
+    `images` (n, 3, 64, 64) uint8; `labels` (n, k) uint8, multi-hot; `held_out` (n,) bool; `objects` (n, m) int64,
+    indices in the order of the picture's list, then -1; `places` (n, m, 2) float32, x to the right and y downwards in
+    [0, 1] of the picture, -1 where it is not known. `source`: where the places are from, in words.
+    """
 
     images: Tensor
     labels: Tensor
     held_out: Tensor
+    objects: Tensor
+    places: Tensor
     vocabulary: Vocabulary
+    source: str
 
-    def part(self, held_out: bool) -> tuple[Tensor, Tensor]:
-        """The images and float labels of the training or of the held-out pictures.
+    def part(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, objects and places of the training or of the held-out pictures.
 
         The images are a view where those pictures lie together: an array that is mapped from a file stays so.
         """
         (chosen,) = (self.held_out == held_out).nonzero(as_tuple=True)
         first, last = int(chosen[0]), int(chosen[-1]) + 1
         images = self.images[first:last] if last - first == len(chosen) else self.images[chosen]
-        return images, self.labels[chosen].float()
+        return images, self.objects[chosen], self.places[chosen]
+
+    def found(self) -> str:
+        """How many places are known and where from, in words."""
+        objects, known = int((self.objects >= 0).sum()), int((self.places[..., 0] >= 0).sum())
+        return f"places of {known:,} of {objects:,} objects, {self.source}" if known else "places of no object"
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -175,7 +191,7 @@ def fingerprint(folder: Path, validation_every: int) -> str:
     digest = hashlib.sha256(f"{VERSION} {validation_every} {SIZE}\n".encode())
     for stamp in _Pictures(folder).stamps():
         digest.update(stamp.encode(errors="surrogateescape") + b"\n")
-    for name in ("objects.json", "train.json", "validation.json"):
+    for name in ("objects.json", "train.json", "validation.json", "places.json"):
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]
@@ -183,6 +199,29 @@ def fingerprint(folder: Path, validation_every: int) -> str:
 
 def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8)
+
+
+def _as_tensors(lists: list[list[int]], places: list[list[Place | None]]) -> tuple[Tensor, Tensor]:
+    """Indices and places in lists, one a picture -> `objects` and `places` of an ImageSet."""
+    objects = torch.full((len(lists), max(map(len, lists))), UNKNOWN)
+    where = torch.full((*objects.shape, 2), float(UNKNOWN))
+    for i, row in enumerate(lists):
+        objects[i, : len(row)] = torch.tensor(row)
+        for j, place in enumerate(places[i]):
+            if place is not None:
+                where[i, j] = torch.tensor(place)
+    return objects, where
+
+
+def _both(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, list[int]], set[str] | None]:
+    """All pictures' objects, and which pictures validation.json holds out, or None where there is none."""
+    listed = read_picture_labels(folder / "train.json", vocabulary)
+    if not os.path.lexists(folder / "validation.json"):  # true of a link that leads nowhere: read_json says so
+        return listed, None
+    more = read_picture_labels(folder / "validation.json", vocabulary)
+    if shared := set(listed) & set(more):
+        raise DataError(f"{folder / 'validation.json'}: {min(shared)} is in train.json too; remove it from one")
+    return listed | more, set(more)
 
 
 def read_folder(
@@ -194,36 +233,35 @@ def read_folder(
     array that is filled. Raises DataError.
     """
     vocabulary = read_vocabulary(folder / "objects.json")
-    names, labels = read_picture_labels(folder / "train.json", vocabulary)
-    held_out = None
-    if os.path.lexists(folder / "validation.json"):  # also a link that leads nowhere: read_json says so
-        more, more_labels = read_picture_labels(folder / "validation.json", vocabulary)
-        shared = set(names) & set(more)
-        if shared:
-            raise DataError(f"{folder / 'validation.json'}: {min(shared)} is in train.json too; remove it from one")
-        held_out = torch.tensor([False] * len(names) + [True] * len(more))
-        names, labels = names + more, torch.cat([labels, more_labels])
+    listed, apart = _both(folder, vocabulary)
+    known = read_places(folder / "places.json", listed)
     pictures = _Pictures(folder)
-    missing = [name for name in names if name not in pictures.names]
+    missing = [name for name in listed if name not in pictures.names]
     if missing:
         raise DataError(f"{pictures.where}: {missing[0]} is missing but has labels ({len(missing)} such); restore it")
-    unlabelled = set(pictures.names) - set(names)
+    unlabelled = set(pictures.names) - set(listed)
     if unlabelled:
         where, first = folder / "train.json", min(unlabelled)
         raise DataError(f"{where}: picture {first} has no labels ({len(unlabelled)} such); add them or remove it")
-    if held_out is None:
-        held_out = _hold_out(names, validation_every)
+    names = list(listed)
+    held_out = _hold_out(names, validation_every) if apart is None else torch.tensor([n in apart for n in names])
     if held_out.all() or not held_out.any():
         mend = "change data.validation_every or write a validation.json"
         raise DataError(f"{folder}: nothing on one side of the validation split; {mend}")
     order = held_out.int().argsort(stable=True)
-    names, labels, held_out = [names[i] for i in order.tolist()], labels[order], held_out[order]
+    names, held_out = [names[i] for i in order.tolist()], held_out[order]
     images = empty(len(names), 3, SIZE, SIZE)
     for i, name in enumerate(progress(names)):
         images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}").copy())
-    return ImageSet(images, labels.to(torch.uint8), held_out, vocabulary)
+    lists = [listed[name] for name in names]
+    objects, places = _as_tensors(lists, [(known or {}).get(name, []) for name in names])
+    source = "from places.json"
+    if known is None:
+        places, source = recovered(images, objects, list(map(_scene, names))), "from the differences between pictures"
+    labels = vocabulary.multi_hot(lists).to(torch.uint8)
+    return ImageSet(images, labels, held_out, objects, places, vocabulary, source)
 
 
-def read_test_sets(folder: Path, vocabulary: Vocabulary) -> dict[str, Tensor]:
-    """The conditions of test.json and new_test.json, each (n, k) float."""
+def read_test_sets(folder: Path, vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
+    """The label sets of test.json and new_test.json: indices, in the order of each set."""
     return {name: read_conditions(folder / f"{name}.json", vocabulary) for name in CONDITION_FILES}

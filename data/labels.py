@@ -1,8 +1,12 @@
-"""Object names <-> indices, label sets <-> multi-hot vectors, and the files that hold them."""
+"""Object names <-> indices, label sets <-> multi-hot vectors, text <-> objects with places, and the files of them."""
 
 import difflib
 import hashlib
 import json
+import math
+import re
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -10,6 +14,10 @@ from torch import Tensor
 
 SHAPES = ("cube", "sphere", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+SPOT = 0.02  # of the picture's side: objects nearer to one another than that stand on one spot
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?")
+
+Place = tuple[float, float]  # x to the right, y downwards, each in [0, 1] of the picture
 
 
 def _spoken(name: str) -> str:
@@ -19,6 +27,13 @@ def _spoken(name: str) -> str:
 
 class DataError(Exception):
     """A fault in the user's data: one line that names the file and the mend."""
+
+
+def on_one_spot(places: Sequence[Place | None]) -> tuple[int, int] | None:
+    """The first two of the known places that are nearer to one another than `SPOT`, or None."""
+    known = [(i, place) for i, place in enumerate(places) if place is not None]
+    close = ((i, j) for (i, a), (j, b) in combinations(known, 2) if math.dist(a, b) < SPOT)
+    return next(close, None)
 
 
 class Vocabulary:
@@ -57,20 +72,54 @@ class Vocabulary:
             row[indices] = 1.0
         return labels
 
-    def parse(self, text: str) -> Tensor:
-        """Text, "red cube, cyan sphere" -> (1, len(self)) multi-hot. Spacing and case are free, grey may be gray."""
+    def parse(self, text: str) -> tuple[list[int], list[Place | None]]:
+        """Text, "red cube at 0.3 0.6, cyan sphere" -> the objects' indices in this order, and their places or None.
+
+        Spacing and case are free, grey may be gray. A name may hold the word "at": it is a place's only where a known
+        name stands before it. Raises DataError.
+        """
+        where, asked = f"labels {text!r}", []
+        for part in filter(None, map(_spoken, text.split(","))):
+            asked.append(self._asked(part, where))
+        indices, places = self.indices([name for name, _ in asked], where), [place for _, place in asked]
+        if spot := on_one_spot(places):
+            first, second = (asked[i][0] for i in spot)
+            raise DataError(f"{where}: {first!r} and {second!r} stand on one spot; keep them {SPOT:g} or more apart")
+        return indices, places
+
+    def _known(self, spoken: str) -> str | None:
+        """The name that was meant by the words of `_spoken`, if there is one."""
         folded = {_spoken(name): name for name in self.names}
+        return folded.get(spoken) or folded.get(spoken.replace("grey", "gray"))
 
-        def known(part: str) -> str:
-            name = _spoken(part)
-            return folded.get(name) or folded.get(name.replace("grey", "gray")) or name
-
-        names = [known(part) for part in text.split(",")]
-        return self.multi_hot([self.indices([n for n in names if n], f"labels {text!r}")])
+    def _asked(self, part: str, where: str) -> tuple[str, Place | None]:
+        """One part of a text, "red cube at 0.3 0.6" -> a name for `indices`, and the place if one is said."""
+        before, at, after = f"{part} ".rpartition(" at ")
+        if self._known(part) or not at:
+            return self._known(part) or part, None
+        name, numbers = self._known(before), after.split()
+        whole = len(numbers) == 2 and all(map(NUMBER.fullmatch, numbers))
+        if name is None:  # `indices` says which name is meant
+            return (before if whole else part), None
+        x, y = map(float, numbers) if whole else (math.nan, math.nan)
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            fault = "outside the picture" if whole else "no place"
+            mend = f"say {name + ' at 0.3 0.6'!r}: from the left and from the top, each from 0 to 1"
+            raise DataError(f"{where}: {('at ' + after).strip()!r} is {fault}; {mend}")
+        return name, (x, y)
 
     def describe(self, labels: Tensor) -> list[str]:
         """Multi-hot (n, len(self)) -> "red cube, cyan sphere" for each row."""
         return [", ".join(self.names[i] for i in row.nonzero().flatten().tolist()) for row in labels]
+
+    def describe_placed(self, objects: Tensor, places: Tensor) -> list[str]:
+        """Indices (n, m) and places (n, m, 2), -1 where there is none -> "red cube at 0.30 0.60, cyan sphere"."""
+
+        def words(index: int, x: float, y: float) -> str:
+            return self.names[index] + (f" at {x:.2f} {y:.2f}" if x >= 0 else "")
+
+        rows = zip(objects.tolist(), places.tolist(), strict=True)
+        return [", ".join(words(i, *p) for i, p in zip(*row, strict=True) if i >= 0) for row in rows]
 
 
 CLEVR = Vocabulary([f"{colour} {shape}" for shape in SHAPES for colour in COLOURS])
@@ -130,18 +179,17 @@ def withheld(labels: Tensor, share: float) -> Tensor:
     return torch.tensor([len(row) > 1 and place(row) < share for row in rows], dtype=torch.bool)
 
 
-def read_conditions(path: Path, vocabulary: Vocabulary) -> Tensor:
-    """`test.json`: [[name, ...], ...] -> multi-hot (n, len(vocabulary))."""
+def read_conditions(path: Path, vocabulary: Vocabulary) -> list[list[int]]:
+    """`test.json`: [[name, ...], ...] -> the indices of each set, in its order."""
     content = read_json(path)
     if not isinstance(content, list) or not content or not all(map(_is_label_list, content)):
         raise DataError(f'{path}: expected a list of label lists, such as [["red cube"], ["cyan sphere", "gray cube"]]')
-    return vocabulary.multi_hot([vocabulary.indices(names, f"{path}, set {i}") for i, names in enumerate(content)])
+    return [vocabulary.indices(names, f"{path}, set {i}") for i, names in enumerate(content)]
 
 
-def read_picture_labels(path: Path, vocabulary: Vocabulary) -> tuple[list[str], Tensor]:
-    """`train.json`: {file name: [name, ...]} -> file names and their multi-hot labels (n, len(vocabulary))."""
+def read_picture_labels(path: Path, vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """`train.json`: {file name: [name, ...]} -> the indices of each picture's objects, in the order of its list."""
     content = read_json(path)
     if not isinstance(content, dict) or not content or not all(map(_is_label_list, content.values())):
         raise DataError(f'{path}: expected {{"picture.png": ["red cube", ...], ...}}')
-    sets = [vocabulary.indices(names, f"{path}, {file}") for file, names in content.items()]
-    return list(content), vocabulary.multi_hot(sets)
+    return {file: vocabulary.indices(names, f"{path}, {file}") for file, names in content.items()}

@@ -22,7 +22,7 @@ from threading import Thread
 import numpy as np
 from PIL import Image
 
-from data.labels import CLEVR, COLOURS, SHAPES, DataError
+from data.labels import CLEVR, COLOURS, SHAPES, DataError, Place
 
 # CLEVR's colours, sRGB 0..255 (arXiv 1612.06890, its properties.json)
 RGB = {
@@ -39,6 +39,7 @@ RADIUS = 0.75  # of a sphere, in scene units; cubes and cylinders have about its
 FLOOR = 2.6  # objects stand within this distance of the middle
 OBJECTS = 3
 FIELD_OF_VIEW = 35.0  # degrees
+HALF_HEIGHT = {"cube": 0.82, "sphere": 1.0, "cylinder": 0.85}  # in radii: how high an object's centre is
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ def _linear(value: int) -> float:
     return v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
 
 
-def _on_screen(camera: tuple[float, float, float], x: float, y: float) -> tuple[float, float, float]:
-    """A point at object height -> its image coordinates in units of half a picture, and an object's radius there."""
+def _on_screen(camera: tuple[float, float, float], x: float, y: float, z: float = RADIUS) -> tuple[float, float, float]:
+    """A point, at object height if not said -> its coordinates, and an object's radius there.
+
+    In units of half a picture, to the right and upwards from the middle.
+    """
     cx, cy, cz = camera
     forward = [-cx, -cy, RADIUS - cz]
     length = math.hypot(*forward)
@@ -76,7 +80,7 @@ def _on_screen(camera: tuple[float, float, float], x: float, y: float) -> tuple[
     norm = math.hypot(f[0], f[1])
     right = [f[1] / norm, -f[0] / norm, 0.0]
     up = [right[1] * f[2] - right[2] * f[1], right[2] * f[0] - right[0] * f[2], right[0] * f[1] - right[1] * f[0]]
-    d = [x - cx, y - cy, RADIUS - cz]
+    d = [x - cx, y - cy, z - cz]
     depth = sum(a * b for a, b in zip(d, f, strict=True))
     scale = 1 / (depth * math.tan(math.radians(FIELD_OF_VIEW / 2)))
     u, v = (sum(a * b for a, b in zip(d, axis, strict=True)) * scale for axis in (right, up))
@@ -126,6 +130,26 @@ def layout(seed: int, index: int, camera_distance: float) -> Layout:
     return Layout(tuple(items), camera, lamps)
 
 
+def _place(item: Item, camera: tuple[float, float, float]) -> Place:
+    """Where the middle of an object is in the picture."""
+    u, v, _ = _on_screen(camera, item.x, item.y, RADIUS * HALF_HEIGHT[item.name.split()[1]])
+    return (1 + u) / 2, (1 - v) / 2
+
+
+def _by_picture(index: int, of_items: list) -> dict[str, list]:
+    """What is known of each item of scene `index` -> {file name: of the items that it shows, in order}."""
+    return {picture_name(index, shown): of_items[:shown] for shown in range(1, OBJECTS + 1)}
+
+
+def _places(index: int, scene: Layout) -> dict[str, list[Place]]:
+    return _by_picture(index, [tuple(round(v, 5) for v in _place(item, scene.camera)) for item in scene.items])
+
+
+def scene_places(indices: range, seed: int, camera_distance: float) -> dict[str, list[Place]]:
+    """The places that `draw_scenes` returns of the same scenes, without drawing: about 3 ms a scene."""
+    return dict(chain.from_iterable(_places(i, layout(seed, i, camera_distance)).items() for i in indices))
+
+
 def _shapes(item: Item, transform: type) -> dict[str, dict]:
     """An item as Mitsuba shapes standing on the floor."""
     colour, kind = item.name.split()
@@ -139,10 +163,11 @@ def _shapes(item: Item, transform: type) -> dict[str, dict]:
     if kind == "sphere":
         return {"body": {"type": "sphere", "to_world": place.translate([0, 0, RADIUS]).scale(RADIUS), "bsdf": bsdf}}
     if kind == "cube":
-        half = RADIUS * 0.82
+        half = RADIUS * HALF_HEIGHT[kind]
         return {"body": {"type": "cube", "to_world": place.translate([0, 0, half]).scale(half), "bsdf": bsdf}}
-    side = place.scale([RADIUS * 0.85, RADIUS * 0.85, RADIUS * 1.7])
-    lid = place.translate([0, 0, RADIUS * 1.7]).scale(RADIUS * 0.85)
+    half = RADIUS * HALF_HEIGHT[kind]
+    side = place.scale([half, half, 2 * half])
+    lid = place.translate([0, 0, 2 * half]).scale(half)
     return {
         "side": {"type": "cylinder", "to_world": side, "bsdf": bsdf},
         "lid": {"type": "disk", "to_world": lid, "bsdf": bsdf},
@@ -187,10 +212,10 @@ def picture_name(index: int, shown: int) -> str:
 
 def draw_scene(
     index: int, folder: Path, seed: int, size: int, samples: int, camera_distance: float
-) -> dict[str, list[str]]:
-    """Draws the pictures of one scene that are not there yet. Returns {file name: object names}."""
+) -> tuple[dict[str, list[str]], dict[str, list[Place]]]:
+    """Draws the pictures of one scene that are not there yet. Returns all pictures' object names, and their places."""
     scene = layout(seed, index, camera_distance)
-    labels = {picture_name(index, k): [item.name for item in scene.items[:k]] for k in range(1, OBJECTS + 1)}
+    labels = _by_picture(index, [item.name for item in scene.items])
     missing = [name for name in labels if not (folder / name).exists()]
     if missing:
         import mitsuba as mi  # only in the processes that draw
@@ -201,7 +226,7 @@ def draw_scene(
             passes = _mitsuba_scenes(scene, len(labels[name]), size, samples, mi.ScalarTransform4f)
             image = sum(mi.TensorXf(mi.render(mi.load_dict(p), spp=samples, seed=index)) for p in passes)
             _write_picture(np.array(mi.util.convert_to_bitmap(image)), folder / name)
-    return labels
+    return labels, _places(index, scene)
 
 
 def _write_picture(pixels: np.ndarray, path: Path) -> None:
@@ -244,9 +269,10 @@ def _cores() -> int:
 
 def draw_scenes(
     folder: Path, indices: range, progress: Callable = iter, workers: int | None = None, **settings: object
-) -> dict[str, list[str]]:
-    """Draws scenes `indices` into `folder` on all cores. Returns all labels, in order. `progress` wraps the iterator.
+) -> tuple[dict[str, list[str]], dict[str, list[Place]]]:
+    """Draws scenes `indices` into `folder` on all cores. `progress` wraps the iterator.
 
+    Returns {file name: object names} and {file name: places of the objects}, each in the order they were added in.
     Pictures that exist are kept, so an interrupted call goes on; each is written whole or not at all. Raises DataError
     where drawing fails, OSError where writing does.
     """
@@ -254,11 +280,12 @@ def draw_scenes(
     for stale in folder.glob(".*.png"):  # of a call that was killed
         stale.unlink(missing_ok=True)
     draw = partial(draw_scene, folder=folder, **settings)
-    labels: dict[str, list[str]] = {}
+    labels, places = {}, {}
     pool = ProcessPoolExecutor(workers or _cores(), get_context("spawn"), _quiet_worker)
     try:
-        for drawn in progress(pool.map(draw, indices, chunksize=8)):
-            labels |= drawn
+        for names, where in progress(pool.map(draw, indices, chunksize=8)):
+            labels |= names
+            places |= where
     except BrokenProcessPool:
         raise DataError(
             f"{folder}: a drawing process was ended from outside (memory?); the same command goes on"
@@ -269,7 +296,7 @@ def draw_scenes(
         for process in list((pool._processes or {}).values()):
             process.terminate() if len(labels) < OBJECTS * len(indices) else None
         pool.shutdown(wait=True, cancel_futures=True)
-    return labels
+    return labels, places
 
 
 def _pick(rng: random.Random, number: int, size: int, rule: Callable[[tuple[str, ...]], bool]) -> list[list[str]]:

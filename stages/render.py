@@ -4,8 +4,8 @@ import json
 import time
 from pathlib import Path
 
-from data.labels import DataError
-from data.render import OBJECTS, draw_scenes, objects_json, test_sets
+from data.labels import DataError, Place
+from data.render import OBJECTS, draw_scenes, objects_json, scene_places, test_sets
 from stages.engine.checkpoint import write_atomically
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.config import flatten
@@ -24,6 +24,10 @@ def _settings_of(folder: Path) -> dict | None:
         raise UserError(f"{folder / 'render.json'} is damaged; start anew with --fresh (Make: FRESH=1)") from None
 
 
+def _write_places(folder: Path, places: dict[str, list[Place]]) -> None:
+    write_atomically(folder / "places.json", json.dumps(places).encode())
+
+
 def main(context: Context) -> None:
     settings, folder = context.config.render, context.folder("render")
     title = f"{context.config.name}/render"
@@ -38,6 +42,9 @@ def main(context: Context) -> None:
         raise UserError(f"{folder} holds other scenes ({'; '.join(changes)}); start anew with --fresh (Make: FRESH=1)")
     total = settings.scenes + settings.validation_scenes
     if (folder / "train.json").exists():
+        if begun is not None and not (folder / "places.json").exists():  # drawn by a version that did not write them
+            _write_places(folder, scene_places(range(total), settings.seed, settings.camera_distance))
+            say(f"{title}: wrote where the objects are into {folder / 'places.json'}")
         say(f"{title}: finished already ({total * OBJECTS} pictures): {folder}")
         return
     write_atomically(folder / "render.json", json.dumps(wanted).encode())
@@ -46,7 +53,7 @@ def main(context: Context) -> None:
         write_atomically(folder / f"{name}.json", json.dumps(sets).encode())
     began = time.perf_counter()
     try:
-        drawn = draw_scenes(
+        labels, places = draw_scenes(
             folder / "iclevr",
             range(total),
             lambda scenes: progress(scenes, f"{title}: {total} scenes", total),
@@ -57,8 +64,9 @@ def main(context: Context) -> None:
         )
     except DataError as error:
         raise UserError(str(error)) from None
-    pairs = list(drawn.items())
+    pairs = list(labels.items())
     cut = settings.scenes * OBJECTS
+    _write_places(folder, places)
     write_atomically(folder / "validation.json", json.dumps(dict(pairs[cut:])).encode())
     write_atomically(folder / "train.json", json.dumps(dict(pairs[:cut])).encode())  # last: it says the set is whole
     say(f"{title}: {len(pairs)} pictures in {(time.perf_counter() - began) / 60:.1f} min: {folder}")

@@ -131,7 +131,8 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def sha256_of(tensors: dict[str, Tensor]) -> str:
+    """The digest of tensors' names, types, shapes and content: what an export is known by."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -162,7 +163,7 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterat
 def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
     """Writes tensors and a JSON-able `about`. Returns their sha256, which is also written into the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digest = _digest(tensors)
+    digest = sha256_of(tensors)
     words = json.dumps(about, sort_keys=True)
     header = {"about": words, "about_sha256": hashlib.sha256(words.encode()).hexdigest(), "sha256": digest}
     write_atomically(path, *_safetensors(tensors, header))
@@ -232,6 +233,6 @@ def load_export(path: Path, remedy: str, mapped: bool = False) -> tuple[dict[str
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
-    if _digest(tensors) != about["sha256"]:
+    if sha256_of(tensors) != about["sha256"]:
         raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
     return tensors, about

@@ -5,6 +5,7 @@ import mmap
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from data.images import ImageSet, fingerprint, read_folder, read_test_sets, to_unit
 from data.labels import DataError, Vocabulary, read_vocabulary, withheld
+from models.condition import Condition
 from stages.engine import distributed
-from stages.engine.checkpoint import load_export, save_export
+from stages.engine.checkpoint import load_export, save_export, sha256_of
 from stages.engine.config import Config
 from stages.engine.errors import UserError, of_the_system
 from stages.engine.lock import locked
@@ -22,24 +24,38 @@ from stages.engine.log import progress, say
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures (n, 3, 64, 64) uint8 and labels (n, k) float: of training, and held out.
+    """Pictures (n, 3, 64, 64) uint8 and what they show: of training, and held out.
 
     All on the device, but for training pictures that are too many for it: those stay in the pack, mapped from the
     disk. On a CPU they always are (but with data.withhold): the system keeps in memory what is used, as far as it can.
+
+    `sha256` is of pictures, label sets and split, `places_sha256` of the objects' order and places ("" where no place
+    is known): what is trained on label sets alone stays valid when places are found.
     """
 
     images: Tensor
-    labels: Tensor
+    conditions: Condition
     held_out_images: Tensor
-    held_out_labels: Tensor
-    test_sets: dict[str, Tensor]
+    held_out_conditions: Condition
+    test_sets: dict[str, Condition]
     vocabulary: Vocabulary
     sha256: str
+    places_sha256: str
     folder: Path
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Multi-hot (n, k) float, of the training pictures."""
+        return self.conditions.labels.contiguous()
+
+    @cached_property
+    def held_out_labels(self) -> Tensor:
+        """Multi-hot (n, k) float, of the held-out pictures."""
+        return self.held_out_conditions.labels.contiguous()
 
     def pictures(self, index: Tensor) -> Tensor:
         """Training pictures (b, 3, 64, 64) in [-1, 1] on the device."""
-        return to_unit(self.images[index.to(self.images.device)].to(self.labels.device))
+        return to_unit(self.images[index.to(self.images.device)].to(self.conditions.device))
 
 
 def drawn_rows(labels: Tensor, how: str) -> Tensor:
@@ -56,7 +72,8 @@ def data_folder(config: Config) -> Path:
     return Path(config.data.folder) if config.data.folder else Path(config.root) / config.name / "render"
 
 
-def _pack(config: Config, folder: Path) -> tuple[ImageSet, str]:
+def _pack(config: Config, folder: Path) -> tuple[ImageSet, dict]:
+    """The folder's pack, written where it is missing, and what the pack says about itself."""
     path = Path(config.root) / "packs" / f"{fingerprint(folder, config.data.validation_every)}.safetensors"
     remedy, packed = "run the same command again", distributed.patient_barrier()
     if not path.is_file() and distributed.is_main():
@@ -65,7 +82,7 @@ def _pack(config: Config, folder: Path) -> tuple[ImageSet, str]:
                 _write_pack(path, config, folder)
     packed()
     tensors, about = load_export(path, remedy, mapped=True)
-    return ImageSet(**tensors, vocabulary=Vocabulary(about["objects"])), about["sha256"]
+    return ImageSet(**tensors, vocabulary=Vocabulary(about["objects"]), source=about["places"]), about
 
 
 def _write_pack(path: Path, config: Config, folder: Path) -> None:
@@ -77,9 +94,18 @@ def _write_pack(path: Path, config: Config, folder: Path) -> None:
         lambda names: progress(names, f"packing {folder}"),
         lambda *shape: on_disk(path.parent, *shape),
     )
-    tensors = {"images": images.images, "labels": images.labels, "held_out": images.held_out}
-    save_export(path, tensors, {"objects": images.vocabulary.names, "folder": str(folder)})
+    pictures = {"images": images.images, "labels": images.labels, "held_out": images.held_out}
+    places = {"objects": images.objects, "places": images.places}
+    about = {
+        "objects": images.vocabulary.names,
+        "folder": str(folder),
+        "places": images.source,
+        "pictures_sha256": sha256_of(pictures),  # as it was when a pack held no more than those
+        "places_sha256": sha256_of(places) if (images.places >= 0).any() else "",
+    }
+    save_export(path, pictures | places, about)
     say(f"packed {len(images.images)} pictures of {folder} into {path}")
+    say(f"{folder}: {images.found()}")
 
 
 def on_disk(folder: Path, *shape: int) -> Tensor:
@@ -104,6 +130,15 @@ def placed(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device)
 
 
+def _refuse_needed_places(config: Config, folder: Path) -> None:
+    """Raises UserError where a configured model needs places, before any stage has trained."""
+    if needs := config.needs_places:
+        raise UserError(
+            f"{folder}: no object's place is known, which {', '.join(needs)} must know; add a places.json (README, "
+            f"'Your own data'), or do without: {' '.join(needs.values())}"
+        )
+
+
 def load_dataset(config: Config, device: torch.device) -> Dataset:
     """The experiment's pictures, packed on first use. Raises UserError with the fault of a bad folder."""
     folder = data_folder(config)
@@ -115,23 +150,34 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         raise UserError(f"{folder}: no such data folder; give the folder that holds train.json")
     try:
         test_sets = read_test_sets(folder, read_vocabulary(folder / "objects.json"))  # its faults before the long part
-        images, digest = _pack(config, folder)
+        images, about = _pack(config, folder)
     except DataError as error:
         raise UserError(str(error)) from None
-    train, held_out = images.part(False), images.part(True)
+    if not about["places_sha256"]:
+        _refuse_needed_places(config, folder)
+    classes, digest = len(images.vocabulary), about["pictures_sha256"]
+
+    def part(held_out: bool) -> tuple[Tensor, Condition]:
+        pictures, objects, places = images.part(held_out)
+        return pictures, Condition(objects, places, classes)
+
+    pictures, conditions = part(held_out=False)
     if config.data.withhold:
-        seen = ~withheld(train[1], config.data.withhold)
-        train, digest = (train[0][seen], train[1][seen]), f"{digest} withhold {config.data.withhold}"
-        if not len(train[0]):
+        seen = ~withheld(conditions.labels, config.data.withhold)
+        pictures, conditions, digest = pictures[seen], conditions[seen], f"{digest} withhold {config.data.withhold}"
+        if not len(pictures):
             raise UserError(
                 f"data.withhold={config.data.withhold:g} leaves no picture of {folder} to train on; lower it"
             )
+    held_out_pictures, held_out_conditions = part(held_out=True)
     return Dataset(
-        placed(train[0], device),
-        train[1].to(device),
-        *(t.to(device) for t in held_out),
-        test_sets,
+        placed(pictures, device),
+        conditions.to(device),
+        held_out_pictures.to(device),
+        held_out_conditions.to(device),
+        {name: Condition.of_lists(sets, classes) for name, sets in test_sets.items()},
         images.vocabulary,
         digest,
+        about["places_sha256"],
         folder,
     )

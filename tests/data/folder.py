@@ -9,8 +9,8 @@ from PIL import Image
 from data.labels import CLEVR
 
 
-def write_folder(folder: Path, scenes: int = 6, size: tuple[int, int] = (64, 64)) -> Path:
-    """`scenes` scenes of three pictures of noise, with labels, objects and test sets."""
+def write_folder(folder: Path, scenes: int = 6, size: tuple[int, int] = (64, 64), places: bool = True) -> Path:
+    """`scenes` scenes of three pictures of noise, with labels, objects, test sets and, unless not asked, places."""
     (folder / "iclevr").mkdir(parents=True)
     rng = np.random.default_rng(0)
     labels = {}
@@ -22,6 +22,10 @@ def write_folder(folder: Path, scenes: int = 6, size: tuple[int, int] = (64, 64)
             Image.fromarray(pixels).save(folder / "iclevr" / name)
             labels[name] = names[: k + 1]
     (folder / "train.json").write_text(json.dumps(labels))
+    if places:
+        corners = [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75]]
+        content = {name: corners[: len(row)] for name, row in labels.items()}
+        (folder / "places.json").write_text(json.dumps(content))
     (folder / "objects.json").write_text(json.dumps(CLEVR.index))
     for name in ("test", "new_test"):
         (folder / f"{name}.json").write_text(json.dumps([["red cube"], ["cyan sphere", "gray cube"]]))

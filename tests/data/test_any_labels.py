@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.labels import CLEVR, DataError, read_conditions, read_picture_labels, read_vocabulary
+from data.places import read_places
 
 ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(max_size=12) | st.sampled_from(CLEVR.names)
@@ -18,11 +19,18 @@ NEARLY = (  # the right shape with anything in the places of names and indices
     st.dictionaries(TEXT, st.integers(-1, 4), max_size=4)
     | st.lists(st.lists(TEXT, max_size=4), max_size=4)
     | st.dictionaries(TEXT, st.lists(TEXT, max_size=4), max_size=4)
+    | st.dictionaries(
+        st.sampled_from(["a.png", "b.png"]),
+        st.lists(st.none() | st.lists(st.floats(-0.1, 1.1) | st.integers(-1, 2) | JSON, max_size=3), max_size=3),
+    )
 )
+NUMBER = st.floats().map(str) | TEXT
+ASKED = st.tuples(TEXT, st.lists(NUMBER, max_size=3)).map(lambda t: f"{t[0]} at {' '.join(t[1])}")
 READERS = {
     "objects.json": read_vocabulary,
     "test.json": lambda path: read_conditions(path, CLEVR),
     "train.json": lambda path: read_picture_labels(path, CLEVR),
+    "places.json": lambda path: read_places(path, {"a.png": [0], "b.png": [1, 2]}),
 }
 
 
@@ -48,9 +56,10 @@ def test_any_bytes(tmp_path, name, content):
 
 
 @ANY
-@given(st.lists(TEXT, max_size=4).map(", ".join) | st.text())
+@given(st.lists(TEXT | ASKED, max_size=4).map(", ".join) | st.text())
 def test_any_label_text(text):
     try:
-        assert CLEVR.parse(text).sum() > 0
+        objects, places = CLEVR.parse(text)
+        assert len(objects) == len(places) > 0
     except DataError as error:
         assert "labels" in str(error)

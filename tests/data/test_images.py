@@ -28,9 +28,9 @@ def test_reads_a_folder_and_holds_out_whole_scenes(tmp_path):
     assert images.images.dtype == torch.uint8
     assert images.held_out.tolist() == [False] * 12 + [True] * 6
     assert images.labels.sum(1).tolist() == [1, 2, 3] * 6
-    train, labels = images.part(False)
-    assert len(train) == len(labels) == 12
-    assert len(images.part(True)[0]) == 6
+    train, objects, places = images.part(False)
+    assert len(train) == len(objects) == len(places) == 12
+    assert [len(part) for part in images.part(True)] == [6, 6, 6]
     assert train.untyped_storage().data_ptr() == images.images.untyped_storage().data_ptr()  # a view, not a copy
 
 
@@ -192,7 +192,8 @@ def test_fingerprint_of_a_zip_is_of_what_it_holds(tmp_path):
 
 def test_conditions(tmp_path):
     sets = read_test_sets(write_folder(tmp_path / "d"), CLEVR)
-    assert {name: labels.shape for name, labels in sets.items()} == {"test": (2, 24), "new_test": (2, 24)}
+    asked = [[CLEVR.index[name] for name in names] for names in (["red cube"], ["cyan sphere", "gray cube"])]
+    assert sets == {"test": asked, "new_test": asked}
 
 
 def test_units():
@@ -211,6 +212,9 @@ def test_pictures_and_labels_belong_together(tmp_path):
         pixels = np.asarray(Image.open(folder / "iclevr" / name))
         assert np.array_equal(images.images[i].permute(1, 2, 0).numpy(), pixels)
         assert {CLEVR.names[k] for k in images.labels[i].nonzero().flatten().tolist()} == set(objects)
+        shown = images.objects[i].tolist()
+        assert [CLEVR.names[k] for k in shown[: len(objects)]] == objects, "in the order of the list"
+        assert shown[len(objects) :] == [-1] * (3 - len(objects))
 
 
 def test_names_without_scenes_are_split_picture_by_picture():

@@ -1,3 +1,4 @@
+import json
 import math
 from itertools import combinations
 
@@ -5,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from data.labels import CLEVR
-from data.render import OBJECTS, RADIUS, RGB, Item, Layout, draw_scene, draw_scenes, layout, picture_name
+from data.places import read_places
+from data.render import OBJECTS, RADIUS, RGB, Item, Layout, draw_scene, draw_scenes, layout, picture_name, scene_places
 from data.render import test_sets as make_test_sets
 
 SETTINGS = {"seed": 3, "size": 64, "samples": 4, "camera_distance": 9.5}
@@ -26,7 +28,7 @@ def test_a_scene_follows_from_seed_and_index():
 
 
 def test_the_same_seed_draws_the_same_files_and_goes_on_where_it_was(tmp_path):
-    labels = draw_scenes(tmp_path / "a", range(3), **SETTINGS)
+    labels, _ = draw_scenes(tmp_path / "a", range(3), **SETTINGS)
     assert list(labels) == [picture_name(i, k) for i in range(3) for k in (1, 2, 3)]
     assert [len(names) for names in labels.values()] == [1, 2, 3] * 3
     first = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
@@ -38,7 +40,7 @@ def test_the_same_seed_draws_the_same_files_and_goes_on_where_it_was(tmp_path):
 
 
 def test_each_object_adds_its_colour(tmp_path):
-    labels = draw_scenes(tmp_path / "a", range(4), **(SETTINGS | {"samples": 16}))
+    labels, _ = draw_scenes(tmp_path / "a", range(4), **(SETTINGS | {"samples": 16}))
     for scene in range(4):
         pictures = [np.asarray(Image.open(tmp_path / "a" / picture_name(scene, k)), float) for k in (1, 2, 3)]
         for before, after, k in ((pictures[0], pictures[1], 2), (pictures[1], pictures[2], 3)):
@@ -48,6 +50,31 @@ def test_each_object_adds_its_colour(tmp_path):
             shown = np.median(after[changed], axis=0)
             if np.ptp(colour) > 60:  # a hue to compare: the strongest channel is the colour's
                 assert colour[shown.argmax()] > colour.mean()
+
+
+def test_places_are_where_the_objects_are(tmp_path):
+    """Beside the middle of the pixels that have a colour, of a scene's first object alone."""
+    labels, places = draw_scenes(tmp_path / "a", range(8), **(SETTINGS | {"samples": 16}))
+    assert {name: len(row) for name, row in places.items()} == {name: len(row) for name, row in labels.items()}
+    errors = []
+    for scene in range(8):
+        first = picture_name(scene, 1)
+        assert places[picture_name(scene, 3)][:1] == places[first]
+        pixels = np.asarray(Image.open(tmp_path / "a" / first), float)
+        rows, columns = np.nonzero(np.ptp(pixels, axis=2) > 60)  # the floor, its shadows and highlights are grey
+        if len(rows) > 40:  # not a gray one
+            x, y = ((side.min() + side.max() + 1) / 2 for side in (columns, rows))
+            errors.append(math.dist(places[first][0], (x / 64, y / 64)) * 64)
+    assert len(errors) >= 4
+    assert max(errors) < 2.5, "an object is about 17 pixels across"
+    assert np.mean(errors) < 1.5
+
+
+def test_places_need_no_drawing(tmp_path):
+    _, places = draw_scenes(tmp_path / "a", range(2), **SETTINGS)
+    assert scene_places(range(2), SETTINGS["seed"], SETTINGS["camera_distance"]) == places
+    (tmp_path / "places.json").write_text(json.dumps(places))
+    assert read_places(tmp_path / "places.json", {name: [0] * len(row) for name, row in places.items()}) == places
 
 
 def test_test_sets_are_thirty_two_each_and_the_new_ones_are_confusable():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from data.labels import Vocabulary
+from models.condition import Condition
 from stages.engine.command import Context
 from stages.engine.config import load
 from stages.engine.dataset import Dataset
@@ -20,8 +21,8 @@ def noise_pictures(folder) -> Dataset:
     names = Vocabulary(["red cube", "cyan sphere", "gray cylinder"])
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
-    labels = torch.eye(3).repeat(3, 1)[:8]
-    return Dataset(images, labels, images[:0], labels[:0], {}, names, "", folder)
+    conditions = Condition.of_lists([[i % 3] for i in range(8)], classes=3)
+    return Dataset(images, conditions, images[:0], conditions[:0], {}, names, "", "", folder)
 
 
 def context_with(*changes: str) -> Context:

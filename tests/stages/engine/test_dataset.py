@@ -1,14 +1,20 @@
-"""Packs that are larger than memory, or than the device's."""
+"""Packs: what a dataset makes of them, what it is known by, and those larger than memory or than the device's."""
 
+import json
 import os
 
 import pytest
 import torch
 
 from data.labels import CLEVR
+from models.condition import Condition
 from stages.engine import dataset
-from stages.engine.dataset import Dataset, drawn_rows, on_disk
+from stages.engine.checkpoint import load_export, save_export
+from stages.engine.config import load
+from stages.engine.dataset import Dataset, drawn_rows, load_dataset, on_disk
 from stages.engine.errors import UserError
+from tests.conftest import HERE, SMOKE
+from tests.data.folder import write_folder
 
 
 def test_an_array_on_disk_is_zeros_takes_values_and_leaves_no_file(tmp_path):
@@ -34,8 +40,8 @@ def test_pictures_that_are_too_many_for_the_device_are_brought_there_by_batch(mo
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 10**9))
     kept = dataset.placed(images, device)
     assert kept.device.type == "cpu"
-    labels = torch.zeros(4, 24, device=device)
-    few = Dataset(kept, labels, images[:1].to(device), labels[:1], {}, CLEVR, "", None)
+    conditions = Condition.of_lists([[0]] * 4, 24).to(device)
+    few = Dataset(kept, conditions, images[:1].to(device), conditions[:1], {}, CLEVR, "", "", None)
     index = torch.tensor([3, 1], device=device)
     assert torch.equal(few.pictures(index).cpu(), dataset.to_unit(images[[3, 1]]))
 
@@ -44,3 +50,87 @@ def test_pictures_are_drawn_once_or_as_often_as_they_have_labels():
     labels = torch.tensor([[1.0, 0, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]])
     assert drawn_rows(labels, "uniform").tolist() == [0, 1, 2]
     assert drawn_rows(labels, "by-labels").tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def opened(folder, *changes):
+    settings = (
+        f"root={folder.parent}",
+        f"data.folder={folder}",
+        "data.validation_every=3",
+        "ldm.network.places=false",
+        *changes,
+    )
+    return load_dataset(load(HERE / SMOKE, list(settings)), torch.device("cpu"))
+
+
+def places_for(folder):
+    """A made-up place for each object, the same for a scene's pictures."""
+    labels = json.loads((folder / "train.json").read_text())
+    return {name: [[0.1 * i, int(name[12:18]) / 20] for i in range(len(row))] for name, row in labels.items()}
+
+
+def test_a_dataset_is_known_by_its_pictures_and_label_sets_and_apart_from_those_by_its_places(tmp_path):
+    folder = write_folder(tmp_path / "d", places=False)
+    plain = opened(folder)
+    (folder / "places.json").write_text(json.dumps(places_for(folder)))
+    placed = opened(folder)
+    assert placed.sha256 == plain.sha256
+    assert plain.places_sha256 == "" != placed.places_sha256
+    (folder / "places.json").write_text(json.dumps(places_for(folder) | {"CLEVR_train_000000_0.png": [[0.3, 0.3]]}))
+    assert opened(folder).places_sha256 not in ("", placed.places_sha256)
+    packs = list((tmp_path / "packs").glob("*.safetensors"))
+    assert len(packs) == 3
+    tensors, _ = load_export(packs[0], "")
+    of_pictures = {name: tensors[name] for name in ("images", "labels", "held_out")}
+    assert save_export(tmp_path / "as-before", of_pictures, {}) == plain.sha256, "what a pack of no more than those had"
+
+
+def test_conditions_are_the_lists_in_order_with_their_places(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    (folder / "places.json").write_text(json.dumps(places_for(folder)))
+    dataset, labels, places = opened(folder), json.loads((folder / "train.json").read_text()), places_for(folder)
+    apart = [name for name in labels if name[12:18] in ("000002", "000005")]  # each third scene
+    trained = [name for name in labels if name not in apart]
+    for names, rows in ((trained, dataset.conditions), (apart, dataset.held_out_conditions)):
+        lists = [[CLEVR.index[name] for name in labels[n]] for n in names]
+        expected = Condition.of_lists(lists, 24, [places[n] for n in names])
+        assert torch.equal(rows.objects, expected.objects)
+        torch.testing.assert_close(rows.places, expected.places)
+    assert torch.equal(dataset.labels, CLEVR.multi_hot([[CLEVR.index[n] for n in labels[name]] for name in trained]))
+    assert dataset.held_out_labels.sum(1).tolist() == [1, 2, 3] * 2
+    assert list(dataset.test_sets) == ["test", "new_test"]
+    sets = dataset.test_sets["test"]
+    red, cyan, gray = (CLEVR.index[name] for name in ("red cube", "cyan sphere", "gray cube"))
+    assert sets.objects.tolist() == [[red, -1], [cyan, gray]]
+    assert not sets.placed.any()
+
+
+def test_what_is_withheld_is_withheld_of_pictures_and_conditions_alike(tmp_path):
+    folder = write_folder(tmp_path / "d", scenes=20)
+    (folder / "places.json").write_text(json.dumps(places_for(folder)))
+    every, seen = opened(folder), opened(folder, "data.withhold=0.5")
+    assert 14 <= len(seen.images) == len(seen.conditions) == len(seen.labels) < len(every.images)
+    whole = {image.numpy().tobytes(): i for i, image in enumerate(every.images)}
+    rows = [whole[image.numpy().tobytes()] for image in seen.images]
+    assert torch.equal(seen.conditions.objects, every.conditions.objects[rows])
+    assert torch.equal(seen.conditions.places, every.conditions.places[rows])
+    assert torch.equal(seen.labels, every.labels[rows])
+    assert seen.sha256 == f"{every.sha256} withhold 0.5"
+
+
+@pytest.mark.parametrize(
+    ("change", "otherwise"),
+    [
+        ("ldm.network.places=true", "ldm.network.places=false"),
+        ("gan.generator.entry=map", "gan.generator.entry=vector"),
+        ("gan.critic.read=places", "gan.critic.read=pooled"),
+        ("vae.cell_weight=0.1", "vae.cell_weight=0.0"),
+        ("evaluator.cell_weight=0.1", "evaluator.cell_weight=0.0"),
+    ],
+)
+def test_what_needs_places_is_refused_where_none_is_known_and_says_how_to_do_without(tmp_path, change, otherwise):
+    folder = write_folder(tmp_path / "d", places=False)
+    with pytest.raises(UserError, match="no object's place is known") as error:
+        opened(folder, "gan.generator.condition=modulation", change)
+    assert str(error.value).endswith(f"or do without: {otherwise}")
+    opened(folder, "gan.generator.condition=modulation", change, otherwise)

@@ -1,0 +1,200 @@
+"""Where objects are in pictures: as places.json says, or as the pictures of a scene show by their differences.
+
+The pictures of an i-CLEVR scene are of one series: each has the objects of the one before and one more, under the same
+camera and lamps. What differs between them is that object, with its shadow. The first object differs from the floor,
+which is the median of all first pictures.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.labels import DataError, Place, on_one_spot, read_json
+
+# A shadow darkens a grey floor in all channels alike, an object that has a colour does not: where there is a colour, a
+# pixel counts by its hue (the largest change of a channel less the smallest), else by the largest change of a channel.
+HUE = (0.3, 12)  # a pixel is the object's from this share of its strongest pixels on, and this many grey levels
+CHANGE = (0.4, 20)
+STRONGEST = 16  # pixels: how strong an object is, is what its 16th strongest pixel shows; the smallest have about 25
+SMALLEST, LARGEST = 12, 1024  # pixels of an object
+# Half of the pixels change by at most so many grey levels, and one object is at least so much of all that changed:
+# within a scene, and from the floor, as lamps and camera are a little different in each scene.
+WITHIN, FROM_FLOOR = (3, 0.75), (20, 0.5)
+SERIES = 0.75  # of all pairs: where fewer differ by one object, the pictures are no series
+FEWEST = 8  # first pictures, for their median to be the floor
+CHUNK = 1024  # pictures at once
+
+
+def _place(value: object) -> Place | None:
+    """[x, y], each in [0, 1] -> (x, y); None of null. Raises ValueError."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError
+    if not all(type(v) in (int, float) and 0 <= v <= 1 for v in value):  # NaN is in no interval
+        raise ValueError
+    return float(value[0]), float(value[1])
+
+
+def read_places(path: Path, listed: dict[str, list[int]]) -> dict[str, list[Place | None]] | None:
+    """`places.json`, {file name: [[x, y] or null, ...]} -> a place or None for each object of a picture's list.
+
+    `listed`: all pictures' objects. Pictures may be missing from the file: then none of their places is known. None
+    where there is no file. Raises DataError.
+    """
+    if not os.path.lexists(path):
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(row, list) for row in content.values()):
+        raise DataError(f'{path}: expected {{"picture.png": [[0.3, 0.6], null, ...], ...}}')
+    found = {}
+    for picture, row in content.items():
+        if picture not in listed:
+            raise DataError(f"{path}: {picture!r} is in no list of labels; remove it or add its labels")
+        if len(row) != len(listed[picture]):
+            counts = f"{len(row)} places for {len(listed[picture])} objects"
+            raise DataError(f"{path}, {picture}: {counts}; give one for each, in the order of the labels, or null")
+        try:
+            found[picture] = list(map(_place, row))
+        except ValueError:
+            mend = "give each as [x, y], from the left and from the top, each from 0 to 1, or as null"
+            raise DataError(f"{path}, {picture}: {str(row)[:80]} are not places; {mend}") from None
+        if spot := on_one_spot(found[picture]):
+            first, second = (row[i] for i in spot)
+            raise DataError(f"{path}, {picture}: two objects on one spot, {first} and {second}; mend one or give null")
+    return found
+
+
+def _series(objects: Tensor, scenes: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures of one object (f,); and pairs of pictures before (p,), after (p,), the latter of one object more.
+
+    A pair is of one scene, and the list of the first is that of the second but for its last object. Pairs are in the
+    order of their lists' lengths.
+    """
+    lists = [tuple(i for i in row if i >= 0) for row in objects.tolist()]
+    keys = list(zip(scenes, lists, strict=True))
+    at = {key: i for i, key in enumerate(keys)}
+    alone = [at[key] == i for i, key in enumerate(keys)]  # the last of those whose keys are the same
+    doubled = {key for key, last in zip(keys, alone, strict=True) if not last}
+    pairs = [
+        (at[earlier], at[scene, whole])
+        for scene, whole in sorted(at.keys() - doubled, key=lambda key: (len(key[1]), at[key]))
+        if (earlier := (scene, whole[:-1])) in at and earlier not in doubled
+    ]
+    first = [i for i, whole in enumerate(lists) if len(whole) == 1]
+    before, after = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T
+    return torch.tensor(first, dtype=torch.int64), before, after
+
+
+def _connected(mask: Tensor, seed: Tensor) -> Tensor:
+    """(n, 64, 64) bool, flat indices (n,) of one pixel each -> the pixels of each mask that hang together with it.
+
+    A row of 64 pixels is one word of 64 bits here, which is ten times as fast as an array of bool.
+    """
+
+    def packed(flags: Tensor) -> np.ndarray:
+        return np.packbits(flags.numpy(), axis=2, bitorder="little").view(np.uint64)[..., 0]
+
+    inside, grown = packed(mask), packed(F.one_hot(seed, mask[0].numel()).view_as(mask).bool() & mask)
+    one, found = np.uint64(1), np.zeros_like(inside)
+    while not np.array_equal(found, grown):
+        found = grown
+        wide = found | found << one | found >> one
+        grown = wide.copy()
+        grown[:, 1:] |= wide[:, :-1]
+        grown[:, :-1] |= wide[:, 1:]
+        grown &= inside
+    bits = np.unpackbits(found[..., None].view(np.uint8), axis=2, bitorder="little")
+    return torch.from_numpy(bits).bool()
+
+
+def _blob(change: Tensor, share: float, least: int) -> tuple[Tensor, Tensor]:
+    """(n, 64, 64) int16 -> bool: the pixels that changed by enough, and of them the blob where most did."""
+    strength = change.flatten(1).topk(STRONGEST, dim=1).values[:, -1].float()
+    mask = change > (share * strength).clamp(min=least)[:, None, None]
+    weight = (change * mask).float()
+    dense = F.avg_pool2d(weight[:, None], 8, 4)[:, 0]  # windows of 8 pixels, each 4 from the last
+    window, ramp = dense.flatten(1).argmax(1, keepdim=True), torch.arange(change.shape[-1])
+    starts = (4 * (window // dense.shape[-1]), 4 * (window % dense.shape[-1]))
+    rows, columns = ((ramp >= start) & (ramp < start + 8) for start in starts)
+    seed = (weight * (rows[:, :, None] & columns[:, None, :])).flatten(1).argmax(1)
+    return mask, _connected(mask, seed)
+
+
+def _middles(difference: Tensor, still: int, alone: float) -> Tensor:
+    """Differences of pictures (n, 3, 64, 64) int16 -> places (n, 2) of what is new, -1 where that is not one object.
+
+    `still`: grey levels by which half of the pixels may differ; `alone`: the least share of all change in one object.
+    """
+    most, least = difference.amax(1), difference.amin(1)
+    change, hue = torch.maximum(most, -least), most - least
+    mask, blob = _blob(change, *CHANGE)
+    hue_mask, hue_blob = _blob(hue, *HUE)
+    # A gray object before one that has a colour changes the hue as well, but of a part of itself.
+    coloured = (2 * hue_blob.sum((1, 2)) >= mask.sum((1, 2)))[:, None, None]
+    change, mask, blob = (torch.where(coloured, *pair) for pair in ((hue, change), (hue_mask, mask), (hue_blob, blob)))
+    size, weight = blob.sum((1, 2)), (change * mask).float()
+    good = (size >= SMALLEST) & (size <= LARGEST) & ((weight * blob).sum((1, 2)) >= alone * weight.sum((1, 2)))
+    quiet = (torch.maximum(most, -least) <= still).float().mean((1, 2)) >= 0.5
+    ramp = (torch.arange(difference.shape[-1]) + 0.5) / difference.shape[-1]
+    middle = torch.stack([(blob.sum(axis) * ramp).sum(1) for axis in (1, 2)], dim=1) / size.clamp(min=1)[:, None]
+    return torch.where((good & quiet)[:, None], middle, -1.0)
+
+
+def _floor(first: Tensor) -> Tensor | None:
+    """First pictures (n, 3, 64, 64) uint8 -> (3, 64, 64) int16: their median, without what most of them show.
+
+    i-CLEVR's first object always stands in the middle. There the pictures differ much from their median, and the floor
+    is as smooth as its surroundings (Laplace's equation). None where that is more than a quarter of the picture.
+    """
+    median = first.to(torch.int16).median(0).values
+    spread = (first.to(torch.int16) - median).abs().amax(1).median(0).values.float()
+    covered = (spread > 3 * spread.median() + 3).float()
+    covered = F.max_pool2d(covered[None, None], 9, 1, 4)[0, 0] > 0  # with its shadow
+    if covered.float().mean() > 0.25:
+        return None
+    floor = torch.where(covered, median[:, ~covered].float().mean(1)[:, None, None], median.float())[None]
+    for _ in range(1000 if covered.any() else 0):
+        around = F.pad(floor, (1, 1, 1, 1), mode="replicate")
+        smooth = (around[..., 2:, 1:-1] + around[..., :-2, 1:-1] + around[..., 1:-1, 2:] + around[..., 1:-1, :-2]) / 4
+        floor = torch.where(covered, smooth, floor)
+    return floor[0].round().to(torch.int16)
+
+
+def recovered(images: Tensor, objects: Tensor, scenes: list[str]) -> Tensor:
+    """Places (n, m, 2) of the objects of pictures (n, 3, 64, 64) uint8 that are series; -1 where they cannot be told.
+
+    `objects` (n, m): indices in the order of the pictures' lists, then -1. `scenes`: of which scene a picture is. None
+    is known where the pictures are no such series.
+    """
+    places = torch.full((*objects.shape, 2), -1.0)
+    first, before, after = _series(objects, scenes)
+
+    def middles(rows: Tensor, other: Tensor, still: int, alone: float) -> Tensor:
+        """Of pictures `rows` against pictures `other`, or against the one picture `other`."""
+        found = []
+        for start in range(0, len(rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            against = images[other[part]] if other.ndim == 1 else other
+            found.append(_middles(images[rows[part]].to(torch.int16) - against, still, alone))
+        return torch.cat(found)
+
+    if not len(after):
+        return places
+    added = middles(after, before, *WITHIN)
+    if (added[:, 0] >= 0).float().mean() < SERIES:
+        return places
+    if len(first) >= FEWEST:
+        floor = _floor(images[first[torch.linspace(0, len(first) - 1, min(len(first), 2 * CHUNK)).long()]])
+        if floor is not None:
+            places[first, 0] = middles(first, floor, *FROM_FLOOR)
+    numbers = (objects[after] >= 0).sum(1)
+    for number in numbers.unique().tolist():  # from below: each picture takes over what the one before knows
+        rows = numbers == number
+        places[after[rows]] = places[before[rows]]
+        places[after[rows], number - 1] = added[rows]
+    return places
