@@ -17,14 +17,25 @@ class Evaluator(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """(b, 3, 64, 64) in [-1, 1] -> (b, classes) before the sigmoid."""
-        return self.resnet18.fc[0](self.features(images))
+        return self.from_middle(self.middle(images))
+
+    def middle(self, images: Tensor) -> Tensor:
+        """(b, 3, 64, 64) in [-1, 1] -> (b, 128, 8, 8) features of the second stage."""
+        net = self.resnet18
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        return net.layer2(net.layer1(x))
+
+    def from_middle(self, x: Tensor) -> Tensor:
+        """`middle`'s features (b, 128, 8, 8) -> (b, classes) before the sigmoid."""
+        return self.resnet18.fc[0](self._pooled(x))
 
     def features(self, images: Tensor) -> Tensor:
         """(b, 3, 64, 64) in [-1, 1] -> (b, 512) pooled features."""
+        return self._pooled(self.middle(images))
+
+    def _pooled(self, x: Tensor) -> Tensor:
         net = self.resnet18
-        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
-        return rearrange(net.avgpool(x), "b c 1 1 -> b c")
+        return rearrange(net.avgpool(net.layer4(net.layer3(x))), "b c 1 1 -> b c")
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, 64, 64) in [-1, 1] -> (b, classes) in [0, 1]."""

@@ -1,8 +1,12 @@
-"""`vector_quantize_pytorch`'s quantiser with its codebook arithmetic done by index.
+"""Quantisers of latents: a codebook, finite scalars, residual codebooks.
 
-The library builds a (tokens, codes) one-hot matrix and multiplies with it, forward and in the moving averages.
-The same sums are a lookup, a bincount and an index_add: equal results (a test compares them), at 8192 codes a
-small part of the time.
+All have `forward(latents) -> quantised, indices, loss`, `nearest(latents) -> indices`, `lookup(indices) -> latents`,
+`bounded(latents)`, which an encoder's output passes first, and `codebook_size`. Latents are (b, d, h, w) float32,
+indices (b, h, w) int64 below `codebook_size`, one for each place.
+
+The codebook is `vector_quantize_pytorch`'s with its arithmetic done by index. The library builds a (tokens, codes)
+one-hot matrix and multiplies with it, forward and in the moving averages. The same sums are a lookup, a bincount and an
+index_add: equal results (a test compares them), at 8192 codes a small part of the time.
 """
 
 from collections.abc import Callable
@@ -10,8 +14,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from torch import Tensor
-from vector_quantize_pytorch import VectorQuantize
+from torch import Tensor, nn
+from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
 
 
@@ -130,6 +134,10 @@ class Quantizer(VectorQuantize):
         if not book.initted:
             book.start_from(rearrange(latents.float(), "b d h w -> 1 (b h w) d"), batches)
 
+    def bounded(self, latents: Tensor) -> Tensor:
+        """As they are: a codebook may lie anywhere."""
+        return latents
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (b, h, w) -> their codes (b, d, h, w)."""
         return rearrange(self._codebook.embed[0][indices], "b h w d -> b d h w")
@@ -140,3 +148,93 @@ class Quantizer(VectorQuantize):
         """Indices (b, h, w) of the codes nearest to (b, d, h, w), in float32; nothing is learned."""
         found = nearest_codes(self._codebook.embed[0], rearrange(latents.float(), "b d h w -> (b h w) d"))
         return rearrange(found, "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])
+
+
+class FiniteScalar(nn.Module):
+    """Each channel rounded to one of `levels` whole numbers about 0 (FSQ, arXiv 2309.15505): nothing is learned.
+
+    The latents are bounded by b tanh(x / b), b half a level beyond the outermost: their slope at 0 is 1, and every
+    level has its share of the range. Gradients pass the rounding straight through. The loss is 0.
+    """
+
+    def __init__(self, dim: int, levels: int):
+        super().__init__()
+        self.dim, self.levels, self.most = dim, levels, (levels - 1) // 2
+        self.codebook_size = levels**dim
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bounded latents (b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w) int64, loss 0."""
+        indices = self.nearest(latents)
+        return latents + (self.lookup(indices) - latents).detach(), indices, latents.new_zeros(())
+
+    def bounded(self, latents: Tensor) -> Tensor:
+        """(b, d, h, w) of any size -> within half a level of the outermost levels."""
+        bound = self.most + 0.5
+        return bound * (latents / bound).tanh()
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Indices (b, h, w) int64: the channels' levels as the digits of a number, the first channel's the last."""
+        digits = latents.detach().float().round().clamp(-self.most, self.most).long() + self.most
+        places = self.levels ** torch.arange(self.dim, device=latents.device)
+        return (digits * places[:, None, None]).sum(1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices (b, h, w) -> their levels (b, d, h, w) float32."""
+        places = self.levels ** torch.arange(self.dim, device=indices.device)
+        return (indices[:, None] // places[:, None, None] % self.levels - self.most).float()
+
+
+class Residual(nn.Module):
+    """`vector_quantize_pytorch`'s residual codebooks (arXiv 2107.03312): each codes what those before it left over.
+
+    The codes of a place, one of each codebook, are the digits of its index, the first codebook's the last.
+    """
+
+    def __init__(self, dim: int, codes: int, quantizers: int, decay: float, commitment: float, dead_below: float):
+        super().__init__()
+        self.codes, self.quantizers = codes, quantizers
+        self.codebook_size = codes**quantizers
+        self.book = ResidualVQ(
+            dim=dim,
+            codebook_size=codes,
+            num_quantizers=quantizers,
+            decay=decay,
+            commitment_weight=commitment,
+            threshold_ema_dead_code=dead_below,
+            kmeans_init=True,
+        )
+
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss."""
+        quantised, digits, losses = self.book(rearrange(latents.float(), "b d h w -> b (h w) d"))
+        size = {"h": latents.shape[2], "w": latents.shape[3]}
+        indices = rearrange((digits * self._places(digits.device)).sum(-1), "b (h w) -> b h w", **size)
+        return rearrange(quantised, "b (h w) d -> b d h w", **size), indices, losses.sum()
+
+    def _places(self, device: torch.device) -> Tensor:
+        return self.codes ** torch.arange(self.quantizers, device=device)
+
+    def bounded(self, latents: Tensor) -> Tensor:
+        """As they are: codebooks may lie anywhere."""
+        return latents
+
+    @torch.no_grad()
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Indices (b, h, w) of (b, d, h, w); nothing is learned."""
+        training = self.training
+        self.eval()
+        try:
+            return self(latents)[1]
+        finally:
+            self.train(training)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices (b, h, w) -> the sums of their codes (b, d, h, w)."""
+        digits = indices[..., None] // self._places(indices.device) % self.codes
+        found = self.book.get_output_from_indices(rearrange(digits, "b h w q -> b (h w) q"))
+        return rearrange(found, "b (h w) d -> b d h w", h=indices.shape[1])
+
+
+QUANTIZERS: dict[str, Callable[..., nn.Module]] = {"codebook": Quantizer, "fsq": FiniteScalar, "residual": Residual}

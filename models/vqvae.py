@@ -77,9 +77,10 @@ class LatentClassifier(nn.Module):
 class VQVAE(nn.Module):
     """Encoder, quantiser, decoder. Arguments as in the configuration's `vae` section.
 
-    `latents` are the encoder's output *before* quantisation; `decode` quantises, so a sampler may leave a latent
-    slightly beside a code (arXiv 2112.10752, section 3.1: the quantiser belongs to the decoder). `latent_mean`
-    and `latent_std` (latent_channels,) are measured over the whole set after training.
+    `latents` are the encoder's output *before* quantisation. With `decodes="codes"` `decode` quantises, so a sampler
+    may leave a latent slightly beside a code (arXiv 2112.10752, section 3.1: the quantiser is the decoder's part); with
+    `"latents"` the decoder gets them as they are. `latent_mean` and `latent_std` (latent_channels,) are measured over
+    the whole set after training. `options` are those of the quantiser.
     """
 
     def __init__(
@@ -91,26 +92,33 @@ class VQVAE(nn.Module):
         latent_channels=6,
         stem=2,
         stem_channels=None,
-        codebook=None,
+        quantizer="codebook",
+        options=None,
+        decodes="codes",
     ):
         super().__init__()
         shape = (channels, blocks, middle_blocks, norm, latent_channels, stem, stem_channels)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
-        from models.quantizer import Quantizer  # its library takes four seconds to import: only where one is built
+        from models.quantizer import QUANTIZERS  # its library takes four seconds to import: only where one is built
 
-        self.quantizer = Quantizer(latent_channels, **(codebook or {"codes": 1024}))
+        self.quantizer = QUANTIZERS[quantizer](latent_channels, **(options or {"codes": 1024}))
+        self.decodes_codes = decodes == "codes"
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
+
+    def latents(self, images: Tensor) -> Tensor:
+        """(b, 3, 64, 64) -> the encoder's output (b, c, 8, 8), within the quantiser's bounds."""
+        return self.quantizer.bounded(self.encoder(images).float())
 
     def forward(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """(b, 3, 64, 64) -> reconstruction, code indices (b, 8, 8), weighted commitment loss.
 
         Without `quantize` the latents go to the decoder as they are, the codebook is left alone, the loss is 0.
         """
-        return self.through(self.encoder(images).float(), quantize)
+        return self.through(self.latents(images), quantize)
 
     def through(self, latents: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward` from the encoder's output (b, c, 8, 8) on."""
+        """`forward` from `latents` (b, c, 8, 8) on."""
         if not quantize:
             return self.decoder(latents).float(), self.quantizer.nearest(latents), latents.new_zeros(())
         quantized, indices, commitment = self.quantizer(latents)
@@ -118,15 +126,16 @@ class VQVAE(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """(b, 3, 64, 64) -> latents (b, c, 8, 8), each channel with mean 0 and deviation 1 over the set."""
-        latents = self.encoder(images).float()
-        return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+        return (self.latents(images) - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (b, c, 8, 8) -> images (b, 3, 64, 64), through the nearest codes.
+        """Normalised latents (b, c, 8, 8) -> images (b, 3, 64, 64), through the nearest codes where it decodes codes.
 
         A gradient passes the codes as if they were the latents (straight through, arXiv 1711.00937, section 3.2).
         """
         latents = latents.float() * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
+        if not self.decodes_codes:
+            return self.decoder(latents).float()
         codes = self.quantizer.lookup(self.quantizer.nearest(latents.detach()))
         if latents.requires_grad:
             codes = latents + (codes - latents).detach()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.images import to_unit
+from models.condition import Condition, cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
 from stages.engine import distributed
 from stages.engine.checkpoint import load_export, save_export
@@ -57,37 +58,59 @@ def guide_of(context: Context, classes: int) -> Callable[[Tensor, Tensor], Tenso
     return log_probability
 
 
+def augmented(images: Tensor, condition: Condition, low_resolution: float, draws: Draws) -> tuple[Tensor, Condition]:
+    """Mirrors half, shifts by up to 4 pixels, passes the share `low_resolution` through 32x32. Places follow."""
+    mirrored = draws.uniform(1, 1, 1) < 0.5
+    images = torch.where(mirrored, images.flip(3), images)
+    dx, dy = draws.number(9, "dx"), draws.number(9, "dy")
+    images = F.pad(images, (4, 4, 4, 4), mode="replicate")[:, :, dy : dy + 64, dx : dx + 64]
+    coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    chosen = draws.uniform(1, 1, 1) < low_resolution
+    x, y = condition.places.unbind(-1)
+    x = torch.where(mirrored[:, 0, 0], 1 - x, x)
+    moved = torch.stack([x + (4 - dx) / 64, y + (4 - dy) / 64], dim=-1).clamp(0, 1)
+    places = torch.where(condition.placed[..., None], moved, condition.places)
+    return torch.where(chosen, coarse, images), condition.with_places(places)
+
+
 class EvaluatorTask:
-    """Binary cross-entropy on the labels; part of each batch passes through 32x32, as the lab's evaluator's did."""
+    """Binary cross-entropy on the labels; part of each batch passes through 32x32, as the lab's evaluator's did.
+
+    With `cell_weight` a linear head on the 8x8 features learns what each cell shows, where places are known: it teaches
+    the features sooner, and is no part of the evaluator.
+    """
 
     def __init__(self, context: Context, dataset: Dataset):
         self.context, self.dataset, self.settings = context, dataset, context.config.evaluator
         torch.manual_seed(context.config.seed)
         network = Evaluator(len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
         self.network, self.ema = with_global_batch_norms(network), Ema(network, self.settings.ema)
-        self.optimizers = [Optimizer(network, self.settings, context.dtype)]
+        self.cells = None
+        if self.settings.cell_weight > 0:
+            self.cells = nn.Conv2d(128, len(dataset.vocabulary) + 1, 1).to(context.device)
+        learned = nn.ModuleList([network, self.cells]) if self.cells else network
+        self.optimizers = [Optimizer(learned, self.settings, context.dtype)]
         self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+        if self.cells:
+            self.parts["cells"] = self.cells
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
-        index = draws.indices(len(self.dataset.images))
-        images, labels = self._augment(self.dataset.pictures(index), draws), self.dataset.labels[index]
+        s, index = self.settings, draws.indices(len(self.dataset.images))
+        pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
+        images, condition = augmented(pictures, condition, s.low_resolution, draws)
         self.network.train()
         with self.context.autocast():
-            logits = self.network.logits(images.contiguous(memory_format=torch.channels_last))
-        loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
-        norm = self.optimizers[0].update(loss, step)
+            middle = self.network.middle(images.contiguous(memory_format=torch.channels_last))
+            logits = self.network.from_middle(middle)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), self.dataset.labels[index])
+        metrics = {"loss": loss}
+        if self.cells:
+            labels = cell_labels(condition, middle.shape[-1])
+            metrics["cells"] = cell_loss(self.cells(middle.float()), labels, distributed.average)
+            loss = loss + s.cell_weight * metrics["cells"]
+        metrics["gradient_norm"] = self.optimizers[0].update(loss, step)
         self.ema.update(step)
-        return {"loss": loss, "gradient_norm": norm}
-
-    def _augment(self, images: Tensor, draws: Draws) -> Tensor:
-        """Mirrors half, shifts by up to 4 pixels, passes a share through 32x32."""
-        mirrored = draws.uniform(1, 1, 1) < 0.5
-        images = torch.where(mirrored, images.flip(3), images)
-        dx, dy = draws.number(9, "dx"), draws.number(9, "dy")
-        images = F.pad(images, (4, 4, 4, 4), mode="replicate")[:, :, dy : dy + 64, dx : dx + 64]
-        coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
-        chosen = draws.uniform(1, 1, 1) < self.settings.low_resolution
-        return torch.where(chosen, coarse, images)
+        return metrics
 
     def measure(self) -> float:
         return accuracy(

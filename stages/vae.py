@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data.images import to_unit
 from models.adversarial import LOSSES
+from models.condition import Condition, cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.perceptual import Perceptual, load_trunk, trunk_url
@@ -28,19 +29,23 @@ from stages.engine.trained import load_trained
 from stages.evaluator import load_evaluator, scores
 
 HINGE = LOSSES["hinge"]
-NETWORK_KEYS = {"channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels"}
+WINDOW = 4  # cells a side of what `windows_until` trains on: a quarter of a picture
+NETWORK_KEYS = {
+    *("channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels"),
+    *("quantizer", "decodes"),
+}
 
 
 def build_vae(settings) -> VQVAE:
     """The network of a `vae` section."""
-    codebook = settings.codebook.model_dump(exclude={"start"})
-    return VQVAE(codebook=codebook, **settings.model_dump(include=NETWORK_KEYS))
+    options = getattr(settings, settings.quantizer).model_dump(exclude={"start"})
+    return VQVAE(options=options, **settings.model_dump(include=NETWORK_KEYS))
 
 
 def load_vae(context: Context) -> tuple[VQVAE, dict]:
     """The experiment's autoencoder, frozen on the device, and what its export says of itself."""
-    network, _, about = load_trained(context, "vae", Vae, lambda settings, about: build_vae(settings))
-    return network, about
+    vae = load_trained(context, "vae", Vae, lambda settings, about: build_vae(settings))
+    return vae.network, vae.about
 
 
 def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
@@ -95,30 +100,66 @@ def median_picture(images: Tensor, device: torch.device) -> Tensor:
     return to_unit(images[chosen]).cpu().median(dim=0).values[None].to(device)
 
 
+def pixel_weights(images: Tensor, background: Tensor | None, foreground: float) -> Tensor:
+    """Weights (b, 1, 64, 64) of pixels' errors: 1 + `foreground` where a picture differs from the median picture."""
+    if background is None:
+        return torch.ones_like(images[:, :1])
+    differs = ((images - background).abs().amax(dim=1, keepdim=True) / 0.2).clamp(max=1)
+    # an object's rim, and what is wrongly drawn beside it, count like the object
+    return 1 + foreground * F.max_pool2d(differs, 3, 1, 1)
+
+
+def windows(condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Row and column (b,) int64, in cells of 8x8 pixels, of a window of 4x4 cells about an object of each picture.
+
+    The object is drawn among those whose place is known, and the window lies up to a cell beside it; of a picture
+    without any it lies anywhere.
+    """
+    chance = draws.uniform(condition.slots).masked_fill(~condition.placed, -1.0)
+    place = condition.places.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))[:, 0]
+    place = torch.where(condition.placed.any(1)[:, None], place, draws.uniform(2))
+    column, row = (8 * place - WINDOW / 2 + 2 * draws.uniform(2) - 1).round().clamp(0, 8 - WINDOW).long().unbind(1)
+    return row, column
+
+
+def window_of(maps: Tensor, row: Tensor, column: Tensor, cell: int) -> Tensor:
+    """(b, c, 8 cell, 8 cell) -> (b, c, 4 cell, 4 cell): each row's own window."""
+    within = torch.arange(WINDOW * cell, device=maps.device)
+    batch = torch.arange(len(maps), device=maps.device)[:, None, None]
+    rows, columns = (cell * row)[:, None] + within, (cell * column)[:, None] + within
+    return maps[batch, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
 @torch.no_grad()
-def reconstruct(vae: VQVAE, images: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) -> tuple[Tensor, Tensor]:
     """(n, 3, 64, 64) uint8 -> reconstructions (n, 3, 64, 64) in [-1, 1] and code indices (n, 8, 8)."""
     made, codes = [], []
     for part in images.split(256):
         with context.autocast():
-            reconstruction, indices, _ = vae(to_unit(part).to(memory_format=torch.channels_last))
+            reconstruction, indices, _ = vae(to_unit(part).to(memory_format=torch.channels_last), quantize)
         made.append(reconstruction.clamp(-1, 1))
         codes.append(indices)
     return torch.cat(made), torch.cat(codes)
 
 
 def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float]:
-    """On the held-out pictures: PSNR (of the mean squared error, pixels in [0, 1]), code use, the judge's accuracy."""
+    """On the held-out pictures: PSNR (of the mean squared error, pixels in [0, 1]), code use, the judge's accuracy.
+
+    Reconstructions are decoded as samples are, from codes or from latents; the other way stands beside it.
+    """
     images, labels = dataset.held_out_images, dataset.held_out_labels
-    made, codes = reconstruct(vae, images, context)
+    made, codes = reconstruct(vae, images, context, vae.decodes_codes)
+    other, _ = reconstruct(vae, images, context, not vae.decodes_codes)
     error = ((made - to_unit(images)) / 2).square().mean()
-    counts = torch.bincount(codes.flatten(), minlength=vae.quantizer.codebook_size)
+    counts = codes.unique(return_counts=True)[1]
+    way = "latents" if vae.decodes_codes else "codes"
     return {
         "psnr": (-10 * error.log10()).item(),
-        "codebook_use": (counts > 0).float().mean().item(),
+        "codebook_use": len(counts) / vae.quantizer.codebook_size,
         "codebook_perplexity": perplexity(counts).item(),
         "original_accuracy": accuracy(scores(judge, images, context), labels),
         "reconstruction_accuracy": accuracy(scores(judge, made, context), labels),
+        f"reconstruction_accuracy_from_{way}": accuracy(scores(judge, other, context), labels),
     }
 
 
@@ -134,14 +175,15 @@ class VaeTask:
         torch.manual_seed(context.config.seed)
         self.network = build_vae(s).to(context.device, memory_format=torch.channels_last)
         self.ema = Ema(self.network, s.ema)
-        self.classifier = None
+        self.classifier = self.cells = None
         if s.label_weight > 0:
             self.classifier = LatentClassifier(s.latent_channels, len(dataset.vocabulary)).to(context.device)
-        learned = nn.ModuleList([self.network, self.classifier]) if self.classifier else self.network
+        if s.cell_weight > 0:
+            self.cells = nn.Conv2d(s.latent_channels, len(dataset.vocabulary) + 1, 1).to(context.device)
+        heads = {name: head for name, head in (("classifier", self.classifier), ("cells", self.cells)) if head}
+        learned = nn.ModuleList([self.network, *heads.values()]) if heads else self.network
         self.optimizers = [Optimizer(learned, s, context.dtype)]
-        self.parts = {"network": self.network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
-        if self.classifier:
-            self.parts["classifier"] = self.classifier
+        self.parts = {"network": self.network, "ema": self.ema.average, "optimizer": self.optimizers[0], **heads}
         self.discriminator = None
         if s.discriminator.weight > 0:
             d = s.discriminator
@@ -164,27 +206,25 @@ class VaeTask:
         self.background = median_picture(dataset.images, context.device) if s.foreground > 0 else None
         self.evaluator, self.evaluator_about = load_evaluator(context, len(dataset.vocabulary))
 
-    def _reconstruction_loss(self, images: Tensor, made: Tensor) -> Tensor:
-        """Squared error; pixels that differ from the median picture count 1 + `foreground` times."""
-        error = (made - images).square()
-        if self.background is None:
-            return error.mean()
-        differs = ((images - self.background).abs().amax(dim=1, keepdim=True) / 0.2).clamp(max=1)
-        # an object's rim, and what is wrongly drawn beside it, count like the object
-        weight = 1 + self.settings.foreground * F.max_pool2d(differs, 3, 1, 1)
-        return (weight * error).mean()
-
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s, d = self.settings, self.settings.discriminator
         index = draws.indices(len(self.dataset.images))
-        images = self.dataset.pictures(index).contiguous(memory_format=torch.channels_last)
+        images, condition = self.dataset.pictures(index), self.dataset.conditions[index]
+        weights = pixel_weights(images, self.background, s.foreground)
+        shown = cell_labels(condition, 8) if self.cells else None
+        if step < s.windows_until:
+            place = windows(condition, draws)
+            images, weights = window_of(images, *place, 8), window_of(weights, *place, 8)
+            shown = window_of(shown[:, None], *place, 1)[:, 0] if self.cells else None
+        images = images.contiguous(memory_format=torch.channels_last)
         self.network.train()
-        if step == s.codebook.start and s.codebook.init == "kmeans":
+        of_codebook = s.quantizer == "codebook"
+        if of_codebook and step == s.codebook.start and s.codebook.init == "kmeans":
             self._start_codebook()
         with self.context.autocast():
-            latents = self.network.encoder(images).float()
-            made, indices, commitment = self.network.through(latents, quantize=step >= s.codebook.start)
-        reconstruction = self._reconstruction_loss(images, made)
+            latents = self.network.latents(images)
+            made, indices, commitment = self._through(latents, step >= s.quantized_from, draws)
+        reconstruction = (weights * (made - images).square()).mean()
         metrics = {"reconstruction": reconstruction, "commitment": commitment}
         if self.perceptual is not None:
             distance = self.perceptual(images, made)
@@ -195,10 +235,13 @@ class VaeTask:
             found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
             loss = loss + s.label_weight * found
             metrics["classification"] = found
+        if self.cells is not None:
+            metrics["cells"] = cell_loss(self.cells(latents), shown, distributed.average)
+            loss = loss + s.cell_weight * metrics["cells"]
         adversarial_on = self.discriminator is not None and step >= d.start
         if adversarial_on:
             with self.context.autocast():
-                adversarial = HINGE.generator(self.discriminator(made))
+                adversarial = HINGE.generator(self.discriminator(made), None)
             weight = torch.tensor(d.weight, device=made.device)
             if d.adaptive:
                 last = self.network.decoder.last.weight
@@ -211,15 +254,36 @@ class VaeTask:
         self.ema.update(step)
         if adversarial_on:
             metrics["discriminator"] = self._discriminator_step(images, made.detach(), step)
-        metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=s.codebook.codes) > 0).sum()
+        if of_codebook:
+            metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=s.codebook.codes) > 0).sum()
         return metrics
+
+    def _through(self, latents: Tensor, quantize: bool, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """The network from its latents on; the decoder learns to bear noise and what is not quantised, as configured.
+
+        A sampler leaves latents that are a little off: a decoder that has seen such draws better pictures of them
+        (arXiv 2507.15856, 2510.11690).
+        """
+        s = self.settings
+        if not quantize or (s.decoder_noise == 0 and s.unquantized == 0):
+            return self.network.through(latents, quantize)
+        given, indices, commitment = self.network.quantizer(latents)
+        if s.unquantized > 0:
+            given = torch.where(draws.uniform(1, 1, 1) < s.unquantized, latents, given)
+        if s.decoder_noise > 0:
+            moments = torch.stack([latents.detach(), latents.detach().square()]).mean((1, 3, 4))
+            mean, square = distributed.average(moments)  # of the whole batch, whatever part this process has
+            deviation = (square - mean.square()).clamp(min=0).sqrt()[:, None, None]
+            amount = s.decoder_noise * draws.normal(1, 1, 1).abs()
+            given = given + amount * deviation * draws.normal(*latents.shape[1:])
+        return self.network.decoder(given).float(), indices, commitment
 
     def _start_codebook(self, batches: int = 16) -> None:
         """K-means over the latents of pictures spread evenly over the set, the same in every process."""
         count = len(self.dataset.images)
         chosen = torch.linspace(0, count - 1, min(count, batches * self.settings.batch)).long()
         with torch.no_grad(), self.context.autocast():
-            parts = [self.network.encoder(self.dataset.pictures(part)) for part in chosen.split(256)]
+            parts = [self.network.latents(self.dataset.pictures(part)) for part in chosen.split(256)]
         self.network.quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)
 
     def _discriminator_step(self, images: Tensor, made: Tensor, step: int) -> Tensor:
@@ -234,7 +298,7 @@ class VaeTask:
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         images = self.dataset.held_out_images[:16]
-        made, _ = reconstruct(self.ema.average, images, self.context)
+        made, _ = reconstruct(self.ema.average, images, self.context, self.ema.average.decodes_codes)
         pairs = torch.stack([to_unit(images), made], dim=1).flatten(0, 1)
         return self.measure(), {"reconstructions": grid(pairs, columns=8)}
 
@@ -242,7 +306,7 @@ class VaeTask:
     def _measure_latents(self) -> None:
         """Sets the export's per-channel mean and deviation, over the whole training set, in float64."""
         vae, count, total, squares = self.ema.average, 0, 0.0, 0.0
-        for latents in encoded(vae.encoder, self.dataset.images, self.context):
+        for latents in encoded(vae.latents, self.dataset.images, self.context):
             latents = latents.double().transpose(0, 1).flatten(1)
             count, total = count + latents.shape[1], total + latents.sum(1)
             squares = squares + latents.square().sum(1)

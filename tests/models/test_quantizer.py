@@ -1,9 +1,12 @@
+from typing import get_args
+
 import pytest
 import torch
-from vector_quantize_pytorch import VectorQuantize
+from vector_quantize_pytorch import FSQ, VectorQuantize
 
-from models.quantizer import Quantizer
+from models.quantizer import QUANTIZERS, FiniteScalar, Quantizer, Residual
 from models.vqvae import perplexity
+from stages.engine.schema import Vae
 
 OPTIONS = {"decay": 0.9, "rotation_trick": False}
 
@@ -96,3 +99,72 @@ def test_starts_by_k_means_over_many_batches_with_the_counts_of_one():
     begun = book.embed.clone()
     quantizer.start(latents + 1, batches=4)
     assert torch.equal(book.embed, begun), "a second start must change nothing"
+
+
+def test_finite_scalars_round_each_channel_and_pass_the_gradient():
+    quantizer = FiniteScalar(3, 5)
+    latents = torch.tensor([0.4, -1.6, 2.4])[None, :, None, None].requires_grad_()
+    quantised, indices, loss = quantizer(latents)
+    assert quantised.flatten().tolist() == [0, -2, 2] and loss == 0
+    assert indices.tolist() == [[[2 + 0 * 5 + 4 * 25]]]
+    quantised.sum().backward()
+    assert (latents.grad == 1).all()
+
+
+def test_finite_scalars_indices_and_levels_undo_one_another():
+    quantizer = FiniteScalar(3, 5)
+    indices = torch.arange(125).view(1, 5, 25)
+    assert quantizer.nearest(quantizer.lookup(indices)).equal(indices)
+    assert quantizer.lookup(indices).abs().max() == 2 and quantizer.codebook_size == 125
+
+
+def test_finite_scalars_number_their_codes_as_the_library_does():
+    ours, library = FiniteScalar(3, 5), FSQ([5, 5, 5])
+    indices = torch.arange(125).view(1, 5, 25)
+    codes = library.indices_to_codes(indices.view(1, -1)).view(5, 25, 3) * 2  # the library's lie in [-1, 1]
+    torch.testing.assert_close(ours.lookup(indices)[0].permute(1, 2, 0), codes)
+
+
+def test_bounded_latents_stay_within_half_a_level_and_begin_as_they_were():
+    quantizer = FiniteScalar(2, 7)
+    latents = torch.tensor([-1e4, -3.0, -0.01, 0.0, 0.01, 3.0, 1e4])[None, None, None]
+    found = quantizer.bounded(latents).flatten()
+    assert found.abs().max() <= 3.5 and (found.diff() > 0).all()
+    torch.testing.assert_close(found[2:5], latents.flatten()[2:5], atol=1e-6, rtol=1e-4)
+
+
+def test_residual_codes_are_the_sum_of_what_each_codebook_codes():
+    torch.manual_seed(0)
+    quantizer = Residual(6, 16, 2, 0.9, 0.25, 0.0)
+    latents = torch.randn(4, 6, 8, 8)
+    quantizer.train()
+    for _ in range(20):
+        _, _, loss = quantizer(latents)
+    quantizer.eval()
+    quantised, indices, _ = quantizer(latents)
+    assert indices.shape == (4, 8, 8) and loss > 0
+    books = quantizer.book.codebooks
+    summed = books[0][indices % 16] + books[1][indices // 16]
+    torch.testing.assert_close(quantised, summed.permute(0, 3, 1, 2))
+    torch.testing.assert_close(quantizer.lookup(indices), quantised)
+    assert quantizer.nearest(latents).equal(indices)
+    one = Residual(6, 16, 1, 0.9, 0.25, 0.0).train()
+    for _ in range(20):
+        one(latents)
+    error = (quantised - latents).square().mean()
+    assert error < 0.8 * (one.eval()(latents)[0] - latents).square().mean()
+
+
+def test_the_configurations_words_are_the_registrys():
+    words = get_args(Vae.model_fields["quantizer"].annotation)
+    assert set(words) == QUANTIZERS.keys()
+
+
+@pytest.mark.parametrize("quantizer", [FiniteScalar(6, 7), Residual(6, 16, 2, 0.9, 0.25, 0.0).eval()])
+def test_autocast_changes_no_quantisers_indices(quantizer):
+    latents = quantizer.bounded(3 * torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        quantised, indices, _ = quantizer(latents)
+    assert indices.dtype == torch.int64 and indices.min() >= 0 and indices.max() < quantizer.codebook_size
+    assert indices.equal(quantizer.nearest(latents))
+    torch.testing.assert_close(quantised, quantizer.lookup(indices))

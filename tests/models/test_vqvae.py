@@ -3,7 +3,7 @@ import torch
 
 from models.vqvae import VQVAE, LatentClassifier
 
-SMALL = {"channels": (8, 8, 8), "codebook": {"codes": 16, "init": "uniform"}}
+SMALL = {"channels": (8, 8, 8), "options": {"codes": 16, "init": "uniform"}}
 
 
 @pytest.mark.parametrize("stem", [1, 2])
@@ -80,3 +80,20 @@ def test_the_latent_classifier_finds_an_object_wherever_it_is_and_only_it():
         assert logits.shape == (1, 4)
         assert (logits > 0).tolist() == [[False, False, True, False]]
     assert (classifier(torch.zeros(1, 6, 8, 8)) < 0).all()
+
+
+def test_a_decoder_of_latents_gets_them_as_they_are():
+    vae = VQVAE(**SMALL, decodes="latents").eval()
+    latents = torch.randn(2, 6, 8, 8)
+    torch.testing.assert_close(vae.decode(latents), vae.decoder(latents))
+
+
+def test_finite_scalars_bound_the_latents_and_decode_to_levels():
+    vae = VQVAE(**{**SMALL, "options": {"levels": 3}}, quantizer="fsq").eval()
+    vae.encoder.body[-1].weight.data.mul_(1000)
+    images = torch.randn(2, 3, 64, 64)
+    latents = vae.latents(images)
+    assert latents.abs().max() <= 1.5 and latents.abs().max() > 1.4
+    quantised = latents.round().clamp(-1, 1)
+    torch.testing.assert_close(vae(images)[0], vae.decoder(quantised))
+    torch.testing.assert_close(vae.decode(vae.encode(images)), vae.decoder(quantised))

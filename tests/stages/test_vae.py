@@ -1,21 +1,29 @@
 """What the autoencoder's loss weighs."""
 
 import copy
-from types import SimpleNamespace
+from dataclasses import replace
 
+import pytest
 import torch
 
 import stages.vae
+from models.condition import Condition
+from models.vqvae import VQVAE
 from stages.engine.checkpoint import load_export
+from stages.engine.config import load
+from stages.engine.dataset import load_dataset
 from stages.engine.draws import Draws
+from stages.engine.errors import UserError
 from stages.engine.log import read_metrics
-from stages.vae import VaeTask, median_picture
+from stages.engine.schema import Vae
+from stages.vae import VaeTask, build_vae, measure_vae, median_picture, pixel_weights, window_of, windows
+from tests.conftest import HERE, SMOKE
+from tests.data.folder import write_folder
 from tests.stages.handful import DEVICE, context_with, noise_pictures
 
 
 def loss_of(images, made, background, foreground):
-    task = SimpleNamespace(background=background, settings=SimpleNamespace(foreground=foreground))
-    return VaeTask._reconstruction_loss(task, images, made).item()
+    return (pixel_weights(images, background, foreground) * (made - images).square()).mean().item()
 
 
 def test_an_error_on_an_object_weighs_more_than_one_on_the_floor():
@@ -29,6 +37,32 @@ def test_an_error_on_an_object_weighs_more_than_one_on_the_floor():
     assert loss_of(images, on_floor, background, 9.0) == torch.tensor(plain).item()
     assert abs(loss_of(images, on_object, background, 9.0) - 10 * plain) < 1e-7
     assert abs(loss_of(images, on_object, None, 9.0) - plain) < 1e-9
+
+
+def test_windows_lie_about_an_object_and_within_the_picture():
+    places = [[(0.1, 0.9)], [(0.5, 0.5), (0.95, 0.05)], [None]]
+    condition = Condition.of_lists([[0], [1, 2], [3]], 5, places).to(DEVICE)
+    seen = [set(), set(), set()]
+    for step in range(200):
+        found = zip(*windows(condition, Draws(0, "vae", step, 3, DEVICE)), strict=True)
+        for row, corner in enumerate(found):
+            seen[row].add(tuple(v.item() for v in corner))
+    assert seen[0] == {(4, 0)}
+    assert (0, 4) in seen[1] and len(seen[1]) > 4
+    for row, column in seen[1]:  # the centre of one of both objects is in it, at least half a cell from the rim
+        assert any(c + 0.5 <= 8 * x <= c + 3.5 for x in (0.5, 0.95) for c in (column,)) or column == 4
+        assert 0 <= row <= 4
+    assert len(seen[2]) > 15
+
+
+def test_a_window_is_cut_out_of_pixels_and_cells_alike():
+    maps = torch.arange(64.0).view(1, 1, 8, 8).repeat(2, 1, 1, 1)
+    row, column = torch.tensor([0, 3]), torch.tensor([4, 1])
+    cells = window_of(maps, row, column, 1)
+    torch.testing.assert_close(cells[0, 0], maps[0, 0, 0:4, 4:8])
+    torch.testing.assert_close(cells[1, 0], maps[1, 0, 3:7, 1:5])
+    pixels = window_of(maps.repeat_interleave(8, 2).repeat_interleave(8, 3), row, column, 8)
+    torch.testing.assert_close(pixels[..., ::8, ::8], cells)
 
 
 def test_the_median_picture_is_the_scenery():
@@ -66,3 +100,138 @@ def test_the_classification_moves_the_encoder_and_the_classifier(monkeypatch, tm
     assert any(not torch.equal(a, b) for a, b in pairs)
     pairs = zip(task.network.decoder.parameters(), plain.network.decoder.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs), "it is of the latents alone"
+
+
+def a_task(monkeypatch, dataset, *changes):
+    monkeypatch.setattr(stages.vae, "load_evaluator", lambda context, classes: (None, {}))
+    return VaeTask(context_with("vae.batch=4", "vae.label_weight=0", *changes), dataset)
+
+
+def placed_pictures(folder):
+    dataset = noise_pictures(folder)
+    places = torch.rand(8, 1, 2, generator=torch.Generator().manual_seed(0))
+    return replace(dataset, conditions=dataset.conditions.with_places(places), places_sha256="some")
+
+
+def what_the_decoder_gets(task, latents):
+    """By `_through` at step 0, and what it says of the codes."""
+    seen = []
+    task.network.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    _, indices, _ = task._through(latents, True, Draws(0, "vae", 0, 4, DEVICE))
+    return seen[0], indices
+
+
+def test_a_share_of_rows_is_decoded_as_it_is_and_the_others_by_their_codes(monkeypatch, tmp_path):
+    dataset = noise_pictures(tmp_path)
+    latents = torch.randn(4, 6, 8, 8)
+    for share, expected in ((1.0, latents), (0.0, latents.round().clamp(-3, 3))):
+        task = a_task(monkeypatch, dataset, "vae.quantizer=fsq", f"vae.unquantized={share}")
+        given, indices = what_the_decoder_gets(task, latents)
+        torch.testing.assert_close(given, expected)
+        assert indices.equal(task.network.quantizer.nearest(latents)), "codes are counted either way"
+    task = a_task(monkeypatch, dataset, "vae.quantizer=fsq", "vae.unquantized=0.5")
+    given, _ = what_the_decoder_gets(task, latents)
+    quantised = (given - latents.round().clamp(-3, 3)).abs().amax((1, 2, 3)) < 1e-5
+    kept = Draws(0, "vae", 0, 4, DEVICE).uniform(1, 1, 1).flatten() < 0.5
+    assert quantised.equal(~kept) and 0 < kept.sum() < 4
+
+
+def test_the_decoder_s_noise_is_in_units_of_each_channel_s_deviation(monkeypatch, tmp_path):
+    """Every row has an amount of its own; relative to its channel's deviation it is the same in all channels."""
+    task = a_task(monkeypatch, noise_pictures(tmp_path), "vae.quantizer=fsq", "vae.decoder_noise=0.2")
+    scales = torch.tensor([0.1, 0.5, 1.0, 2.0, 3.0, 3.0])[None, :, None, None]
+    latents = scales * torch.randn(4, 6, 8, 8)
+    given, _ = what_the_decoder_gets(task, latents)
+    noise = (given - latents.round().clamp(-3, 3)) / latents.std((0, 2, 3), correction=0, keepdim=True)
+    draws = Draws(0, "vae", 0, 4, DEVICE)
+    amount = 0.2 * draws.normal(1, 1, 1).abs()
+    torch.testing.assert_close(noise, amount * draws.normal(6, 8, 8), atol=1e-4, rtol=1e-3)
+    assert amount.unique().numel() == 4
+
+
+def test_the_places_teach_the_latents_what_a_cell_shows(monkeypatch, tmp_path):
+    dataset = placed_pictures(tmp_path)
+    task = a_task(monkeypatch, dataset, "vae.cell_weight=0.3")
+    before = copy.deepcopy(task.cells)
+    metrics = task.step(0, Draws(0, "vae", 0, 4, DEVICE))
+    assert metrics["cells"] > 0 and task.parts["cells"] is task.cells
+    assert not task.cells.weight.equal(before.weight)
+    plain = a_task(monkeypatch, dataset)
+    plain.step(0, Draws(0, "vae", 0, 4, DEVICE))
+    assert plain.cells is None
+    pairs = zip(task.network.encoder.parameters(), plain.network.encoder.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_cells_without_places_are_refused_before_anything_is_trained(tmp_path):
+    folder = write_folder(tmp_path / "d", places=False)
+    overrides = [f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=3", "vae.cell_weight=0.3"]
+    with pytest.raises(UserError, match=r"vae\.cell_weight.* do without: vae\.cell_weight=0\.0"):
+        load_dataset(load(HERE / SMOKE, overrides), DEVICE)
+
+
+@pytest.mark.parametrize("decodes", ["codes", "latents"])
+@pytest.mark.parametrize("quantizer", ["codebook", "fsq", "residual"])
+def test_reconstructions_are_judged_as_samples_are_decoded_and_the_other_way_beside(
+    quantizer, decodes, monkeypatch, tmp_path
+):
+    """A judge that names the codes' pictures: what is measured as each way is that way."""
+    options = {"codebook": {"codes": 16, "init": "uniform"}, "fsq": {"levels": 3}}
+    options["residual"] = {"codes": 4, "quantizers": 2, "decay": 0.9, "commitment": 0.25, "dead_below": 0.0}
+    torch.manual_seed(0)
+    vae = VQVAE((8, 8, 8), quantizer=quantizer, options=options[quantizer], decodes=decodes)
+    vae.encoder.body[-1].weight.data.mul_(20)
+    vae(torch.randn(8, 3, 64, 64))  # begins a codebook by k-means
+    vae.eval()
+    pictures = noise_pictures(tmp_path)
+    dataset = replace(pictures, held_out_images=pictures.images, held_out_conditions=pictures.conditions)
+    by_codes = vae(stages.vae.to_unit(pictures.images), True)[0].clamp(-1, 1)
+
+    def scores(judge, images, context):
+        good = images.dtype != torch.uint8 and torch.allclose(images, by_codes, atol=1e-5)
+        return dataset.held_out_labels if good else 1 - dataset.held_out_labels
+
+    monkeypatch.setattr(stages.vae, "scores", scores)
+    found = measure_vae(vae, None, dataset, context_with())
+    of_codes, of_latents = ("", "_from_latents") if decodes == "codes" else ("_from_codes", "")
+    assert found[f"reconstruction_accuracy{of_codes}"] == 1
+    assert found[f"reconstruction_accuracy{of_latents}"] == 0
+    used = vae(stages.vae.to_unit(pictures.images))[1].unique()
+    assert found["codebook_use"] == len(used) / vae.quantizer.codebook_size
+    assert 1 < found["codebook_perplexity"] <= len(used)
+
+
+def test_an_export_that_knows_no_quantisers_is_a_codebook_decoded_by_codes():
+    """Its configuration has none of the newer keys, its tensors are those of before."""
+    newer = {"quantizer", "fsq", "residual", "decodes", "decoder_noise", "unquantized", "cell_weight"}
+    content = Vae(steps=6, batch=8, learning_rate=1e-3, codebook={"codes": 16}).model_dump(mode="json")
+    settings = Vae.model_validate({k: v for k, v in content.items() if k not in newer}, strict=False)
+    vae = build_vae(settings)
+    assert vae.decodes_codes and vae.quantizer.codebook_size == 16
+    tensors = {name for name in vae.state_dict() if name.startswith("quantizer")}
+    assert tensors == {f"quantizer._codebook.{name}" for name in ("initted", "cluster_size", "embed_avg", "embed")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["vae.quantizer=vq"], r"vae.quantizer should be 'codebook', 'fsq' or 'residual'"),
+        (["vae.fsq.levels=6"], r"vae.fsq.levels \(6\) must be odd"),
+        (["vae.quantizer=fsq", "vae.fsq.start=6"], r"vae.fsq.start \(6\) must be below vae.steps"),
+        (["vae.quantizer=fsq", "vae.latent_channels=23"], r"more codes than 64 bits number"),
+    ],
+)
+def test_quantisers_that_cannot_be_are_one_line_with_the_key(overrides, fault):
+    with pytest.raises(UserError, match=fault):
+        context_with(*overrides)
+
+
+def test_finite_scalars_quantise_from_their_start_on(monkeypatch, tmp_path):
+    """Before it the decoder gets the latents as they are, from then on whole numbers."""
+    task = a_task(monkeypatch, noise_pictures(tmp_path), "vae.quantizer=fsq", "vae.fsq.start=1")
+    seen = []
+    task.network.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    for step in range(2):
+        task.step(step, Draws(0, "vae", step, 4, DEVICE))
+    whole = [bool((given == given.round()).all()) for given in seen]
+    assert whole == [False, True]
