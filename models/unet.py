@@ -1,4 +1,6 @@
-"""Cross-attention UNet on latents (arXiv 2112.10752): labels as a set of tokens, time by scale and shift."""
+"""Cross-attention UNet on latents (arXiv 2112.10752): objects as tokens and on a map, time by scale and shift."""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,34 +16,69 @@ from models.blocks import (
     sinusoidal,
     zero_init,
 )
+from models.condition import Condition, blobs
 
 
-class LabelTokens(nn.Module):
-    """Multi-hot labels (b, k) -> tokens (b, m, width), their mask (b, m), and their sum (b, width).
+class Tokens(nn.Module):
+    """A condition -> tokens (b, n, width), their mask (b, n), and their sum (b, width).
 
-    `tokens`: the first token is a learned start, then one for each label present, m = 1 + `most`, the most labels
-    of any row (known beforehand, so that nothing waits for the device; raise it to ask for more). `vector`: one
-    token for the whole set. A dropped set (classifier-free guidance) is a learned null.
+    `tokens`: the first token is a learned start, then one an object, n = 1 + the condition's slots. `vector`: one token
+    for the whole set. A dropped condition (classifier-free guidance) is a learned null. With `order` a token also says
+    the object's slot in the list; slots beyond the `most` of training count as the last. With `places` it says where
+    the object stands, by Fourier features, or that this is not known, by a learned vector (arXiv 2301.07093, eq. 5).
     """
 
-    def __init__(self, classes: int, width: int, kind: str, most: int):
+    OCTAVES = 6  # of the Fourier features: the finest has a period of two pixels of 64
+
+    def __init__(self, classes: int, width: int, kind: str, most: int, order: bool, places: bool):
         super().__init__()
         self.kind, self.most = kind, most
         self.embedding = nn.Embedding(classes, width)
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.null = nn.Parameter(torch.randn(width) * 0.02)
+        self.slot = nn.Embedding(most, width) if order else None
+        self.place = nn.Linear(4 * self.OCTAVES, width) if places else None
+        self.nowhere = nn.Parameter(torch.randn(width) * 0.02) if places else None
 
-    def forward(self, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`keep` (b,) bool: False drops the row's labels."""
-        kept = labels * keep[:, None]
+    def forward(self, condition: Condition, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`keep` (b,) bool: False drops the row's condition."""
         first = torch.where(keep[:, None], self.start, self.null)
-        total = first + kept @ self.embedding.weight
+        present = condition.present & keep[:, None]
+        objects = self.embedding(condition.objects.clamp(min=0))
+        total = first + (objects * present[..., None]).sum(1)
         if self.kind == "vector":
-            return total[:, None], torch.ones(len(labels), 1, dtype=torch.bool, device=labels.device), total
-        present, indices = kept.topk(self.most, dim=1)
-        tokens = torch.cat([first[:, None], self.embedding(indices)], dim=1)
-        mask = F.pad(present > 0, (1, 0), value=True)
-        return tokens, mask, total
+            return total[:, None], torch.ones_like(keep)[:, None], total
+        if self.slot is not None:
+            slots = torch.arange(condition.slots, device=keep.device).clamp(max=self.most - 1)
+            objects = objects + self.slot(slots)
+        if self.place is not None:
+            where = self.place(fourier(condition.places, self.OCTAVES))
+            objects = objects + torch.where(condition.placed[..., None], where, self.nowhere)
+        return torch.cat([first[:, None], objects], dim=1), F.pad(present, (1, 0), value=True), total
+
+
+def fourier(places: Tensor, octaves: int) -> Tensor:
+    """(..., 2) in [0, 1] -> (..., 4 octaves): sines and cosines of periods 2, 1, 1/2, ... (arXiv 2003.08934, eq. 4)."""
+    angles = places[..., None] * (math.pi * 2.0 ** torch.arange(octaves, device=places.device))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class Raster(nn.Module):
+    """A condition -> a map (b, channels, side, side): each placed object's embedding, spread about its place.
+
+    The last layer starts at zero: a network that is given the map begins as if it were not there.
+    """
+
+    def __init__(self, classes: int, width: int, channels: int):
+        super().__init__()
+        self.embedding = nn.Embedding(classes, width)
+        self.leave = zero_init(nn.Conv2d(width, channels, 1))
+
+    def forward(self, condition: Condition, keep: Tensor, side: int) -> Tensor:
+        """`keep` (b,) bool: False drops the row's condition."""
+        spread = blobs(condition.places, side) * (condition.placed & keep[:, None])[..., None, None]
+        objects = self.embedding(condition.objects.clamp(min=0))
+        return self.leave(torch.einsum("b m h w, b m c -> b c h w", spread, objects.to(spread.dtype)))
 
 
 class Level(nn.Module):
@@ -57,10 +94,10 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """x_t (b, inputs, 8, 8), t (b,), labels (b, classes) -> prediction (b, inputs, 8, 8).
+    """x_t (b, inputs, h, h), t (b,), condition (b rows) -> prediction (b, inputs, h, h).
 
     Arguments as in the configuration's `ldm.network` section. Width grows by `multipliers`, one a resolution;
-    every residual block is followed by a transformer.
+    every residual block is followed by a transformer. `most`: objects that a picture of the training set has at most.
     """
 
     def __init__(
@@ -77,6 +114,8 @@ class UNet(nn.Module):
         expansion: int = 2,
         context: int = 128,
         condition: str = "tokens",
+        order: bool = False,
+        places: bool = False,
         pooled: bool = False,
         dropout: float = 0.0,
         self_condition: bool = False,
@@ -89,11 +128,12 @@ class UNet(nn.Module):
             number = heads or max(1, leaving // head_width)
             return Level(entering, leaving, embedding, number, context, depth, expansion, dropout)
 
-        self.inputs, self.channels, self.self_condition = inputs, channels, self_condition
-        self.labels = LabelTokens(classes, context, condition, most)
+        self.inputs, self.channels, self.self_condition, self.places = inputs, channels, self_condition, places
+        self.labels = Tokens(classes, context, condition, most, order, places)
         self.time = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.pooled = nn.Linear(context, embedding) if pooled else None
         self.enter = conv3x3(inputs * (1 + self_condition), channels)
+        self.raster = Raster(classes, context, channels) if places else None
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = channels, [channels]
         for i, outputs in enumerate(widths):
@@ -115,22 +155,24 @@ class UNet(nn.Module):
         self.leave = nn.Sequential(normalisation("group", width), nn.SiLU(), zero_init(conv3x3(width, inputs)))
 
     def forward(
-        self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None, estimate: Tensor | None = None
+        self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None, estimate: Tensor | None = None
     ) -> Tensor:
         """`keep` (b,) bool, all True by default: rows without it are unconditional.
 
-        `estimate`, with self_condition: x_0 as predicted before (b, inputs, 8, 8), zeros where nothing was.
+        `estimate`, with self_condition: x_0 as predicted before (b, inputs, h, h), zeros where nothing was.
         """
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], dim=1)
         if keep is None:
             keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        context, mask, total = self.labels(labels, keep)
+        context, mask, total = self.labels(condition, keep)
         embedding = self.time(sinusoidal(t, self.channels))
         if self.pooled is not None:
             embedding = embedding + self.pooled(total)
         embedding = F.silu(embedding)
         x = self.enter(x)
+        if self.raster is not None:
+            x = x + self.raster(condition, keep, x.shape[2])
         skips = [x]
         for module in self.down:
             x = module(x, embedding, context, mask) if isinstance(module, Level) else module(x)

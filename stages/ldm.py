@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from models.layouts import LayoutPrior
 from models.unet import UNet
 from models.vqvae import VQVAE
 from stages.engine.command import Context, add_fresh, command
@@ -39,22 +40,22 @@ def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
 
 
 def latent_sampler(
-    context: Context, unet: UNet, vae: VQVAE, settings: Ldm, guide: LogProbability | None
+    context: Context, unet: UNet, vae: VQVAE, settings: Ldm, layouts: LayoutPrior, guide: LogProbability | None
 ) -> DiffusionSampler:
     """A sampler of pictures from a network on latents."""
     shape, decode = (unet.inputs, 8, 8), decoder_of(vae, context)
-    return DiffusionSampler(context, "ldm", unet, settings, shape, decode, guide)
+    return DiffusionSampler(context, "ldm", unet, settings, shape, decode, layouts, guide)
 
 
 def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
     """The experiment's LDM as a sampler, and what its export says. Refuses an autoencoder it was not trained on."""
-    unet, settings, about = load_trained(
+    unet, settings, about, layouts = load_trained(
         context, "ldm", Ldm, lambda s, a: build_unet(s, a["inputs"], a["classes"], a["most"])
     )
     if context.config.eval.compile:
         compile_network(unet, context.device, constant=True)
     guide = guide_of(context, about["classes"])
-    return latent_sampler(context, unet, load_vae_of(context, "ldm", about), settings, guide), about
+    return latent_sampler(context, unet, load_vae_of(context, "ldm", about), settings, layouts, guide), about
 
 
 def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) -> DiffusionTask:
@@ -63,7 +64,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
     facts = {
         "inputs": latents.shape[1],
         "classes": len(dataset.vocabulary),
-        "most": int(dataset.labels.sum(1).max()),
+        "most": dataset.conditions.slots,
         "objects": dataset.vocabulary.names,
     }
     torch.manual_seed(context.config.seed)
@@ -77,7 +78,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
         dataset,
         network,
         latents.__getitem__,
-        lambda average: latent_sampler(context, average, vae, settings, guide),
+        lambda average, layouts: latent_sampler(context, average, vae, settings, layouts, guide),
         judge(evaluator, context),
         facts,
     )
@@ -86,7 +87,10 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
 def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset = load_dataset(context.config, context.device)
     vae, about = load_vae(context)
-    run = Run(context, "ldm", {"data": dataset.sha256, "vae": about["sha256"]})
+    parents = {"data": dataset.sha256, "vae": about["sha256"]}
+    if context.config.ldm.network.wants_layouts:
+        parents["places"] = dataset.places_sha256
+    run = Run(context, "ldm", parents)
     if not run.finished():
         run.train(ldm_task(context, dataset, vae, encode_set(vae, dataset.images, context)), until)
 

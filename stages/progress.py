@@ -25,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
     """Five label sets of test.json, a row each, from noise to picture; what was asked for, and the timesteps shown."""
-    rows = dataset.test_sets["test"]
-    labels = rows[torch.linspace(0, len(rows) - 1, SAMPLES).round().long()]
+    rows = next(iter(dataset.test_sets.values()))
+    asked = rows[torch.linspace(0, len(rows) - 1, SAMPLES).round().long()]
     how = context.config.eval.model_copy(update={"batch": SAMPLES})
     keys = [(how.seeds[0], "progress", i) for i in range(SAMPLES)]
-    times, columns, _ = zip(*recorded(sampler, labels, keys, how, COLUMNS), strict=True)
+    times, columns, _ = zip(*recorded(sampler, asked, keys, how, COLUMNS), strict=True)
     pictures = torch.stack(columns, dim=1).flatten(0, 1)
-    return grid(pictures, columns=len(columns)), dataset.vocabulary.describe(labels), list(times)
+    return grid(pictures, columns=len(columns)), dataset.vocabulary.describe(asked.labels), list(times)
 
 
 def main(context: Context) -> None:

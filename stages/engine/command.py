@@ -21,7 +21,7 @@ from stages.engine.config import Config, derive, load
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
 
-SERVING = ("evaluator", "guide", "vae")  # stages whose exports serve an experiment's variants
+SERVING = ("evaluator", "reader", "guide", "vae")  # stages whose exports serve an experiment's variants
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Context:
         return Path(self.config.root) / experiment / folder / "export.safetensors"
 
     def derived(self, name: str, *overrides: str) -> "Context":
-        """This experiment with changes, under another name: its pictures, its evaluators and autoencoder serve.
+        """This experiment with changes, under another name: its pictures, its evaluators, reader and autoencoder serve.
 
         No model does: the variant's is its own. `overrides` as on the command line.
         """
         c = self.config
-        uses = {"evaluator": c.name, "vae": c.name} | {k: v for k, v in c.uses.items() if k in SERVING}
+        uses = {stage: c.uses.get(stage, c.name) for stage in SERVING if stage != "guide" or "guide" in c.uses}
         folder = c.data.folder or str(self.folder("render"))
         settings = [f"name={name}", f"data.folder={folder}", f"uses={json.dumps(uses)}", *overrides]
         return replace(self, config=derive(c, settings), began=time.perf_counter(), is_variant=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from models.samplers import SAMPLERS
 from stages.engine.errors import UserError, of_the_system, oneline
-from stages.engine.schema import Config, Denoising
+from stages.engine.schema import Config, Denoising, Network
 
 
 class _Loader(yaml.SafeLoader):
@@ -176,13 +176,25 @@ def _check(config: Config, where: Path) -> None:
     for key, value in flatten(config).items():
         if isinstance(value, str) and not value.isprintable():
             raise UserError(f"{where}: {key} {value!r} holds a character that cannot be printed; choose another name")
-    for stage in ("evaluator", "vae", "ldm", "gan", "ddpm"):
+    for stage in ("evaluator", "reader", "vae", "ldm", "gan", "ddpm"):
         section = getattr(config, stage)
         if section and section.warmup >= section.steps:
             raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
     for stage, experiment in config.uses.items():
-        if stage not in ("evaluator", "guide", "vae", "ldm", "gan", "ddpm") or not _plain(experiment):
+        if stage not in ("evaluator", "reader", "guide", "vae", "ldm", "gan", "ddpm") or not _plain(experiment):
             raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
+    if config.vae.windows_until and config.vae.label_weight:
+        raise UserError(
+            f"{where}: vae.label_weight needs whole pictures, vae.windows_until trains on parts of them; set one to 0, "
+            f"or use vae.cell_weight instead"
+        )
+    if config.vae.fsq.levels % 2 == 0:
+        raise UserError(f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) must be odd, so that 0 is a level; say 7")
+    if config.vae.quantizer == "fsq" and config.vae.fsq.levels**config.vae.latent_channels >= 2**63:
+        raise UserError(
+            f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) in vae.latent_channels ({config.vae.latent_channels}) "
+            f"channels are more codes than 64 bits number; lower one of them"
+        )
     if len(config.vae.channels) != 3:
         raise UserError(f"{where}: vae.channels needs three numbers, one a resolution (64 -> 32 -> 16 -> 8 pixels)")
     if not config.eval.seeds:
@@ -198,19 +210,38 @@ def _check(config: Config, where: Path) -> None:
     for stage in ("ldm", "ddpm"):
         if section := getattr(config, stage):
             _check_denoising(section, stage, config, where)
-    for key, start in (("codebook", config.vae.codebook.start), ("discriminator", config.vae.discriminator.start)):
-        if start >= config.vae.steps and (key == "codebook" or config.vae.discriminator.weight > 0):
+    starts = {config.vae.quantizer: config.vae.quantized_from}
+    if config.vae.discriminator.weight > 0:
+        starts["discriminator"] = config.vae.discriminator.start
+    for key, start in starts.items():
+        if start >= config.vae.steps:
             raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
-    network = config.ldm.network
+    if config.gan.generator.entry == "map" and config.gan.generator.condition == "batch-norm":
+        raise UserError(
+            f"{where}: gan.generator.entry=map modulates its norms by noise and labels; say "
+            f"gan.generator.condition=modulation"
+        )
+    _check_network(config.ldm.network, "ldm.network", where)
+    if config.ddpm and config.ddpm.network == "patches":
+        _check_network(config.ddpm.unet, "ddpm.unet", where)
+        if config.ddpm.places:
+            raise UserError(f"{where}: ddpm.places is of network=multiply-add; for patches say ddpm.unet.places=true")
+
+
+def _check_network(network: Network, key: str, where: Path) -> None:
+    """Rules between the keys of a cross-attention UNet, which the section `key` describes."""
     if (network.heads is None) == (network.head_width is None):
-        raise UserError(f"{where}: give one of ldm.network.heads and ldm.network.head_width, and null for the other")
+        raise UserError(f"{where}: give one of {key}.heads and {key}.head_width, and null for the other")
+    if network.condition == "vector" and network.wants_layouts:
+        raise UserError(
+            f"{where}: {key}.condition=vector is one token for the whole set, without order or places; say "
+            f"{key}.condition=tokens, or order=false and places=false"
+        )
     widths = [network.channels * m for m in network.multipliers]
     if network.channels % 2 or len(widths) > 4:
-        raise UserError(f"{where}: ldm.network.channels must be even, and multipliers at most four (8x8 to 1x1)")
+        raise UserError(f"{where}: {key}.channels must be even, and multipliers at most four (8x8 to 1x1)")
     if any(w % (network.heads or max(1, w // network.head_width)) for w in widths):
-        raise UserError(
-            f"{where}: the heads must divide every width of ldm.network ({widths}); change head_width or heads"
-        )
+        raise UserError(f"{where}: the heads must divide every width of {key} ({widths}); change head_width or heads")
 
 
 def _check_denoising(section: Denoising, stage: str, config: Config, where: Path) -> None:

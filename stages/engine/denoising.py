@@ -1,11 +1,13 @@
-"""What latent and pixel diffusion share: the training task and the sampler, over any network (x_t, t, labels, keep)."""
+"""What latent and pixel diffusion share: training task and sampler, over any network (x_t, t, condition, keep)."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from models.condition import Condition
 from models.diffusion import Diffusion, weighted_timesteps
+from models.layouts import LayoutPrior
 from models.samplers import SAMPLERS, Score, guided, score_of
 from stages.engine import distributed
 from stages.engine.command import Context
@@ -16,7 +18,7 @@ from stages.engine.ema import Ema
 from stages.engine.errors import UserError
 from stages.engine.log import Metric
 from stages.engine.optim import Optimizer
-from stages.engine.sampling import Draw, in_batches, preview
+from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Denoising, Eval
 
 Watch = Callable[[int, Tensor, Tensor], None]
@@ -43,21 +45,23 @@ class DiffusionSampler:
         settings: Denoising,
         shape: tuple[int, ...],
         decode: Callable[[Tensor], Tensor],
+        layouts: LayoutPrior,
         log_probability: LogProbability | None = None,
     ):
         self.context, self.stage, self.network, self.shape, self.decode = context, stage, network, shape, decode
+        self.layouts = layouts
         self.log_probability, self.knows_no_labels = log_probability, settings.label_dropout > 0
         self.diffusion = diffusion_of(settings, context.device)
 
-    def _denoiser(self, labels: Tensor, how: Eval):
-        """Conditional, unconditional and doubled predictions of one batch's labels, guided as `how` says."""
+    def _denoiser(self, condition: Condition, how: Eval):
+        """Conditional, unconditional and doubled predictions of one batch, guided as `how` says."""
 
         last: list[Tensor] = []  # the last x_0, where the network wants it
 
         def predict(x: Tensor, t: Tensor, keep: list[bool]) -> Tensor:
-            keep_rows = torch.tensor(keep, device=x.device).repeat_interleave(len(labels))
+            keep_rows = torch.tensor(keep, device=x.device).repeat_interleave(len(condition))
             copies = len(keep)
-            inputs = x.repeat(copies, 1, 1, 1), t.repeat(copies), labels.repeat(copies, 1)
+            inputs = x.repeat(copies, 1, 1, 1), t.repeat(copies), condition.repeat(copies)
             with self.context.autocast():
                 prediction = apply(self.network, *inputs, keep_rows, last[-1].repeat(copies, 1, 1, 1) if last else None)
             if wants_estimate(self.network):  # the conditional one: guided, x_0 lies beyond what training showed
@@ -73,28 +77,32 @@ class DiffusionSampler:
             how.interval,
         )
 
-    def _score(self, labels: Tensor, how: Eval) -> Score | None:
+    def _score(self, condition: Condition, how: Eval) -> Score | None:
         """The classifier's gradient, taken on the x_0 predicted from x_t, through network and decoder."""
         if how.classifier_guidance == 0:
             return None
         if self.log_probability is None:
             raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; leave it at 0")
-        conditional = self._denoiser(labels, how.model_copy(update={"guidance": 1.0}))
+        conditional = self._denoiser(condition, how.model_copy(update={"guidance": 1.0}))
 
         def log_probability(x: Tensor, t: Tensor) -> Tensor:
             x0, _ = self.diffusion.to_x0_and_noise(conditional(x, t), x, t)
-            return self.log_probability(self.decode(x0), labels)
+            return self.log_probability(self.decode(x0), condition.labels)
 
         return score_of(log_probability, how.classifier_guidance)
 
-    def _steps(self, labels: Tensor, how: Eval, draw: Draw):
-        denoiser, score = self._denoiser(labels, how), self._score(labels, how)
+    def _steps(self, condition: Condition, how: Eval, draw: Draw):
+        denoiser, score = self._denoiser(condition, how), self._score(condition, how)
         options = {"steps": how.steps, "spacing": how.spacing, "eta": how.eta, "clip": how.clip}
         return SAMPLERS[how.sampler].run(denoiser, self.diffusion, draw, score, **options)
 
+    @property
+    def takes_places(self) -> bool:
+        return takes_places(self.network)
+
     @torch.no_grad()
-    def sample(self, labels: Tensor, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
-        """(n, classes) labels, n keys -> (n, 3, 64, 64) in [-1, 1].
+    def sample(self, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
+        """n conditions, n keys -> (n, 3, 64, 64) in [-1, 1].
 
         `watch` is given each step's t and the pictures of x and of the predicted x_0.
         """
@@ -105,17 +113,17 @@ class DiffusionSampler:
                 f"guidance {how.guidance:g}: this {self.stage} was trained with label_dropout=0 and never saw a "
                 f"picture without labels; leave guidance at 1"
             )
-        if hasattr(self.network, "labels"):  # token slots for as many labels as are asked for
-            self.network.labels.most = max(self.network.labels.most, int(labels.sum(1).max()))
+        if takes_places(self.network):
+            condition = with_chosen_places(condition, keys, self.layouts, how)
 
-        def make(labels: Tensor, draw: Draw, wanted: int) -> Tensor:
+        def make(condition: Condition, draw: Draw, wanted: int) -> Tensor:
             x = None
-            for t, x, x0 in self._steps(labels, how, draw):
+            for t, x, x0 in self._steps(condition, how, draw):
                 if watch is not None:
                     watch(t, self.decode(x)[:wanted], self.decode(x0)[:wanted])
             return self.decode(x).float().clamp(-1, 1)
 
-        return in_batches(labels, keys, how.batch, self.shape, self.context.device, make)
+        return in_batches(condition, keys, how.batch, self.shape, self.context.device, make)
 
 
 def wants_estimate(network: nn.Module) -> bool:
@@ -123,20 +131,22 @@ def wants_estimate(network: nn.Module) -> bool:
     return getattr(network, "self_condition", False)
 
 
-def apply(network: nn.Module, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None, estimate: Tensor | None):
+def apply(network: nn.Module, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None, estimate: Tensor | None):
     """The network's prediction, the estimate given to those alone that take one."""
     x = x.contiguous(memory_format=torch.channels_last)
-    return network(x, t, labels, keep, estimate) if wants_estimate(network) else network(x, t, labels, keep)
+    return network(x, t, condition, keep, estimate) if wants_estimate(network) else network(x, t, condition, keep)
 
 
 @torch.no_grad()
-def first_estimate(network: nn.Module, diffusion: Diffusion, xt: Tensor, t: Tensor, labels: Tensor, keep) -> Tensor:
+def first_estimate(
+    network: nn.Module, diffusion: Diffusion, xt: Tensor, t: Tensor, condition: Condition, keep
+) -> Tensor:
     """x_0 (b, c, h, w) as the network predicts it without an estimate, for every other row; zeros for the rest.
 
     Self-conditioning is trained so (arXiv 2208.04202, section 3.2): as often without an estimate as with one.
     """
     half = slice(distributed.rank() * len(xt) % 2, None, 2)  # of the global batch
-    prediction = apply(network, xt[half], t[half], labels[half], None if keep is None else keep[half], None)
+    prediction = apply(network, xt[half], t[half], condition[half], None if keep is None else keep[half], None)
     estimate = torch.zeros_like(xt)
     estimate[half] = diffusion.to_x0_and_noise(prediction, xt[half], t[half])[0]
     return estimate
@@ -149,21 +159,21 @@ def denoising_errors(
     x0: Tensor,
     noise: Tensor,
     t: Tensor,
-    labels: Tensor,
+    condition: Condition,
     keep: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error (b,) of the network's prediction from x0 (b, c, h, w), noised to timesteps t (b,)."""
     xt = diffusion.noised(x0, noise, t)
     with context.autocast():
-        estimate = first_estimate(network, diffusion, xt, t, labels, keep) if wants_estimate(network) else None
-        prediction = apply(network, xt, t, labels, keep, estimate)
+        estimate = first_estimate(network, diffusion, xt, t, condition, keep) if wants_estimate(network) else None
+        prediction = apply(network, xt, t, condition, keep, estimate)
     return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
 
 
 class DiffusionTask:
-    """Weighted squared error on what is predicted of noised x_0; labels dropped for guidance.
+    """Weighted squared error on what is predicted of noised x_0; conditions dropped for guidance, places by themselves.
 
-    `clean(index)` gives x_0 of those pictures; `sampler_of(network)` a sampler of it, for previews.
+    `clean(index)` gives x_0 of those pictures; `sampler_of(network, layouts)` a sampler of it, for previews.
     """
 
     def __init__(
@@ -173,7 +183,7 @@ class DiffusionTask:
         dataset: Dataset,
         network: nn.Module,
         clean: Callable[[Tensor], Tensor],
-        sampler_of: Callable[[nn.Module], DiffusionSampler],
+        sampler_of: Callable[[nn.Module, LayoutPrior], DiffusionSampler],
         accuracy: Callable[[Tensor, Tensor], float],
         facts: dict,
     ):
@@ -185,6 +195,7 @@ class DiffusionTask:
             accuracy,
             facts,
         )
+        self.layouts = LayoutPrior.of(dataset.conditions) if takes_places(network) else LayoutPrior()
         self.ema = Ema(network, settings.ema)
         if settings.compile:  # after its average was copied: previews stay as they are
             compile_network(network, context.device)
@@ -197,11 +208,13 @@ class DiffusionTask:
 
     def step(self, step: int, draws: Draws) -> dict[str, Metric]:
         s, index = self.settings, self.rows[draws.indices(len(self.rows))]
-        x0, labels = self.clean(index), self.dataset.labels[index]
+        x0, condition = self.clean(index), self.dataset.conditions[index]
         (t, weights), noise = self._timesteps(draws), draws.normal(*x0.shape[1:])
         keep = draws.uniform() >= s.label_dropout
+        if takes_places(self.network):
+            condition = condition.only_placed(draws.uniform() >= s.place_dropout)
         self.network.train()
-        errors = denoising_errors(self.context, self.network, self.diffusion, x0, noise, t, labels, keep)
+        errors = denoising_errors(self.context, self.network, self.diffusion, x0, noise, t, condition, keep)
         loss = (weights * errors).mean()
         norm = self.optimizers[0].update(loss, step)
         self.ema.update(step)
@@ -228,7 +241,7 @@ class DiffusionTask:
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         quick = {"sampler": "ddim", "steps": min(20, self.context.config.eval.steps, len(self.diffusion))}
         how = self.context.config.eval.model_copy(update=quick)
-        return preview(self.sampler_of(self.ema.average), self.dataset, self.accuracy, how)
+        return preview(self.sampler_of(self.ema.average, self.layouts), self.dataset, self.accuracy, how)
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
-        return self.ema.average.state_dict(), self.facts
+        return self.ema.average.state_dict() | self.layouts.state_dict(), self.facts

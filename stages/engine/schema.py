@@ -76,10 +76,20 @@ class Training(Section):
 class Evaluator(Training):
     checkpoint: str | None = None  # the lab's checkpoint.pth; none: one is trained here
     low_resolution: Share = 0.5  # share of each batch passed through 32x32, as the lab's was
+    cell_weight: NonNegative = 0.0  # of a second loss on what each cell of the 8x8 features shows, by the places
     steps: Positive = 1000
     batch: Positive = 128
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     decay: Literal["constant", "linear", "cosine"] = "cosine"
+
+
+class Reader(Training):
+    low_resolution: Share = 0.25  # share of each batch passed through 32x32, as the evaluator's
+    steps: Positive = 600
+    batch: Positive = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98
 
 
 class Perceptual(Section):
@@ -108,6 +118,19 @@ class Codebook(Section):
     start: Natural = 0  # until this step the autoencoder learns without quantisation, so that k-means finds structure
 
 
+class Fsq(Section):
+    start: Natural = 0  # until this step nothing is quantised: latents begin small, and would all round to 0
+    levels: Annotated[int, Field(ge=3)] = 7  # of each latent channel; odd, so that 0 is one of them
+
+
+class Residual(Section):
+    codes: Positive = 1024  # of each codebook
+    quantizers: Positive = 2  # codebooks
+    decay: Share = 0.99
+    commitment: NonNegative = 0.25
+    dead_below: NonNegative = 1.0
+
+
 class Vae(Training):
     channels: Widths = (64, 96, 128)  # of the three resolutions, finest first
     stem: Literal[1, 2] = 2  # 2: unshuffle 2x2 pixels into channels before the first convolution
@@ -116,11 +139,24 @@ class Vae(Training):
     middle_blocks: Natural = 1  # at the coarsest
     norm: Literal["group", "none"] = "group"
     latent_channels: Positive = 6
+    quantizer: Literal["codebook", "fsq", "residual"] = "codebook"
     codebook: Codebook = Codebook()
+    fsq: Fsq = Fsq()
+    residual: Residual = Residual()
+    decodes: Literal["codes", "latents"] = "codes"  # what samplers' latents pass on their way to the decoder
+    decoder_noise: NonNegative = 0.0  # the decoder learns from latents with noise of deviation |N(0, this)| of theirs
+    unquantized: Share = 0.0  # share of rows whose latents the decoder learns from as they are
+    cell_weight: NonNegative = 0.0  # of a linear classifier's loss on what each cell of the latents shows
     label_weight: NonNegative = 0.0  # of a linear classifier's loss on the latents, which then tell the objects apart
+    windows_until: Natural = 0  # until this step it learns from a quarter of each picture, about an object
     foreground: NonNegative = 0.0  # extra weight of pixels that differ from the median picture
     perceptual: Perceptual = Perceptual()
     discriminator: Discriminator = Discriminator()
+
+    @property
+    def quantized_from(self) -> int:
+        """The step from which latents are quantised in training."""
+        return {"codebook": self.codebook.start, "fsq": self.fsq.start}.get(self.quantizer, 0)
 
 
 class Network(Section):
@@ -135,9 +171,16 @@ class Network(Section):
     expansion: Natural = 2  # of the feed-forward in a transformer layer; 0: none
     context: Positive = 128  # width of the label tokens
     condition: Literal["tokens", "vector"] = "tokens"  # a token a label, or one token for the whole set
+    order: bool = False  # a token also says which in the list its object is
+    places: bool = False  # a token also says where its object stands, and a map of the places enters the first layer
     pooled: bool = False  # the labels are added to the time embedding as well
     dropout: Share = 0.0
     self_condition: bool = False  # its last prediction of x_0 is an input of the next
+
+    @property
+    def wants_layouts(self) -> bool:
+        """True where the order of the objects or their places are an input: more than the set of labels."""
+        return self.order or self.places
 
 
 class Denoising(Training):
@@ -152,7 +195,8 @@ class Denoising(Training):
     bound: bool = False  # the variational bound's weights; like log_snr's, whatever min_snr says
     timestep_draws: Literal["uniform", "weighted"] = "uniform"  # or as often as a timestep's loss weighs
     picture_draws: PictureDraws = "uniform"
-    label_dropout: Share = 0.1
+    label_dropout: Share = 0.1  # share of rows that are trained without their condition, for guidance
+    place_dropout: Share = 0.2  # share of rows trained without their places, where the network takes places
     compile: bool = False  # torch.compile: pays in long trainings; wants a compiler
 
 
@@ -161,27 +205,46 @@ class Ldm(Denoising):
 
 
 class Ddpm(Denoising):
-    """Pixel diffusion by the multiply-add U-Net."""
+    """Pixel diffusion: by the multiply-add U-Net, or on 8x8 patches by the cross-attention UNet."""
 
-    width: Annotated[int, Field(gt=0, multiple_of=8)] = 256  # in groups of eight
-    paths: Literal["up", "up+down"] = "up+down"  # where the conditions enter
+    network: Literal["multiply-add", "patches"] = "multiply-add"
+    width: Annotated[int, Field(gt=0, multiple_of=8)] = 256  # of multiply-add, in groups of eight
+    paths: Literal["up", "up+down"] = "up+down"  # of multiply-add: where the conditions enter
+    places: bool = False  # of multiply-add: a map of the places enters the first layer
+    bottleneck: Positive = 64  # of patches: channels through which a patch's 192 values enter
+    unet: Network = Network()  # of patches
     plateau_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # on the learning rate where no accuracy rises ...
     plateau_patience: Positive = 5  # ... for that many previews
 
     NEUTRAL: ClassVar = Training.NEUTRAL - {"preview_every"}  # previews drive the plateau
 
+    @property
+    def wants_places(self) -> str | None:
+        """The key that asks for the objects' places, or None where none does."""
+        if self.network == "patches":
+            return "ddpm.unet.places" if self.unet.places else None
+        return "ddpm.places" if self.places else None
+
+    @property
+    def wants_layouts(self) -> bool:
+        """True where the order of the objects or their places are an input: more than the set of labels."""
+        return self.unet.wants_layouts if self.network == "patches" else self.places
+
 
 class Generator(Section):
+    entry: Literal["vector", "map"] = "vector"  # at 4x4 from one vector, or at 8x8 with every object at its place
     noise: Positive = 64
+    object_noise: Natural = 6  # numbers of noise of each object, with entry=map
     channels: Widths = (512, 256, 128, 64)  # from 4x4 on; the last is that of the full resolution
     label_width: Positive = 64
-    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"
+    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"  # with entry=map: modulation
 
 
 class Critic(Section):
+    read: Literal["pooled", "places"] = "pooled"  # places: scores and labels are read at the objects' places
     channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4
-    pool: Literal["flatten", "sum"] = "flatten"  # before the head
-    condition: Literal[*CRITIC_CONDITIONS] = "projection"
+    pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum
+    condition: Literal[*CRITIC_CONDITIONS] = "projection"  # with read=places: projection+auxiliary
 
 
 class Gan(Training):
@@ -196,11 +259,17 @@ class Gan(Training):
     critic_steps: Positive = 5  # a generator step
     penalty: NonNegative = 10.0  # lambda of wgan-gp
     weight_clip: Annotated[float, Field(gt=0)] = 0.01  # of wgan: the critic's weights lie within +- this
+    gamma: Pair = (0.05, 0.005)  # of r3gan's penalties, from the first step to the last along half a cosine
     penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the batch that the penalty is measured on
     auxiliary: NonNegative = 1.0  # weight of the label classification, where critic.condition has it
     layer_norms: bool = False  # log the gradient norm of every layer of the critic
     picture_draws: PictureDraws = "uniform"
     auxiliary_schedule: Literal[*AUXILIARY_SCHEDULES] = "constant"  # of the generator's, linear in the step
+
+    @property
+    def wants_places(self) -> bool:
+        """True where generator or critic work at the objects' places."""
+        return self.generator.entry == "map" or self.critic.read == "places"
 
 
 class Eval(Section):
@@ -212,6 +281,7 @@ class Eval(Section):
     clip: Annotated[float, Field(gt=0)] | None = None  # of the ancestral sampler's x_0
     guidance: NonNegative = 1.0  # classifier-free; 1: none
     classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: none
+    places: Literal["chosen", "unknown"] = "chosen"  # where none is given: drawn from training layouts, or left open
     interval: Pair = (0.0, 1.0)  # of t / T in which classifier-free guidance acts
     compile: bool = False  # torch.compile for the denoiser: pays from some thousand network calls on
     batch: Positive = 32  # pictures sampled at once; part of the result, as it decides how sums are rounded
@@ -230,6 +300,7 @@ class Config(Section):
     data: Data = Data()
     render: Render = Render()
     evaluator: Evaluator = Evaluator()
+    reader: Reader = Reader()
     vae: Vae
     ldm: Ldm
     gan: Gan
@@ -245,6 +316,24 @@ class Config(Section):
     def drawer(self) -> str:
         """What `make sample` draws from: the diffusion model of `models`, or else the first of them."""
         return self.diffusion if self.diffusion in self.models else self.models[0]
+
+    @property
+    def needs_places(self) -> dict[str, str]:
+        """What the configured models need places for, and what to say to do without: {key: override}."""
+        needs = {}
+        if self.evaluator.cell_weight > 0 and self.evaluator.checkpoint is None:
+            needs["evaluator.cell_weight"] = "evaluator.cell_weight=0.0"
+        if self.needs_vae and self.vae.cell_weight > 0:
+            needs["vae.cell_weight"] = "vae.cell_weight=0.0"
+        if "ldm" in self.models and self.ldm.network.places:
+            needs["ldm.network.places=true"] = "ldm.network.places=false"
+        if "gan" in self.models and self.gan.generator.entry == "map":
+            needs["gan.generator.entry=map"] = "gan.generator.entry=vector"
+        if "gan" in self.models and self.gan.critic.read == "places":
+            needs["gan.critic.read=places"] = "gan.critic.read=pooled"
+        if "ddpm" in self.models and self.ddpm is not None and (key := self.ddpm.wants_places):
+            needs[f"{key}=true"] = f"{key}=false"
+        return needs
 
     @property
     def needs_vae(self) -> bool:

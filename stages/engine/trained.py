@@ -1,19 +1,30 @@
 """A trained network, as its export describes it."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from models.layouts import LayoutPrior
 from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context
 from stages.engine.schema import Section
 
 
+class Trained(NamedTuple):
+    """What an export holds: the network, frozen on the device; its settings; what it says of itself; layouts."""
+
+    network: nn.Module
+    settings: Section
+    about: dict
+    layouts: LayoutPrior
+
+
 def load_trained(
     context: Context, stage: str, section: type[Section], build: Callable[[Section, dict], nn.Module]
-) -> tuple[nn.Module, Section, dict]:
-    """The network of a stage's export, frozen on the device, its settings, and what the export says of itself.
+) -> Trained:
+    """The trained network of a stage's export.
 
     build(settings, about) makes the network. Raises UserError where the export is missing, damaged, or not of this
     version.
@@ -22,7 +33,8 @@ def load_trained(
     tensors, about = load_export(path, f"run {context.make(stage)}")
     with of_this_version(path, context.make(f"{stage} FRESH=1")):
         settings = section.model_validate(about["config"], strict=False)
+        layouts, weights = LayoutPrior.split_from(tensors)
         network = build(settings, about)
-        network.load_state_dict(tensors)
+        network.load_state_dict(weights)
     network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
-    return network, settings, about
+    return Trained(network, settings, about, layouts)

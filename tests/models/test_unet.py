@@ -1,7 +1,10 @@
 import pytest
 import torch
 
-from models.unet import LabelTokens, UNet
+from models.condition import Condition
+from models.unet import Raster, Tokens, UNet, fourier
+
+ALL = torch.ones(2, dtype=torch.bool)
 
 
 def small(**options):
@@ -13,59 +16,112 @@ def small(**options):
     return unet.eval()
 
 
-def arguments(rows=2):
-    labels = torch.zeros(rows, 24)
-    labels[0, [1, 5]] = 1
-    labels[1:, 7] = 1
-    return torch.randn(rows, 6, 8, 8), torch.tensor([3, 900] * (rows // 2)), labels
+def asked(*first, at=((0.2, 0.3), (0.7, 0.6))):
+    """Two rows: the objects asked for, at places; and object 7 without one."""
+    return Condition.of_lists([first or (1, 5), (7,)], 24, [at, [None]])
+
+
+def arguments():
+    torch.manual_seed(1)
+    return torch.randn(2, 6, 8, 8), torch.tensor([3, 900])
+
+
+def close(a, b):
+    return torch.allclose(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("condition", ["tokens", "vector"])
 @pytest.mark.parametrize("pooled", [False, True])
 def test_shape_and_dependence_on_labels_and_time(condition, pooled):
     unet = small(condition=condition, pooled=pooled)
-    x, t, labels = arguments()
-    out = unet(x, t, labels)
+    x, t = arguments()
+    out = unet(x, t, asked())
     assert out.shape == (2, 6, 8, 8)
-    assert not torch.allclose(out, unet(x, t, labels.roll(1, 1)))
-    assert not torch.allclose(out, unet(x, t + 50, labels))
+    assert not close(out, unet(x, t, asked(2, 6)))
+    assert not close(out, unet(x, t + 50, asked()))
 
 
-@pytest.mark.parametrize("condition", ["tokens", "vector"])
-def test_a_dropped_set_forgets_its_labels(condition):
-    unet = small(condition=condition, pooled=True)
-    x, t, labels = arguments()
-    dropped = torch.zeros(2, dtype=torch.bool)
-    torch.testing.assert_close(unet(x, t, labels, dropped), unet(x, t, labels.roll(3, 1), dropped))
-    assert not torch.allclose(unet(x, t, labels, dropped), unet(x, t, labels))
+@pytest.mark.parametrize("options", [{}, {"condition": "vector"}, {"order": True, "places": True}])
+def test_a_dropped_condition_is_forgotten(options):
+    unet = small(pooled=True, **options)
+    x, t = arguments()
+    other = asked(2, 9, at=((0.9, 0.9), None))
+    torch.testing.assert_close(unet(x, t, asked(), ~ALL), unet(x, t, other, ~ALL))
+    assert not close(unet(x, t, asked(), ~ALL), unet(x, t, asked()))
 
 
-def test_padding_tokens_count_for_nothing():
-    unet = small()
-    x, t, labels = arguments()
-    out = unet(x, t, labels)
-    unet.labels.most = 10
-    torch.testing.assert_close(unet(x, t, labels), out, atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("options", [{}, {"order": True, "places": True}])
+def test_empty_slots_count_for_nothing(options):
+    unet = small(**options)
+    x, t = arguments()
+    assert close(unet(x, t, asked().with_slots(5)), unet(x, t, asked()))
 
 
-def test_tokens_are_a_set_of_the_labels():
-    tokens = LabelTokens(24, 8, "tokens", 3)
-    labels = torch.zeros(2, 24)
-    labels[0, [4, 9]] = 1
-    context, mask, _ = tokens(labels, torch.tensor([True, True]))
-    assert context.shape == (2, 4, 8)
-    assert mask.tolist() == [[True, True, True, False], [True, False, False, False]]
-    found = {tuple(row.tolist()) for row in context[0, 1:3]}
-    assert found == {tuple(tokens.embedding.weight[i].tolist()) for i in (4, 9)}
+def test_a_bare_set_has_neither_order_nor_places():
+    unet = small(pooled=True)
+    x, t = arguments()
+    assert close(unet(x, t, asked(1, 5)), unet(x, t, asked(5, 1)))
+    assert close(unet(x, t, asked()), unet(x, t, asked(at=(None, None))))
+
+
+def test_order_tells_the_first_object_from_the_second():
+    unet = small(order=True)
+    x, t = arguments()
+    assert not close(unet(x, t, asked(1, 5))[0], unet(x, t, asked(5, 1))[0])
+
+
+def test_with_places_alone_objects_may_change_seats_with_their_places():
+    unet = small(places=True)
+    x, t = arguments()
+    here, there = (0.2, 0.3), (0.7, 0.6)
+    out = unet(x, t, asked(1, 5, at=(here, there)))
+    assert close(out, unet(x, t, asked(5, 1, at=(there, here))))
+    assert not close(out[0], unet(x, t, asked(1, 5, at=(there, here)))[0])
+    assert not close(out[0], unet(x, t, asked(1, 5, at=(here, None)))[0])
+    assert close(out[1], unet(x, t, asked(2, 3))[1])  # the other row, whose place is not known
+
+
+def test_tokens_are_the_objects():
+    tokens = Tokens(24, 8, "tokens", 3, order=False, places=False)
+    context, mask, total = tokens(Condition.of_lists([[9, 4], []], 24), ALL)
+    assert context.shape == (2, 3, 8)
+    assert mask.tolist() == [[True, True, True], [True, False, False]]
+    torch.testing.assert_close(context[0, 1:], tokens.embedding.weight[[9, 4]])
+    torch.testing.assert_close(total[0], tokens.start + tokens.embedding.weight[[4, 9]].sum(0))
+
+
+def test_slots_beyond_training_count_as_the_last():
+    tokens = Tokens(24, 8, "tokens", 2, order=True, places=False)
+    context, _, _ = tokens(Condition.of_lists([[3, 3, 3, 3]], 24), ALL[:1])
+    second, third, fourth = context[0, 2:]
+    assert third.equal(second) and fourth.equal(second) and not context[0, 1].equal(second)
+
+
+def test_the_raster_starts_at_zero_and_then_shows_each_object_at_its_place():
+    raster, condition = Raster(24, 8, 4), asked(1, 5, at=((0.5 / 8, 0.5 / 8), (7.5 / 8, 7.5 / 8)))
+    assert (raster(condition, ALL, 8) == 0).all()
+    torch.nn.init.normal_(raster.leave.weight)
+    found = raster(condition, ALL, 8)
+    assert found.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(found[0, :, 0, 0], raster.leave.weight[:, :, 0, 0] @ raster.embedding.weight[1])
+    assert found[0, :, 0, 7].abs().max() < 1e-6  # far from both
+    assert (found[1] == 0).all()  # no place
+    assert (raster(condition, ~ALL, 8) == 0).all()
+
+
+def test_fourier_features_are_of_halving_periods():
+    found = fourier(torch.tensor([[0.25, 1.0]]), 2)
+    torch.testing.assert_close(found[0], torch.tensor([0.5**0.5, 1, 0.5**0.5, 0, 0, 0, -1, 1]), atol=1e-6, rtol=0)
 
 
 def test_starts_at_zero():
-    assert (UNet(channels=16, blocks=1, head_width=8)(*arguments()) == 0).all()
+    unet = UNet(channels=16, blocks=1, head_width=8, order=True, places=True)
+    assert (unet(*arguments(), asked()) == 0).all()
 
 
 def test_self_conditioning_takes_the_last_estimate_and_none_is_zeros():
     unet = small(self_condition=True)
-    x, t, labels = arguments()
-    out = unet(x, t, labels)
-    torch.testing.assert_close(unet(x, t, labels, None, torch.zeros_like(x)), out)
-    assert not torch.allclose(unet(x, t, labels, None, torch.ones_like(x)), out)
+    x, t = arguments()
+    out = unet(x, t, asked())
+    torch.testing.assert_close(unet(x, t, asked(), None, torch.zeros_like(x)), out)
+    assert not close(unet(x, t, asked(), None, torch.ones_like(x)), out)

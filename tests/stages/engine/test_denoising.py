@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from models.condition import Condition
 from models.diffusion import Diffusion
+from models.layouts import LayoutPrior
 from models.samplers import sampling_timesteps
 from stages.engine.command import Context
 from stages.engine.config import load
@@ -14,6 +16,7 @@ from stages.evaluator import guide_of
 from tests.conftest import SMOKE
 
 DEVICE = torch.device("cpu")
+NOTHING = Condition.of_lists([[]], 24)
 
 
 class Witness(nn.Module):
@@ -25,7 +28,7 @@ class Witness(nn.Module):
         super().__init__()
         self.estimates = []
 
-    def forward(self, x, t, labels, keep=None, estimate=None):
+    def forward(self, x, t, condition, keep=None, estimate=None):
         self.estimates.append(None if estimate is None else estimate.clone())
         return torch.full_like(x, float(len(self.estimates)))
 
@@ -37,8 +40,8 @@ def context():
 
 def test_half_of_the_rows_are_trained_with_an_estimate():
     network, diffusion = Witness(), Diffusion.create("cosine", 100, "x0", DEVICE)
-    x0, t, labels = torch.zeros(4, 6, 8, 8), torch.tensor([10, 30, 60, 90]), torch.zeros(4, 24)
-    denoising_errors(context(), network, diffusion, x0, torch.randn_like(x0), t, labels)
+    x0, t, nothing = torch.zeros(4, 6, 8, 8), torch.tensor([10, 30, 60, 90]), NOTHING.repeat(4)
+    denoising_errors(context(), network, diffusion, x0, torch.randn_like(x0), t, nothing)
     assert network.estimates[0] is None
     means = network.estimates[1].mean(dim=(1, 2, 3))
     assert means.tolist() == [1.0, 0.0, 1.0, 0.0]
@@ -46,11 +49,11 @@ def test_half_of_the_rows_are_trained_with_an_estimate():
 
 def test_each_step_of_sampling_is_given_the_x0_of_the_step_before():
     c, network = context(), Witness()
-    sampler = DiffusionSampler(c, "ldm", network, c.config.ldm, (6, 8, 8), lambda x: x)
+    sampler = DiffusionSampler(c, "ldm", network, c.config.ldm, (6, 8, 8), lambda x: x, LayoutPrior())
     how = c.config.eval.model_copy(update={"steps": 4, "batch": 2})
     for _ in range(2):  # a second sampling starts without one
         network.estimates.clear()
-        sampler.sample(torch.zeros(2, 24), [(0, i) for i in range(2)], how)
+        sampler.sample(NOTHING.repeat(2), [(0, i) for i in range(2)], how)
         assert len(network.estimates) == len(sampling_timesteps(sampler.diffusion, 4))
         assert network.estimates[0] is None
         for number, estimate in enumerate(network.estimates[1:], 1):
@@ -61,7 +64,7 @@ def test_each_step_of_sampling_is_given_the_x0_of_the_step_before():
 class Half(nn.Module):
     """Predicts that x_0 is half of x_t."""
 
-    def forward(self, x, t, labels, keep=None):
+    def forward(self, x, t, condition, keep=None):
         return x / 2
 
 
@@ -93,14 +96,15 @@ def guided_sampler(monkeypatch):
     changes = ["ldm.prediction=x0", "ldm.schedule=beta-cosine", "ldm.timesteps=12", "uses.guide=other"]
     config = load(SMOKE, [*changes, f"eval.classifier_guidance={SCALE}", "eval.guidance=1"])
     c = Context(config, DEVICE, torch.float32, None, 0.0, None)
-    return guide, DiffusionSampler(c, "ldm", Half(), config.ldm, (3, 4, 4), lambda x: x, guide_of(c, 5)), config.eval
+    sampler = DiffusionSampler(c, "ldm", Half(), config.ldm, (3, 4, 4), lambda x: x, LayoutPrior(), guide_of(c, 5))
+    return guide, sampler, config.eval
 
 
 def test_the_guide_s_gradient_by_hand_and_a_step_along_it_raises_the_likelihood(guided_sampler):
     """Of log p(labels | x / 2): (labels - probabilities) W' / 2, for all labels of a picture together."""
     guide, sampler, how = guided_sampler
     x, t = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((3,), 5)
-    score = sampler._score(LABELS, how)(x, t)
+    score = sampler._score(Condition.of_labels(LABELS), how)(x, t)
     errors = LABELS - guide.logits(x / 2).sigmoid()
     torch.testing.assert_close(score, SCALE / 2 * (errors @ guide.weight.T).view_as(x))
     assert (likelihood(guide, (x + 0.1 * score) / 2) > likelihood(guide, x / 2)).all()
@@ -115,7 +119,7 @@ def test_a_guided_step_of_each_sampler_raises_the_likelihood(guided_sampler, nam
     for scale in (0.0, SCALE):
         generator = torch.Generator().manual_seed(0)
         steps = sampler._steps(
-            LABELS,
+            Condition.of_labels(LABELS),
             how.model_copy(update={"classifier_guidance": scale}),
             lambda generator=generator: torch.randn(3, 3, 4, 4, generator=generator),
         )

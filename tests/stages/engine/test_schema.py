@@ -6,6 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
+from models.condition import Condition
+from models.layouts import LayoutPrior
 from models.perceptual import BACKBONES
 from models.samplers import spaced_timesteps
 from stages.engine import schema
@@ -43,8 +45,8 @@ def algorithm(name):
     """The sampling function that a sampler's name leads to."""
     config = load(HERE / SMOKE, [f"eval.sampler={name}"])
     context = SimpleNamespace(device=torch.device("cpu"))
-    sampler = DiffusionSampler(context, "ldm", torch.nn.Identity(), config.ldm, (6, 8, 8), lambda x: x)
-    return sampler._steps(torch.zeros(1, 24), config.eval, lambda: torch.zeros(1, 6, 8, 8)).gi_code
+    sampler = DiffusionSampler(context, "ldm", torch.nn.Identity(), config.ldm, (6, 8, 8), lambda x: x, LayoutPrior())
+    return sampler._steps(Condition.of_lists([[]], 24), config.eval, lambda: torch.zeros(1, 6, 8, 8)).gi_code
 
 
 def auxiliary_weight(schedule):
