@@ -1,4 +1,4 @@
-"""Adversarial losses on scores, and the gradient penalty. Scores may be of any shape; every loss is a mean."""
+"""Adversarial losses on scores, gradient penalties, and the loss on labels. Every loss is a mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,18 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.condition import Condition, cell_labels, cell_loss
+
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """critic(real scores, fake scores) and generator(fake scores) are minimised.
+    """critic(real scores, fake scores) and generator(fake scores, real scores) are minimised.
 
-    `penalised`: the gradient penalty belongs to it; `clipped`: the critic's weights are clipped after each update.
+    `penalised`: the gradient penalty belongs to it; `zero_centred`: R1 and R2 do; `clipped`: the critic's weights are
+    clipped after each update. `paired`: the generator's loss takes real scores too; else it is given None.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor | None], Tensor]
     penalised: bool = False
     clipped: bool = False
+    zero_centred: bool = False
+    paired: bool = False
 
 
 def _gap(real: Tensor, fake: Tensor) -> Tensor:
@@ -26,8 +31,13 @@ def _gap(real: Tensor, fake: Tensor) -> Tensor:
     return fake.mean() - real.mean()
 
 
-def _minus(fake: Tensor) -> Tensor:
+def _minus(fake: Tensor, real: None) -> Tensor:
     return -fake.mean()
+
+
+def _relativistic(worse: Tensor, better: Tensor) -> Tensor:
+    """E[softplus(worse - better)], pair by pair."""
+    return F.softplus(worse - better).mean()
 
 
 # of the generator's classification loss, over the share of the run that is done
@@ -46,24 +56,53 @@ LOSSES = {
     "hinge": AdversarialLoss(lambda real, fake: 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean()), _minus),
     # arXiv 1406.2661, section 3, in logits
     "non-saturating": AdversarialLoss(
-        lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(), lambda fake: F.softplus(-fake).mean()
+        lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
+        lambda fake, real: F.softplus(-fake).mean(),
     ),
     # arXiv 1611.04076, eq. 9
     "lsgan": AdversarialLoss(
         lambda real, fake: 0.5 * ((real - 1).square().mean() + fake.square().mean()),
-        lambda fake: 0.5 * (fake - 1).square().mean(),
+        lambda fake, real: 0.5 * (fake - 1).square().mean(),
+    ),
+    # arXiv 2501.05441 (R3GAN): relativistic pairs, zero-centred penalties on both
+    "r3gan": AdversarialLoss(
+        lambda real, fake: _relativistic(fake, real),
+        lambda fake, real: _relativistic(real, fake),
+        zero_centred=True,
+        paired=True,
     ),
 }
 
 
-def gradient_penalty(critic, real: Tensor, fake: Tensor, labels: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
-    """E[(|grad_x D(x, y)| - 1)^2] between pairs that share their labels (arXiv 1704.00028, eq. 3), and the mean norm.
+def auxiliary_loss(
+    logits: Tensor, condition: Condition, average: Callable[[Tensor], Tensor] = lambda value: value
+) -> Tensor:
+    """A critic's loss on labels: of the set, of logits (b, classes), or of cells, (b, classes + 1, side, side).
+
+    `average`: as `cell_loss` takes it.
+    """
+    if logits.ndim == 4:
+        return cell_loss(logits, cell_labels(condition, logits.shape[-1]), average)
+    return F.binary_cross_entropy_with_logits(logits, condition.labels)
+
+
+def gradient_penalty(critic, real: Tensor, fake: Tensor, condition: Condition, mix: Tensor) -> tuple[Tensor, Tensor]:
+    """E[(|grad_x D(x, y)| - 1)^2] between pairs of one condition (arXiv 1704.00028, eq. 3), and the mean norm.
 
     real, fake: (b, c, h, w); mix: (b, 1, 1, 1) in [0, 1]. Norms are of float32 gradients; under autocast the critic's
     layers, and what differentiates them twice, run in bfloat16 (of float16 the gradients would need scaling).
     """
     x = (mix * real + (1 - mix) * fake).detach().requires_grad_()
-    scores = critic(x, labels)[0]
-    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
-    norms = gradient.flatten(1).norm(dim=1)
+    norms = _slopes(critic, x, condition).norm(dim=1)
     return (norms - 1).square().mean(), norms.mean()
+
+
+def zero_centred_penalties(critic, real: Tensor, fake: Tensor, condition: Condition) -> Tensor:
+    """R1 + R2: E[|grad_x D(x, y)|^2] on real and on generated x (arXiv 1801.04406, eq. 9 and 10), (b, c, h, w) each."""
+    return sum(_slopes(critic, x.detach().requires_grad_(), condition).square().sum(dim=1).mean() for x in (real, fake))
+
+
+def _slopes(critic, x: Tensor, condition: Condition) -> Tensor:
+    """grad_x D(x, y) as (b, numbers), to be differentiated again."""
+    (gradient,) = torch.autograd.grad(critic(x, condition)[0].sum(), x, create_graph=True)
+    return gradient.flatten(1)

@@ -15,6 +15,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from models.blocks import Attention, conv3x3, normalisation
+from models.condition import Condition
 
 GENERATOR_CONDITIONS = ("concatenation", "modulation", "batch-norm")
 CRITIC_CONDITIONS = ("projection", "auxiliary", "projection+auxiliary", "concatenation")
@@ -80,7 +81,7 @@ class SelfAttention(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise (b, noise) and labels (b, classes) -> (b, outputs, size, size).
+    """Noise (b, noise) and conditions, of which the label sets -> (b, outputs, size, size).
 
     Noise and the embedded label set enter together at 4x4. `modulation`: they also scale and shift every norm;
     `batch-norm`: the labels alone do, and the norm is batch norm. `attention`: self-attention at 8x8. `bounded` ends
@@ -118,8 +119,12 @@ class Generator(nn.Module):
         self.attention = SelfAttention(channels[1]) if attention else None
         self.leave = nn.Sequential(normalisation("group", channels[-1]), nn.ReLU(), conv3x3(channels[-1], outputs))
 
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        label = self.label(labels)
+    def noise_width(self, slots: int) -> int:
+        """Numbers of noise a sample, whatever it shows."""
+        return self.noise
+
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        label = self.label(condition.labels)
         both = torch.cat([noise, label], dim=1)
         style = label if self.condition == "batch-norm" else both
         x = rearrange(self.enter(both), "b (c h w) -> b c h w", h=4, w=4)
@@ -164,7 +169,7 @@ BODIES = {"residual": (GeneratorBlock, CriticBlock), "dcgan": (DcganGeneratorBlo
 
 
 class Critic(nn.Module):
-    """(b, inputs, size, size), labels (b, classes) -> scores (b,), h the 4x4 features.
+    """(b, inputs, size, size), conditions, of which the label sets -> scores (b,), h the 4x4 features.
 
     `condition`, one of CRITIC_CONDITIONS: `projection`, psi(h) + <embed(labels), h>; `auxiliary`, a second head
     classifies the labels (arXiv 1610.09585, for several labels at once); `concatenation`, the labels are further input
@@ -210,14 +215,15 @@ class Critic(nn.Module):
         x = F.silu(x)
         return rearrange(x, "b c h w -> b (c h w)") if self.pool == "flatten" else reduce(x, "b c h w -> b c", "sum")
 
-    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         """Scores (b,) and, with the auxiliary head, label logits (b, classes)."""
+        labels = condition.labels
         if self.concatenates:
             x = torch.cat([x, repeat(labels.to(x.dtype), "b k -> b k h w", h=x.shape[2], w=x.shape[3])], dim=1)
         h = self.features(x)
         # scores grow without bound: bfloat16 would round them to whole steps
         with torch.autocast(h.device.type, enabled=False):
-            h, labels = h.float(), labels.float()
+            h = h.float()
             score = self.score(h)[:, 0]
             if self.project is not None:
                 score = score + (self.project(labels) * h).sum(1)

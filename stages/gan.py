@@ -1,12 +1,24 @@
 """`make gan`, a stage of its own: the conditional residual WGAN-GP, on pictures or on the autoencoder's latents."""
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.adversarial import AUXILIARY_SCHEDULES, LOSSES, gradient_penalty
+from models.adversarial import (
+    AUXILIARY_SCHEDULES,
+    LOSSES,
+    auxiliary_loss,
+    gradient_penalty,
+    zero_centred_penalties,
+)
+from models.condition import Condition
+from models.layouts import LayoutPrior
+from models.placed_gan import PlacedCritic, PlacedGenerator
 from models.vqvae import VQVAE
 from models.wgan import Critic, Generator
+from stages.engine import distributed
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, drawn_rows, load_dataset
 from stages.engine.distributed import with_global_batch_norms
@@ -15,8 +27,8 @@ from stages.engine.ema import Ema
 from stages.engine.errors import UserError
 from stages.engine.optim import Optimizer
 from stages.engine.run import Run
-from stages.engine.sampling import Draw, in_batches, preview
-from stages.engine.schema import Gan
+from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
+from stages.engine.schema import Eval, Gan
 from stages.engine.trained import load_trained
 from stages.evaluator import judge, load_evaluator
 from stages.ldm import encode_set
@@ -30,23 +42,29 @@ def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
     return 3 * settings.stem**2, 64 // settings.stem
 
 
-def build_generator(settings: Gan, classes: int, latent_channels: int) -> Generator:
+def build_generator(settings: Gan, classes: int, latent_channels: int) -> Generator | PlacedGenerator:
     """The generator of a `gan` section. Raises UserError where its widths do not reach the resolution."""
     channels, size = _shape(settings, latent_channels)
-    shape = {"bounded": settings.space == "pixels", "body": settings.body, "attention": settings.attention}
+    shape = {"bounded": settings.space == "pixels", "body": settings.body}
+    of_section = settings.generator.model_dump(exclude={"entry"})
     try:
-        return Generator(classes, channels, size, **shape, **settings.generator.model_dump())
+        if settings.generator.entry == "map":
+            of_section.pop("condition")
+            return PlacedGenerator(classes, channels, size, **shape, **of_section)
+        of_section.pop("object_noise")
+        return Generator(classes, channels, size, **shape, attention=settings.attention, **of_section)
     except ValueError as error:
         raise UserError(f"gan.generator.channels: {error}") from None
 
 
-def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic:
-    """The critic of a `gan` section. Raises UserError where its widths do not reach 4x4."""
+def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic | PlacedCritic:
+    """The critic of a `gan` section. Raises UserError where its widths do not reach its last resolution."""
     channels, size = _shape(settings, latent_channels)
+    of_section = settings.critic.model_dump(exclude={"read"})
     try:
-        return Critic(
-            classes, channels, size, body=settings.body, attention=settings.attention, **settings.critic.model_dump()
-        )
+        if settings.critic.read == "places":
+            return PlacedCritic(classes, channels, size, settings.critic.channels, settings.body)
+        return Critic(classes, channels, size, body=settings.body, attention=settings.attention, **of_section)
     except ValueError as error:
         raise UserError(f"gan.critic.channels: {error}") from None
 
@@ -54,19 +72,26 @@ def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic:
 class GanSampler:
     """One pass of the generator, decoded where it works on latents."""
 
-    def __init__(self, context: Context, generator: Generator, settings: Gan, vae: VQVAE | None):
+    def __init__(self, context: Context, generator: nn.Module, settings: Gan, vae: VQVAE | None, layouts: LayoutPrior):
         self.context, self.generator, self.settings, self.vae = context, generator, settings, vae
+        self.layouts = layouts
+
+    @property
+    def takes_places(self) -> bool:
+        return takes_places(self.generator)
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, keys: list[tuple], how) -> Tensor:
-        """(n, classes) labels, n keys -> (n, 3, 64, 64) in [-1, 1]; of `how` only the batch matters."""
+    def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
+        """n conditions, n keys -> (n, 3, 64, 64) in [-1, 1]; of `how` only the batch and the places matter."""
+        if takes_places(self.generator):
+            condition = with_chosen_places(condition, keys, self.layouts, how)
 
-        def make(labels: Tensor, draw: Draw, wanted: int) -> Tensor:
+        def make(condition: Condition, draw: Draw, wanted: int) -> Tensor:
             with self.context.autocast():
-                return self.to_pictures(self.generator(draw(), labels))
+                return self.to_pictures(self.generator(draw(), condition))
 
-        width = (self.settings.generator.noise,)
-        return in_batches(labels, keys, how.batch, width, self.context.device, make)
+        width = (self.generator.noise_width(condition.slots),)
+        return in_batches(condition, keys, how.batch, width, self.context.device, make)
 
     def to_pictures(self, made: Tensor) -> Tensor:
         """The generator's output -> (b, 3, 64, 64) in [-1, 1]."""
@@ -79,11 +104,11 @@ class GanSampler:
 
 def load_gan(context: Context) -> tuple[GanSampler, dict]:
     """The experiment's GAN as a sampler, and what its export says."""
-    generator, settings, about = load_trained(
+    generator, settings, about, layouts = load_trained(
         context, "gan", Gan, lambda s, a: build_generator(s, a["classes"], a["latent_channels"])
     )
     vae = load_vae_of(context, "gan", about) if settings.space == "latents" else None
-    return GanSampler(context, generator, settings, vae), about
+    return GanSampler(context, generator, settings, vae, layouts), about
 
 
 class GanTask:
@@ -114,6 +139,7 @@ class GanTask:
             "generator_optimizer": self.optimizers[0],
             "critic_optimizer": self.optimizers[1],
         }
+        self.layouts = LayoutPrior.of(dataset.conditions) if takes_places(self.generator) else LayoutPrior()
         self.evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
 
     def _real_batch(self, index: Tensor) -> Tensor:
@@ -129,30 +155,29 @@ class GanTask:
 
         A batch norm is over one batch, as in the generator's own step: then it takes a pass each.
         """
-        noise = [draws.normal(self.settings.generator.noise) for _ in rows]
+        noise = [self._noise(draws) for _ in rows]
         with self.context.autocast():
             if self.settings.generator.condition == "batch-norm":
-                return tuple(self.generator(z, self.dataset.labels[i]) for z, i in zip(noise, rows, strict=True))
-            return self.generator(torch.cat(noise), self.dataset.labels[torch.cat(rows)]).chunk(len(rows))
+                return tuple(self.generator(z, self.dataset.conditions[i]) for z, i in zip(noise, rows, strict=True))
+            return self.generator(torch.cat(noise), self.dataset.conditions[torch.cat(rows)]).chunk(len(rows))
+
+    def _noise(self, draws: Draws) -> Tensor:
+        return draws.normal(self.generator.noise_width(self.dataset.conditions.slots))
 
     def _critic_step(self, step: int, draws: Draws, index: Tensor, fake: Tensor) -> dict[str, Tensor]:
         s = self.settings
-        real, labels = self._real_batch(index), self.dataset.labels[index]
+        real, condition = self._real_batch(index), self.dataset.conditions[index]
         with self.context.autocast():
-            both, logits = self.critic(torch.cat([real, fake]), labels.repeat(2, 1))
+            both, logits = self.critic(torch.cat([real, fake]), condition.repeat(2))
         real_scores, fake_scores = both.chunk(2)
         loss = self.loss.critic(real_scores, fake_scores)
         gap = real_scores.mean() - fake_scores.mean()
         metrics = {"wasserstein" if self.loss.penalised or self.loss.clipped else "score_gap": gap}
-        if self.loss.penalised:
-            share = max(1, round(len(real) * s.penalty_share))
-            mix = draws.uniform(1, 1, 1)[:share]
-            with self.context.autocast():
-                penalty, slope = gradient_penalty(self.critic, real[:share], fake[:share], labels[:share], mix)
-            loss = loss + s.penalty * penalty
-            metrics |= {"penalty": penalty, "slope": slope}
+        penalty, found = self._penalty(step, draws, real, fake, condition)
+        metrics |= found
+        loss = loss + penalty
         if logits is not None:
-            metrics["auxiliary_real"] = F.binary_cross_entropy_with_logits(logits[: len(real)], labels)
+            metrics["auxiliary_real"] = auxiliary_loss(logits[: len(real)], condition, distributed.average)
             loss = loss + s.auxiliary * metrics["auxiliary_real"]
         metrics["critic_gradient_norm"] = self.optimizers[1].update(loss, step)
         metrics |= {f"layer {name}": norm for name, norm in self.optimizers[1].layer_norms.items()}
@@ -161,6 +186,25 @@ class GanTask:
                 torch._foreach_clamp_min_(self.optimizers[1].parameters, -s.weight_clip)
                 torch._foreach_clamp_max_(self.optimizers[1].parameters, s.weight_clip)
         return metrics
+
+    def _penalty(
+        self, step: int, draws: Draws, real: Tensor, fake: Tensor, condition: Condition
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """The loss's own gradient penalty with its weight, and what to log of it."""
+        s, count = self.settings, max(1, round(len(real) * self.settings.penalty_share))
+        real, fake, condition = real[:count], fake[:count], condition[:count]
+        if self.loss.penalised:
+            mix = draws.uniform(1, 1, 1)[:count]
+            with self.context.autocast():
+                penalty, slope = gradient_penalty(self.critic, real, fake, condition, mix)
+            return s.penalty * penalty, {"penalty": penalty, "slope": slope}
+        if self.loss.zero_centred:
+            with self.context.autocast():
+                penalty = zero_centred_penalties(self.critic, real, fake, condition)
+            first, last = s.gamma
+            gamma = last + (first - last) * (1 + math.cos(math.pi * step / s.steps)) / 2
+            return gamma / 2 * penalty, {"penalty": penalty}
+        return 0.0, {}
 
     def _auxiliary_weight(self, step: int) -> float:
         """Of the generator's classification loss: as the schedule says, from or to nothing over the run."""
@@ -173,23 +217,26 @@ class GanTask:
         *shown, last = (self.rows[draws.indices(len(self.rows), part, parts)] for part in range(parts))
         for index, fake in zip(shown, self._fakes(shown, draws), strict=True):
             metrics = self._critic_step(step, draws, index, fake)
-        labels = self.dataset.labels[last]
+        condition, real_scores = self.dataset.conditions[last], None
         with self.context.autocast():
-            scored, logits = self.critic(self.generator(draws.normal(s.generator.noise), labels), labels)
-        loss = self.loss.generator(scored)
+            scored, logits = self.critic(self.generator(self._noise(draws), condition), condition)
+            if self.loss.paired:
+                with torch.no_grad():
+                    real_scores = self.critic(self._real_batch(last), condition)[0]
+        loss = self.loss.generator(scored, real_scores)
         if logits is not None:
-            metrics["auxiliary_fake"] = F.binary_cross_entropy_with_logits(logits, labels)
+            metrics["auxiliary_fake"] = auxiliary_loss(logits, condition, distributed.average)
             loss = loss + self._auxiliary_weight(step) * metrics["auxiliary_fake"]
         metrics["generator_gradient_norm"] = self.optimizers[0].update(loss, step)
         self.ema.update(step)
         return metrics
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        sampler = GanSampler(self.context, self.ema.average, self.settings, self.vae)
+        sampler = GanSampler(self.context, self.ema.average, self.settings, self.vae, self.layouts)
         return preview(sampler, self.dataset, judge(self.evaluator, self.context), self.context.config.eval)
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
-        return self.ema.average.state_dict(), {
+        return self.ema.average.state_dict() | self.layouts.state_dict(), {
             "classes": len(self.dataset.vocabulary),
             "latent_channels": self.latent_channels,
             "objects": self.dataset.vocabulary.names,
@@ -202,6 +249,8 @@ def main(context: Context) -> None:
     if context.config.gan.space == "latents":
         vae, about = load_vae(context)
         parents["vae"] = about["sha256"]
+    if context.config.gan.wants_places:
+        parents["places"] = dataset.places_sha256
     run = Run(context, "gan", parents)
     if not run.finished():
         run.train(GanTask(context, dataset, vae))

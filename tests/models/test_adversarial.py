@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.adversarial import LOSSES, gradient_penalty
+from models.adversarial import LOSSES, auxiliary_loss, gradient_penalty, zero_centred_penalties
+from models.condition import Condition, cell_labels, cell_loss
+
+NOTHING = Condition.of_lists([[]], 2)
 
 
 class LinearCritic(nn.Module):
@@ -10,7 +13,7 @@ class LinearCritic(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(weight)
 
-    def forward(self, x, labels):
+    def forward(self, x, condition):
         return (x * self.weight).flatten(1).sum(1), None
 
 
@@ -21,7 +24,7 @@ def test_penalty_of_a_linear_critic_has_a_closed_form(norm):
     weight = weight / weight.norm() * norm
     critic = LinearCritic(weight)
     real, fake, mix = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4), torch.rand(5, 1, 1, 1)
-    penalty, slope = gradient_penalty(critic, real, fake, torch.zeros(5, 2), mix)
+    penalty, slope = gradient_penalty(critic, real, fake, NOTHING, mix)
     assert penalty.item() == pytest.approx((norm - 1) ** 2, abs=1e-5)
     assert slope.item() == pytest.approx(norm, rel=1e-5)
     penalty.backward()
@@ -31,7 +34,7 @@ def test_penalty_of_a_linear_critic_has_a_closed_form(norm):
 def test_penalty_of_a_flat_critic_has_a_finite_gradient():
     critic = LinearCritic(torch.zeros(3, 4, 4))
     penalty, _ = gradient_penalty(
-        critic, torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.zeros(2, 2), torch.rand(2, 1, 1, 1)
+        critic, torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), NOTHING, torch.rand(2, 1, 1, 1)
     )
     penalty.backward()
     assert penalty.item() == pytest.approx(1.0)
@@ -49,12 +52,13 @@ REAL, FAKE = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0])
         ("hinge", 0.5, 1.0),
         ("lsgan", 0.5 * (1 + 2), 0.5 * 5),
         ("non-saturating", 0.126928 + 0.693147, 0.5 * (2.126928 + 0.693147)),  # softplus at -2, 0 and 2
+        ("r3gan", 0.5 * (0.018150 + 0.693147), 0.5 * (4.018150 + 0.693147)),  # of pairs: softplus at -4, 0 and 4
     ],
 )
 def test_losses_by_hand(name, critic, generator):
     loss = LOSSES[name]
     assert loss.critic(REAL, FAKE).item() == pytest.approx(critic, abs=1e-5)
-    assert loss.generator(FAKE).item() == pytest.approx(generator, abs=1e-5)
+    assert loss.generator(FAKE, REAL if loss.paired else None).item() == pytest.approx(generator, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -63,5 +67,21 @@ def test_each_loss_pulls_real_scores_up_fake_ones_down_and_the_generator_up(name
     LOSSES[name].critic(real + 0.5, fake + 0.5).backward()
     assert (real.grad < 0).all() and (fake.grad > 0).all()
     made = torch.zeros(3, requires_grad=True)
-    LOSSES[name].generator(made).backward()
+    LOSSES[name].generator(made, torch.zeros(3) if LOSSES[name].paired else None).backward()
     assert (made.grad < 0).all()
+
+
+def test_zero_centred_penalties_of_a_linear_critic_are_twice_its_squared_norm():
+    critic = LinearCritic(torch.full((3, 4, 4), 0.5))
+    found = zero_centred_penalties(critic, torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), NOTHING)
+    assert found.item() == pytest.approx(2 * 48 * 0.25)
+    found.backward()
+    torch.testing.assert_close(critic.weight.grad, torch.full((3, 4, 4), 2.0))  # 2 x 2 w
+
+
+def test_the_loss_on_labels_is_of_the_set_or_of_the_cells():
+    condition = Condition.of_lists([[0, 1], [1]], 2, [[(0.2, 0.2), (0.7, 0.7)], [(0.5, 0.5)]])
+    logits, cells = torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.randn(2, 3, 8, 8)
+    expected = torch.nn.functional.softplus(torch.tensor([-2.0, 1.0, 0.5, 0.0])).mean()
+    torch.testing.assert_close(auxiliary_loss(logits, condition), expected)
+    assert auxiliary_loss(cells, condition) == cell_loss(cells, cell_labels(condition, 8))

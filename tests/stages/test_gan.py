@@ -90,5 +90,5 @@ def test_what_all_critic_steps_are_shown_is_what_each_batch_alone_would_be(task_
     of_the_step = draws(task)
     for index, fake in zip(rows, together, strict=True):
         noise = of_the_step.normal(task.settings.generator.noise)
-        torch.testing.assert_close(fake, task.generator(noise, task.dataset.labels[index]))
+        torch.testing.assert_close(fake, task.generator(noise, task.dataset.conditions[index]))
         assert not fake.requires_grad

@@ -1,0 +1,124 @@
+"""Generator and critic that work on a map of places: each object is drawn at its place and judged there.
+
+Layouts as the input of a GAN are those of arXiv 1901.00686 and 2111.08960; a critic that classifies cells is that of
+arXiv 2012.04781.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from models.blocks import conv3x3, normalisation
+from models.condition import Condition, blobs
+from models.wgan import BODIES
+
+SIDE = 8  # of the map on which objects stand
+
+
+def _spread(condition: Condition) -> Tensor:
+    """(b, m, 8, 8): each object about its place; evenly over the map where that is not known; 0 of an empty slot."""
+    somewhere = (condition.present & ~condition.placed)[..., None, None] / SIDE**2
+    return blobs(condition.places, SIDE) * condition.placed[..., None, None] + somewhere
+
+
+class PlacedGenerator(nn.Module):
+    """Noise (b, `noise_width`) and conditions -> (b, outputs, size, size), size 8 or more.
+
+    Enters at 8x8: a learned background and, for each object, its embedding and its own noise through a small network,
+    spread about its place. The other noise and the label set enter everywhere, and scale and shift every norm.
+    `bounded` ends in tanh, for pictures. Arguments as in the configuration's `gan.generator` section.
+    """
+
+    places = True
+
+    def __init__(
+        self,
+        classes: int,
+        outputs: int,
+        size: int,
+        noise: int,
+        object_noise: int,
+        channels: tuple[int, ...],
+        label_width: int,
+        bounded: bool,
+        body: str = "residual",
+    ):
+        super().__init__()
+        doublings = int(math.log2(size // SIDE))
+        if len(channels) <= doublings:
+            raise ValueError(f"a generator of {size}x{size} from a map of 8x8 needs at least {doublings + 1} widths")
+        self.noise, self.object_noise, self.bounded = noise, object_noise, bounded
+        first = channels[0]
+        self.label = nn.Embedding(classes, label_width)
+        self.object = nn.Sequential(nn.Linear(label_width + object_noise, first), nn.SiLU(), nn.Linear(first, first))
+        self.background = nn.Parameter(torch.randn(first, SIDE, SIDE))
+        self.everywhere = nn.Linear(noise + label_width, first)
+        block, _ = BODIES[body]
+        # further blocks than doublings work at the full resolution
+        self.blocks = nn.ModuleList(
+            block(a, b, i < doublings, noise + label_width, False) for i, (a, b) in enumerate(pairwise(channels))
+        )
+        self.leave = nn.Sequential(normalisation("group", channels[-1]), nn.ReLU(), conv3x3(channels[-1], outputs))
+
+    def noise_width(self, slots: int) -> int:
+        """Numbers of noise a sample: the scene's, then each slot's."""
+        return self.noise + slots * self.object_noise
+
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        scene, each = noise[:, : self.noise], noise[:, self.noise :]
+        objects = self.label(condition.objects.clamp(min=0)) * condition.present[..., None]
+        style = torch.cat([scene, objects.sum(1)], dim=1)
+        seeds = rearrange(each, "b (m n) -> b m n", m=condition.slots)
+        drawn = self.object(torch.cat([objects, seeds], dim=2))
+        x = torch.einsum("b m h w, b m c -> b c h w", _spread(condition).to(drawn.dtype), drawn)
+        x = x + self.background + self.everywhere(style)[:, :, None, None]
+        x = x.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            x = block(x, style)
+        x = self.leave(x).float()
+        return x.tanh() if self.bounded else x
+
+
+class PlacedCritic(nn.Module):
+    """(b, inputs, size, size), conditions -> scores (b,) and logits (b, classes + 1, 8, 8) of what each cell shows.
+
+    The score is that of a projection critic on the summed features (arXiv 1802.05637), plus one of each object asked
+    for, read from a map of its own at its place. The last class of the logits is the background.
+    """
+
+    def __init__(self, classes: int, inputs: int, size: int, channels: tuple[int, ...], body: str = "residual"):
+        super().__init__()
+        halvings = int(math.log2(size // SIDE))
+        if len(channels) <= halvings:
+            raise ValueError(f"a critic of {size}x{size} that reads a map of 8x8 needs at least {halvings + 1} widths")
+        self.enter = conv3x3(inputs, channels[0])
+        _, block = BODIES[body]
+        pairs = list(pairwise(channels))
+        first = len(pairs) - halvings  # further blocks than halvings work at the full resolution
+        self.blocks = nn.ModuleList(block(a, b, i >= first) for i, (a, b) in enumerate(pairs))
+        width = channels[-1]
+        self.score = nn.Linear(width, 1)
+        self.project = nn.Linear(classes, width, bias=False)
+        self.there = nn.Conv2d(width, classes, 1)
+        self.classify = nn.Conv2d(width, classes + 1, 1)
+
+    def forward(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        # scores grow without bound: bfloat16 would round them to whole steps
+        with torch.autocast(x.device.type, enabled=False):
+            x = nn.functional.silu(x.float())
+            total = reduce(x, "b c h w -> b c", "sum")
+            score = self.score(total)[:, 0] + (self.project(condition.labels) * total).sum(1)
+            return score + self._read(x, condition).sum(1), self.classify(x)
+
+    def _read(self, x: Tensor, condition: Condition) -> Tensor:
+        """(b, m): the mean of each object's own map about its place; 0 of an empty slot."""
+        spread = _spread(condition)
+        asked = condition.objects.clamp(min=0)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+        maps = self.there(x).gather(1, asked)
+        return (spread * maps).sum((2, 3)) / spread.sum((2, 3)).clamp(min=1e-6)

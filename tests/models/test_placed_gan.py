@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from models.adversarial import gradient_penalty
+from models.condition import Condition
+from models.placed_gan import PlacedCritic, PlacedGenerator
+
+HERE, THERE, FAR = (0.3, 0.3), (0.7, 0.7), (15 / 16, 1 / 16)
+ASKED = Condition.of_lists([[1, 2], [3]], 5, [[HERE, THERE], [HERE]])
+
+
+def generator(**options):
+    torch.manual_seed(0)
+    shape = {"channels": (16, 16), "label_width": 8, "bounded": False, "noise": 4, "object_noise": 3} | options
+    return PlacedGenerator(5, 6, shape.pop("size", 8), **shape).eval()
+
+
+def noise_for(network, condition, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(len(condition), network.noise_width(condition.slots), generator=rng)
+
+
+def entered(network, noise, condition):
+    """The map on which the objects stand, before the first block."""
+    seen = []
+    hook = network.blocks[0].register_forward_pre_hook(lambda block, given: seen.append(given[0]))
+    network(noise, condition)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, (16, 16)), (32, (16, 16, 8))])
+def test_shapes(size, channels):
+    network = generator(size=size, channels=channels)
+    assert network(noise_for(network, ASKED), ASKED).shape == (2, 6, size, size)
+    scores, logits = PlacedCritic(5, 6, size, channels)(torch.randn(2, 6, size, size), ASKED)
+    assert scores.shape == (2,) and logits.shape == (2, 6, 8, 8)
+
+
+def test_widths_that_do_not_reach_are_refused():
+    with pytest.raises(ValueError, match="at least 4 widths"):
+        generator(size=64)
+    with pytest.raises(ValueError, match="at least 4 widths"):
+        PlacedCritic(5, 6, 64, (8, 8))
+
+
+def test_objects_with_their_places_and_noise_may_change_seats():
+    network = generator()
+    noise = noise_for(network, ASKED)[:1]
+    scene, first, second = noise.split([4, 3, 3], dim=1)
+    turned = Condition.of_lists([[2, 1]], 5, [[THERE, HERE]])
+    out = network(noise, ASKED[:1])
+    torch.testing.assert_close(network(torch.cat([scene, second, first], 1), turned), out, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(network(noise, turned), out, atol=1e-3)
+
+
+def test_an_object_and_its_noise_enter_at_its_place_alone():
+    network, row = generator(), ASKED[:1]
+    noise = noise_for(network, row)
+    other = noise.clone()
+    other[:, 4:7] += 1.0  # the first object's
+    change = (entered(network, noise, row) - entered(network, other, row)).abs().sum(1)[0]
+    assert change.argmax() == 2 * 8 + 2  # the cell of HERE is row 2, column 2 (0.3 x 8 = 2.4)
+    assert change[5:, 5:].max() < 1e-3 * change.max()
+
+
+def test_an_object_without_a_place_is_spread_evenly():
+    network = generator()
+    row = Condition.of_lists([[1]], 5)
+    bare = entered(network, noise_for(network, row), row) - network.background
+    assert torch.allclose(bare, bare[..., :1, :1].expand_as(bare), atol=1e-6)
+
+
+def test_empty_slots_count_for_nothing():
+    network, critic = generator(), PlacedCritic(5, 6, 8, (16, 16)).eval()
+    noise, longer = noise_for(network, ASKED), ASKED.with_slots(3)
+    out = network(noise, ASKED)
+    padded = torch.cat([noise, torch.randn(2, 3)], 1)
+    torch.testing.assert_close(network(padded, longer), out, atol=1e-5, rtol=1e-4)
+    for mine, theirs in zip(critic(out, ASKED), critic(out, longer), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_critic_reads_an_object_at_its_place():
+    """A picture that shows something at one cell alone: its object's score is seen there and not elsewhere."""
+    critic = PlacedCritic(5, 6, 8, (16, 16)).eval()
+    with torch.no_grad():
+        for module in (critic.score, critic.project):
+            module.weight.zero_()
+        x = torch.zeros(1, 6, 8, 8)
+        x[0, :, 2, 2] = 5.0
+
+        def score(place):
+            return critic(x, Condition.of_lists([[1]], 5, [[place]]))[0].item()
+
+        empty = critic(torch.zeros_like(x), Condition.of_lists([[1]], 5, [[FAR]]))[0].item()
+    assert score(FAR) == pytest.approx(empty, abs=1e-3)
+    assert abs(score((2.5 / 8, 2.5 / 8)) - empty) > 0.01
+
+
+def test_the_penalty_differentiates_it_twice():
+    critic = PlacedCritic(5, 6, 8, (16, 16))
+    real, fake = torch.randn(2, 2, 6, 8, 8)
+    penalty, slope = gradient_penalty(critic, real, fake, ASKED, torch.rand(2, 1, 1, 1))
+    penalty.backward()
+    assert slope > 0
+    assert critic.there.weight.grad.abs().sum() > 0
