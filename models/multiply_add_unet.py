@@ -4,6 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.condition import Condition
+from models.unet import Raster
+
+MAP = 16  # cells a side of the map of places: a blob's deviation is a twentieth of the picture
+
 
 class Embedding(nn.Module):
     """Two linear layers with a GELU between: (b, inputs) -> (b, outputs, 1, 1)."""
@@ -47,15 +52,16 @@ class Up(nn.Module):
 
 
 class MultiplyAddUNet(nn.Module):
-    """x_t (b, 3, 64, 64), t (b,), labels (b, classes) -> prediction (b, 3, 64, 64).
+    """x_t (b, 3, 64, 64), t (b,), condition (b rows), of which the label sets -> prediction (b, 3, 64, 64).
 
-    `paths`: conditions on the `up` blocks, as usual, or on the down blocks too. `size` / 4 must be a multiple of 8.
-    A dropped label set is all zeros.
+    `paths`: conditions on the `up` blocks, as usual, or on the down blocks too. The picture's side must be a multiple
+    of 32. A dropped label set is all zeros. With `places` a map of where the objects stand is added after the first
+    block, from which every other one gets it; it starts as nothing, and the other weights start as without it.
     """
 
-    def __init__(self, classes: int, timesteps: int, width: int = 256, paths: str = "up+down"):
+    def __init__(self, classes: int, timesteps: int, width: int = 256, paths: str = "up+down", places: bool = False):
         super().__init__()
-        self.timesteps, self.conditions_down = timesteps, paths == "up+down"
+        self.timesteps, self.conditions_down, self.places = timesteps, paths == "up+down", places
         self.enter = ConvBlock(3, width, residual=True)
         self.down1, self.down2 = ConvBlock(width, width, True), ConvBlock(width, 2 * width, True)
         self.grow = nn.Sequential(nn.ConvTranspose2d(2 * width, 2 * width, 8, 8), nn.GroupNorm(8, 2 * width), nn.ReLU())
@@ -70,16 +76,21 @@ class MultiplyAddUNet(nn.Module):
         self.label = nn.ModuleDict({name: Embedding(classes, w) for name, w in widths.items()})
         self.time = nn.ModuleDict({name: Embedding(1, w) for name, w in widths.items()})
         self.apply(_initialise)
+        self.raster = Raster(classes, width, width) if places else None  # after all others: they stay as they were
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None) -> Tensor:
         """`keep` (b,) bool, all True by default: rows without it are unconditional."""
-        labels = labels if keep is None else labels * keep[:, None]
+        if keep is None:
+            keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        labels = condition.labels * keep[:, None]
         time = t.float()[:, None] / self.timesteps
 
         def conditioned(name: str, x: Tensor) -> Tensor:
             return self.label[name](labels) * x + self.time[name](time) if name in self.label else x
 
         entered = self.enter(x)
+        if self.raster is not None:  # each cell's sum for all of its pixels: the 1x1 convolution once a cell
+            entered = entered + F.interpolate(self.raster(condition, keep, MAP), x.shape[2:])
         half = F.max_pool2d(self.down1(conditioned("down1", entered)), 2)
         quarter = F.max_pool2d(self.down2(conditioned("down2", half)), 2)
         hidden = F.gelu(F.avg_pool2d(quarter, 8))

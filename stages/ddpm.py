@@ -1,9 +1,11 @@
-"""`make ddpm`: diffusion on pictures, without an autoencoder, by the multiply-add U-Net."""
+"""`make ddpm`: diffusion on pictures, without an autoencoder, by the multiply-add U-Net or a UNet on patches."""
 
 import torch
 from torch import Tensor
 
+from models.layouts import LayoutPrior
 from models.multiply_add_unet import MultiplyAddUNet
+from models.patches import PatchUNet
 from stages.engine import distributed
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
@@ -17,6 +19,9 @@ from stages.engine.schema import Ddpm
 from stages.engine.trained import load_trained
 from stages.evaluator import guide_of, judge, load_evaluator
 
+# of pictures in [-1, 1], about four grey levels: where next to nothing ever changes, that is noise, not to be learned
+LEAST_DEVIATION = 0.03
+
 
 def section_of(context: Context) -> Ddpm:
     """The configuration's `ddpm` section. Raises UserError where it has none."""
@@ -25,24 +30,50 @@ def section_of(context: Context) -> Ddpm:
     return context.config.ddpm
 
 
-def build_ddpm(settings: Ddpm, classes: int) -> MultiplyAddUNet:
-    """The network of a `ddpm` section."""
-    return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths)
+def build_ddpm(settings: Ddpm, classes: int, most: int) -> MultiplyAddUNet | PatchUNet:
+    """The network of a `ddpm` section. `most`: objects that a training picture has at most, which patches' asks for."""
+    if settings.network == "patches":
+        return PatchUNet(classes, most, settings.bottleneck, **settings.unet.model_dump())
+    return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths, settings.places)
+
+
+def pixel_scale(images: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, 3, 64, 64) uint8, wherever it lies -> mean and deviation (3, 64, 64) of each pixel, of pictures in [-1, 1].
+
+    The sums are of integers and exact in float64 (up to 10^11 pictures), so that the parts' size changes no bit.
+    """
+    total, squares = (torch.zeros(images.shape[1:], dtype=torch.float64, device=images.device) for _ in range(2))
+    for part in images.split(256):
+        values = part.double()
+        total += values.sum(dim=0)
+        squares += values.square().sum(dim=0)
+    mean = total / len(images)
+    deviation = (squares / len(images) - mean.square()).clamp(min=0).sqrt()
+    return (mean / 127.5 - 1).float(), (deviation / 127.5).clamp(min=LEAST_DEVIATION).float()
 
 
 def pixel_sampler(
-    context: Context, network: MultiplyAddUNet, settings: Ddpm, guide: LogProbability | None
+    context: Context,
+    network: MultiplyAddUNet | PatchUNet,
+    settings: Ddpm,
+    layouts: LayoutPrior,
+    guide: LogProbability | None,
 ) -> DiffusionSampler:
     """A sampler of pictures from a network on pictures."""
-    return DiffusionSampler(context, "ddpm", network, settings, (3, 64, 64), lambda x: x, guide)
+    decode = network.pictures if isinstance(network, PatchUNet) else lambda x: x
+    return DiffusionSampler(context, "ddpm", network, settings, (3, 64, 64), decode, layouts, guide)
 
 
 def load_ddpm(context: Context) -> tuple[DiffusionSampler, dict]:
     """The experiment's pixel DDPM as a sampler, and what its export says."""
-    network, settings, about = load_trained(context, "ddpm", Ddpm, lambda s, a: build_ddpm(s, a["classes"]))
+
+    def build(settings: Ddpm, about: dict) -> MultiplyAddUNet | PatchUNet:
+        return build_ddpm(settings, about["classes"], about.get("most", 0))  # older exports: multiply-add, without
+
+    network, settings, about, layouts = load_trained(context, "ddpm", Ddpm, build)
     if context.config.eval.compile:
         compile_network(network, context.device, constant=True)
-    return pixel_sampler(context, network, settings, guide_of(context, about["classes"])), about
+    return pixel_sampler(context, network, settings, layouts, guide_of(context, about["classes"])), about
 
 
 class Plateau:
@@ -81,20 +112,32 @@ class DdpmTask(DiffusionTask):
 
     def __init__(self, context: Context, dataset: Dataset):
         settings = section_of(context)
+        facts = {
+            "classes": len(dataset.vocabulary),
+            "most": dataset.conditions.slots,
+            "objects": dataset.vocabulary.names,
+        }
         torch.manual_seed(context.config.seed)
-        network = build_ddpm(settings, len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
-        network = distributed.with_global_batch_norms(network)
-        evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
-        guide = guide_of(context, len(dataset.vocabulary))
+        network = build_ddpm(settings, facts["classes"], facts["most"])
+        network.to(context.device, memory_format=torch.channels_last)
+        network, clean = distributed.with_global_batch_norms(network), dataset.pictures
+        if isinstance(network, PatchUNet):
+            network.set_scale(*pixel_scale(dataset.images))
+
+            def clean(index: Tensor) -> Tensor:
+                return network.normalised(dataset.pictures(index))
+
+        evaluator, _ = load_evaluator(context, facts["classes"])
+        guide = guide_of(context, facts["classes"])
         super().__init__(
             context,
             settings,
             dataset,
             network,
-            dataset.pictures,
-            lambda average: pixel_sampler(context, average, settings, guide),
+            clean,
+            lambda average, layouts: pixel_sampler(context, average, settings, layouts, guide),
             judge(evaluator, context),
-            {"classes": len(dataset.vocabulary), "objects": dataset.vocabulary.names},
+            facts,
         )
         self.plateau = Plateau(self, settings.plateau_factor, settings.plateau_patience)
         self.parts["plateau"] = self.plateau
@@ -109,6 +152,13 @@ def main(context: Context) -> None:
     settings = section_of(context)
     dataset = load_dataset(context.config, context.device)
     parents = {"data": dataset.sha256}
+    if settings.wants_places and not dataset.places_sha256:  # of `models` it is asked before; this may be none of them
+        key = settings.wants_places
+        raise UserError(
+            f"{dataset.folder}: no object's place is known, which {key} needs; add a places.json or say {key}=false"
+        )
+    if settings.wants_layouts:
+        parents["places"] = dataset.places_sha256
     if settings.plateau_factor < 1:  # then the previews' accuracy is part of the training
         judged_by = read_about(context.export("evaluator"), f"run {context.make('evaluator')}")
         parents["evaluator"] = judged_by["sha256"]

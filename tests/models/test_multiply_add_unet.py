@@ -1,18 +1,30 @@
-"""The multiply-add U-Net's conditions by its formula, and its weights as they start."""
+"""The multiply-add U-Net's conditions by its formula, its map of places, and its weights as they start."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.multiply_add_unet import Embedding, MultiplyAddUNet
+from models.condition import Condition
+from models.multiply_add_unet import MAP, Embedding, MultiplyAddUNet
 
 CLASSES, TIMESTEPS = 5, 40
 
 
-def small(paths="up+down", width=8):
+def small(paths="up+down", width=8, places=False):
     torch.manual_seed(0)
-    return MultiplyAddUNet(CLASSES, TIMESTEPS, width, paths).eval()
+    return MultiplyAddUNet(CLASSES, TIMESTEPS, width, paths, places).eval()
+
+
+def told(*places):
+    """A network whose map of places has learned something, and two rows of objects 1 and 4 at these places."""
+    network = small(places=True)
+    nn.init.normal_(network.raster.leave.weight)
+    return network, at(*places)
+
+
+def at(*places):
+    return Condition.of_lists([[1, 4]] * 2, CLASSES).with_places(torch.tensor([places] * 2))
 
 
 def maps_of(network, *arguments):
@@ -35,7 +47,7 @@ def maps_of(network, *arguments):
 def test_a_block_s_map_is_multiplied_by_the_label_s_embedding_and_the_time_s_is_added(paths, conditioned):
     network, x, t = small(paths), torch.randn(3, 3, 32, 32), torch.tensor([0, 17, 39])
     labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]])
-    seen = maps_of(network, x, t, labels, torch.tensor([True, True, False]))
+    seen = maps_of(network, x, t, Condition.of_labels(labels), torch.tensor([True, True, False]))
     before = {
         "down1": seen["enter"][1],
         "down2": F.max_pool2d(seen["down1"][1], 2),
@@ -51,6 +63,41 @@ def test_a_block_s_map_is_multiplied_by_the_label_s_embedding_and_the_time_s_is_
             assert c.std() > 0.01 and plus.std() > 0.01  # neither is hidden
             expected = c * plain + plus
         torch.testing.assert_close(seen[name][0], expected)
+
+
+@torch.no_grad()
+def test_the_map_of_places_starts_as_nothing():
+    x, t = torch.randn(2, 3, 32, 32), torch.tensor([0, 17])
+    condition = at([0.25, 0.5], [0.75, 0.5])
+    assert torch.equal(small(places=True)(x, t, condition), small()(x, t, condition))
+    assert not [name for name in small().state_dict() if name.startswith("raster")]  # as older exports have it
+
+
+@torch.no_grad()
+def test_unknown_places_and_dropped_rows_add_nothing_to_the_first_layer():
+    x, t, keep = torch.randn(2, 3, 32, 32), torch.tensor([0, 17]), torch.tensor([True, False])
+    network, here = told([0.25, 0.5], [0.75, 0.5])
+    unknown = at([-1.0, -1.0], [-1.0, -1.0])
+    assert torch.equal(network(x, t, unknown), small()(x, t, unknown))
+    made, without = network(x, t, here, keep), small()(x, t, here, keep)
+    assert torch.equal(made[1], without[1])
+    assert (made[0] - without[0]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_moved_object_changes_the_map_near_where_it_was_and_is():
+    network, before = told([0.25, 0.25], [0.75, 0.25])
+    after, keep = at([0.25, 0.25], [0.75, 0.85]), torch.tensor([True, True])
+    first, second = (network.raster(c, keep, MAP)[0] for c in (before, after))
+    moved = (first - second).abs().amax(0)
+    centres = (torch.arange(MAP) + 0.5) / MAP
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    near = torch.zeros(MAP, MAP, dtype=torch.bool)
+    for u, v in ((0.75, 0.25), (0.75, 0.85)):
+        distance = ((x - u).square() + (y - v).square()).sqrt()
+        near |= distance < 5 / MAP
+        assert moved[distance < 1 / MAP].min() > 0.1
+    assert moved[~near].max() < 1e-6  # exp(-(5 / .8)^2 / 2) = 3e-9
 
 
 def test_an_embedding_by_hand():

@@ -1,0 +1,66 @@
+"""Diffusion on patches of pixels: the cross-attention UNet on the 8x8 patches of a picture (JiT, arXiv 2511.13720)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.condition import Condition
+from models.unet import UNet
+
+PATCH = 8  # pixels a side
+
+
+def patch(pictures: Tensor) -> Tensor:
+    """(b, 3, h, w) -> (b, 192, h / 8, w / 8): a patch's pixels become one cell's channels."""
+    return F.pixel_unshuffle(pictures, PATCH)
+
+
+def unpatch(patches: Tensor) -> Tensor:
+    """(b, 192, h, w) -> (b, 3, 8 h, 8 w): the inverse of `patch`, bit for bit."""
+    return F.pixel_shuffle(patches, PATCH)
+
+
+class PatchUNet(nn.Module):
+    """x_t (b, 3, side, side) of normalised pixels, t (b,), condition (b rows) -> prediction (b, 3, side, side).
+
+    A patch enters through a linear bottleneck of `bottleneck` channels, since pictures fill few of its 192 dimensions
+    and noise fills all (JiT, section 4.3), and leaves through one linear layer. Both layers in front have no bias: an
+    estimate of zeros (`self_condition`) stays one. `options` are UNet's, its `channels` among them.
+
+    `mean` and `deviation` (3, side, side) of the training set's pixels are part of the network's state, so that whoever
+    loads it can draw: x = (picture - mean) / deviation.
+    """
+
+    def __init__(self, classes: int, most: int, bottleneck: int, side: int = 64, **options):
+        super().__init__()
+        values, width = 3 * PATCH**2, options["channels"]
+        self.embed = nn.Sequential(
+            nn.Conv2d(values, bottleneck, 1, bias=False), nn.Conv2d(bottleneck, width, 1, bias=False)
+        )
+        self.unet = UNet(width, classes, most, **options)
+        self.unembed = nn.Conv2d(width, values, 1)
+        self.places, self.self_condition = self.unet.places, self.unet.self_condition
+        self.register_buffer("mean", torch.zeros(3, side, side))
+        self.register_buffer("deviation", torch.ones(3, side, side))
+
+    def set_scale(self, mean: Tensor, deviation: Tensor) -> None:
+        """The training set's mean picture and its pixels' deviations, each (3, side, side), above 0."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+
+    def normalised(self, pictures: Tensor) -> Tensor:
+        """Pictures (b, 3, side, side) in [-1, 1] -> what the diffusion works on."""
+        return (pictures - self.mean) / self.deviation
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """The inverse of `normalised`."""
+        return x * self.deviation + self.mean
+
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None, estimate: Tensor | None = None
+    ) -> Tensor:
+        """`keep` and `estimate` as UNet's; an estimate is (b, 3, side, side)."""
+        if estimate is not None:
+            estimate = self.embed(patch(estimate))
+        hidden = self.unet(self.embed(patch(x)), t, condition, keep, estimate)
+        return unpatch(self.unembed(hidden).float())
