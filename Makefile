@@ -26,12 +26,12 @@ STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(2) -- $(SETS)
 SAYS   = $$($(PY) -m stages.engine.config --config "$(CONFIG)" --print $(1) $(SETS))
 AGAIN  = --no-print-directory FRESH=
 # What of it stands on the command line comes first, with its FRESH=1.
-NAMED  = $(filter scenes evaluator vae ldm gan ddpm,$(MAKECMDGOALS))
-EXPERIMENTS := gradnorm progress samplers ablations compare held-out reproduce pace
+NAMED  = $(filter scenes evaluator reader vae ldm gan ddpm,$(MAKECMDGOALS))
+EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-out reproduce pace
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample bench growth test faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample bench growth test faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +64,9 @@ scenes: setup ## draw the scenes of a configuration without data.folder
 evaluator: scenes ## the judge: the lab's checkpoint, or one trained here
 	$(call STAGE,evaluator)
 
+reader: scenes ## reads from pictures what they show and where: judges placing, where the data knows places
+	$(call STAGE,reader)
+
 vae: evaluator ## stage 1: VQ-VAE
 	$(call STAGE,vae)
 
@@ -89,7 +92,7 @@ models: setup $(NAMED)
 for-diffusion for-drawer: for-%: setup $(NAMED)
 	@model="$(or $(MODEL),$(call SAYS,$*))" && $(MAKE) $(AGAIN) $$model
 
-eval: models ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
+eval: models reader ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
 	$(call STAGE,evaluate)
 
 sample: for-drawer ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
@@ -101,6 +104,12 @@ progress: for-diffusion ## [MODEL=ldm|ddpm] whole denoisings of five samples, st
 
 samplers: for-diffusion ## [MODEL=ldm|ddpm] DDPM against DDIM with 100 to 5 steps: accuracy and time
 	$(call STAGE,samplers,$(OF_MODEL))
+
+placed: eval ## one object at eight asked places, FLAGS="--labels '...'", and how far off the reader finds it
+	$(call STAGE,placed)
+
+places: scenes ## 32 training pictures with the places of their objects drawn in
+	$(call STAGE,places)
 
 gradnorm: for-gan ## gradient norms by critic layer: weight clipping against the gradient penalty
 	$(call STAGE,gradnorm)

@@ -19,6 +19,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return (mean + cov_a.trace() + cov_b.trace() - 2 * cross).item()
 
 
+def mean_distance(a: Tensor, b: Tensor) -> float:
+    """Root mean squared difference of pixels between each picture of a (n, ...) and that of b, averaged over n."""
+    return (a.double() - b.double()).flatten(1).square().mean(dim=1).sqrt().mean().item()
+
+
 def mean_pairwise_distance(pictures: Tensor) -> float:
     """Root mean squared difference of pixels, averaged over all pairs of (n, ...), n at least 2: diversity, and no
     network has a say in it."""

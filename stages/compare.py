@@ -15,9 +15,11 @@ from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
+from stages.engine.sampling import without_places
 from stages.evaluator import as_input, load_evaluator
 from stages.judged import evaluate_sets, refuse_other_pictures, shown
 from stages.systems import LOADERS, title
+from stages.variety import variety, variety_of_real
 
 PICTURES = 300  # for the Fréchet distance
 ALIKE = 16  # pictures of one label set, for diversity
@@ -37,9 +39,10 @@ def features(judge: Evaluator, images: Tensor, context: Context) -> Tensor:
 def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tensor]:
     """Mean pairwise distance among pictures of one label set, over four sets; and the pictures of the first."""
     how, found, first = context.config.eval, [], None
-    for i, row in enumerate(dataset.test_sets["test"][:: max(1, len(dataset.test_sets["test"]) // 4)][:4]):
+    asked = next(iter(dataset.test_sets.values()))
+    for i in range(0, len(asked), max(1, len(asked) // 4)):
         keys = [(how.seeds[0], "alike", i, k) for k in range(ALIKE)]
-        pictures = sampler.sample(row[None].expand(ALIKE, -1), keys, how).cpu()
+        pictures = sampler.sample(asked[i : i + 1].repeat(ALIKE), keys, how).cpu()
         found.append(mean_pairwise_distance(pictures))
         first = pictures if first is None else first
     return sum(found) / len(found), first
@@ -50,7 +53,7 @@ def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, contex
     sampler, about = LOADERS[model](context)
     refuse_other_pictures(context, {model: about}, dataset)
     sets = evaluate_sets(sampler, judge, dataset, context)
-    wanted = dataset.held_out_labels[: context.arguments.pictures].cpu()
+    wanted = without_places(dataset.held_out_conditions[: context.arguments.pictures])
     keys = [(context.config.eval.seeds[0], "held out", i) for i in range(len(wanted))]
     made = sampler.sample(wanted, keys, context.config.eval)
     varied, pictures = diversity(sampler, dataset, context)
@@ -61,6 +64,7 @@ def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, contex
         "pictures_per_second": min(f["images_per_second"] for f in sets.values()),
         "frechet_distance_on_evaluator_features": frechet_distance(features(judge, made, context), real),
         "mean_pairwise_distance": varied,
+        "variety": variety(sampler, dataset, context),
     }, pictures
 
 
@@ -80,18 +84,25 @@ def main(context: Context) -> None:
     results, grids = {}, {}
     for model in progress(models, f"{context.config.name}/compare"):
         results[model], grids[model] = measure(model, judge, real, dataset, context)
+    results["real"] = {"variety": variety_of_real(dataset)}
     page = Page(
         f"{context.config.name}: models side by side",
         f"Accuracy: mean ± deviation of the seeds {list(context.config.eval.seeds)}, by the {about['kind']} evaluator. "
         f"Fréchet distance: on the evaluator's features, {count} pictures of held-out label sets against the real "
         f"ones; it is not the FID, whose network saw photographs. Diversity: root mean squared difference of pixels "
-        f"between {ALIKE} pictures of one label set. Training: the model's own stage; an LDM and a GAN on latents "
-        f"need the autoencoder too{_vae_words(context)}.",
+        f"between {ALIKE} pictures of one label set. One layout, over layouts: the same between pictures of one set "
+        f"whose objects stand within a pixel of one another, and wherever they stand. For these two, models are asked "
+        f"for the very objects and places of training pictures, which are the real ones beside them: mostly of one "
+        f"object, as few other sets come twice. Training: the model's own stage; an LDM and a GAN on latents need the "
+        f"autoencoder too{_vae_words(context)}.",
     )
     head = ["", *dataset.test_sets, "training", "memory", "a picture", "Fréchet distance", "diversity"]
-    page.add_table("Side by side", head, [_row(title(m, context.config), r) for m, r in results.items()])
+    head += ["one layout", "over layouts"]
+    rows = [_row(title(m, context.config), results[m]) for m in models]
+    rows.append(["real pictures", *[None] * (len(head) - 3), *results["real"]["variety"].values()])
+    page.add_table("Side by side", head, rows)
     for model, pictures in grids.items():
-        labels = dataset.vocabulary.describe(dataset.test_sets["test"][:1])[0]
+        labels = dataset.vocabulary.describe(next(iter(dataset.test_sets.values()))[:1].labels)[0]
         page.add_figure(
             f"{model}-alike", png(grid(pictures), 2), f"{title(model, context.config)}: {labels}, {ALIKE} times."
         )
@@ -113,6 +124,7 @@ def _row(name: str, result: dict) -> list:
         f"{1000 / result['pictures_per_second']:.1f} ms",
         f"{result['frechet_distance_on_evaluator_features']:.1f}",
         result["mean_pairwise_distance"],
+        *result["variety"].values(),
     ]
 
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from models.condition import Condition
 from models.evaluator import Evaluator
 from stages.engine import distributed
 from stages.engine.checkpoint import read_about
@@ -24,7 +25,8 @@ from stages.engine.report import curve, write_report
 from stages.engine.run import differences, move_aside
 from stages.engine.schema import Eval
 from stages.evaluator import load_evaluator, scores
-from stages.judged import evaluate_set, refuse_other_pictures, shown
+from stages.judged import evaluate_held_out, evaluate_set, refuse_other_pictures, shown
+from stages.reader import EVALUATED, figures_on_real, load_reader, readable
 from stages.systems import LOADERS, title
 from stages.vae import load_vae, measure_vae
 
@@ -34,11 +36,11 @@ CODE = Path(__file__).resolve().parent.parent
 
 
 def recorded(
-    sampler: DiffusionSampler, labels: Tensor, keys: list[tuple], how: Eval, columns: int
+    sampler: DiffusionSampler, condition: Condition, keys: list[tuple], how: Eval, columns: int
 ) -> list[tuple[int, Tensor, Tensor]]:
     """A sampling's t, pictures of x and of the predicted x_0, at up to `columns` steps spread from first to last."""
     seen: list[tuple[int, Tensor, Tensor]] = []
-    sampler.sample(labels, keys, how, lambda t, x, x0: seen.append((t, x.cpu(), x0.cpu())))
+    sampler.sample(condition, keys, how, lambda t, x, x0: seen.append((t, x.cpu(), x0.cpu())))
     chosen = torch.linspace(0, len(seen) - 1, min(columns, len(seen))).round().long().tolist()
     return [seen[i] for i in chosen]
 
@@ -47,12 +49,12 @@ def denoising_strip(sampler: DiffusionSampler, dataset: Dataset, context: Contex
     """x_t above and predicted x_0 below, from noise to picture, as (3, h, w) in [0, 1], and what was asked for."""
     vocabulary = dataset.vocabulary
     if all(name in vocabulary.index for name in STRIP):
-        labels = vocabulary.multi_hot([[vocabulary.index[name] for name in STRIP]])
+        condition = Condition.of_lists([[vocabulary.index[name] for name in STRIP]], len(vocabulary))
     else:
-        labels = dataset.test_sets["test"][-1:]
+        condition = next(iter(dataset.test_sets.values()))[-1:]
     how = context.config.eval.model_copy(update={"batch": 1})
-    _, above, below = zip(*recorded(sampler, labels, [(how.seeds[0], "strip", 0)], how, STRIP_COLUMNS), strict=True)
-    return grid(torch.cat(above + below), columns=len(above)), vocabulary.describe(labels)[0]
+    _, above, below = zip(*recorded(sampler, condition, [(how.seeds[0], "strip", 0)], how, STRIP_COLUMNS), strict=True)
+    return grid(torch.cat(above + below), columns=len(above)), vocabulary.describe(condition.labels)[0]
 
 
 def _captioned(images: Tensor, labels: Tensor, judge: Evaluator, dataset: Dataset, context: Context) -> list[dict]:
@@ -69,6 +71,7 @@ def _captioned(images: Tensor, labels: Tensor, judge: Evaluator, dataset: Datase
 def _curves(context: Context) -> list[bytes]:
     wanted = [
         ("evaluator", ["loss"], "evaluator", True),
+        ("reader", ["cells", "places"], "reader of places", True),
         ("vae", ["reconstruction", "commitment"], "autoencoder", True),
         ("vae", ["original_accuracy", "reconstruction_accuracy"], "accuracy on reconstructions", False),
         ("ldm", ["loss"], "latent diffusion", True),
@@ -90,7 +93,9 @@ def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) ->
         "configuration": config,
         "configuration_sha256": _digest_of(config),
         "data_sha256": dataset.sha256,
-        "test_sets_sha256": _digest_of({n: y.tolist() for n, y in dataset.test_sets.items()}, dataset.vocabulary.names),
+        "test_sets_sha256": _digest_of(
+            {n: asked.objects.tolist() for n, asked in dataset.test_sets.items()}, dataset.vocabulary.names
+        ),
         "parents": {stage: about["sha256"] for stage, about in exports.items()},
         "seeds": list(context.config.eval.seeds),
         "versions": versions(),
@@ -154,14 +159,16 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     samples: dict = {name: {} for name in samplers}
     jobs = [(model, name) for model in samplers for name in dataset.test_sets]
     for model, name in progress(jobs, f"{context.config.name}/eval: {len(jobs)} sets of pictures", len(jobs)):
-        labels = dataset.test_sets[name]
-        results[model][name], images = evaluate_set(samplers[model], judge, name, labels, context, guide)
+        condition = dataset.test_sets[name]
+        results[model][name], images = evaluate_set(samplers[model], judge, name, condition, context, guide)
         if not distributed.is_main():
             continue
-        samples[model][name] = _captioned(images, labels, judge, dataset, context)
+        samples[model][name] = _captioned(images, condition.labels, judge, dataset, context)
         (folder / f"{model}-{name}.png").write_bytes(png(grid(images), 2))
     if not distributed.is_main():
         return
+    counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
+    own = _evaluate_placing(samplers, results, judge, dataset, context) if "reader" in exports else None
     strip, strip_labels = None, ""
     if denoiser := samplers.get("ldm") or samplers.get("ddpm"):
         picture, strip_labels = denoising_strip(denoiser, dataset, context)
@@ -177,10 +184,10 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
             "real_pictures": len(dataset.held_out_images),
         },
         "results": results,
+        **({"reader": own} if own else {}),
         "vae": _measure_vae(judge, dataset, context) if "vae" in exports else None,
         "provenance": provenance,
     }
-    counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
     view = {
         "titles": {model: title(model, context.config) for model in samplers},
         "reported": context.config.reported,
@@ -194,6 +201,20 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     write_report(folder, result, view)
 
 
+def _evaluate_placing(
+    samplers: dict, results: dict, judge: Evaluator, dataset: Dataset, context: Context
+) -> dict[str, float | None] | None:
+    """Adds `held_out` to each model's results, by the reader. Its own figures on those pictures, if there are any."""
+    rows = readable(dataset, EVALUATED)
+    if not len(rows):
+        return None
+    reader, _ = load_reader(context)
+    for model in progress(samplers, f"{context.config.name}/eval: {len(rows)} held-out pictures' objects and places"):
+        asked = dataset.held_out_conditions[rows]
+        results[model]["held_out"] = evaluate_held_out(samplers[model], judge, reader, asked, context)
+    return figures_on_real(reader, dataset, rows, context)
+
+
 def _measure_vae(judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float]:
     vae, _ = load_vae(context)
     return {**measure_vae(vae, judge, dataset, context), "codes": vae.quantizer.codebook_size}
@@ -205,7 +226,7 @@ def _say_results(context: Context) -> None:
         return
     result = json.loads((context.folder("eval") / "report.json").read_text())
     for model, sets in result["results"].items():
-        figures = "  ".join(f"{name} {shown(f)}" for name, f in sets.items())
+        figures = "  ".join(f"{name} {shown(f)}" for name, f in sets.items() if name != "held_out")
         say(f"{title(model, context.config):<17} {figures}")
     say(f"held-out pictures {result['evaluator']['real_accuracy']:.3f}  by the judge, {result['evaluator']['words']}")
     print(context.folder("eval") / "report.html")
@@ -222,7 +243,8 @@ def _eval_of(provenance: dict) -> Eval | None:
 def main(context: Context) -> None:
     exports = {}
     models = context.config.models
-    for stage in ("evaluator", *(["vae"] if context.config.needs_vae else []), *models):
+    reader = ["reader"] if context.export("reader").exists() else []
+    for stage in ("evaluator", *reader, *(["vae"] if context.config.needs_vae else []), *models):
         path = context.export(stage)
         if stage in models and not path.exists():
             name = title(stage, context.config)

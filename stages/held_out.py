@@ -1,4 +1,4 @@
-"""`make held-out`: label sets that no training saw, and four objects at once: what the LDM and the GAN make of them."""
+"""`make held-out`: label sets that no training saw, four and five objects at once: what LDM and GAN make of them."""
 
 import random
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from data.labels import Vocabulary, withheld
+from models.condition import Condition
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
@@ -21,14 +22,14 @@ SETS = 64  # of each kind
 MODELS = ("ldm", "gan")
 
 
-def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -> dict[str, Tensor]:
-    """Up to 64 label sets each: seen in training, withheld from it, and of four objects, which no picture has.
+def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -> dict[str, Condition]:
+    """Up to 64 label sets each: seen in training, withheld from it, and of four and five objects, which no picture has.
 
     `every`: the labels (n, k) of all pictures before a `share` was withheld.
     """
-    if len(vocabulary) < 4:
+    if len(vocabulary) < 5:
         raise UserError(
-            f"objects.json has {len(vocabulary)} objects, and four at once are asked for; take data of more"
+            f"objects.json has {len(vocabulary)} objects, and five at once are asked for; take data of more"
         )
     rng = random.Random(f"{seed}/held out")
     several = torch.unique(every[every.sum(1) > 1], dim=0)
@@ -36,11 +37,18 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -
     if not hidden.any() or hidden.all():
         raise UserError(f"of {len(several)} label sets of two and more none is left on one side; take more scenes")
 
-    def some(rows: Tensor) -> Tensor:
-        return rows[rng.sample(range(len(rows)), min(SETS, len(rows)))].float()
+    def some(rows: Tensor) -> Condition:
+        return Condition.of_labels(rows[rng.sample(range(len(rows)), min(SETS, len(rows)))])
 
-    four = vocabulary.multi_hot([rng.sample(range(len(vocabulary)), 4) for _ in range(SETS)])
-    return {"seen": some(several[~hidden]), "withheld": some(several[hidden]), "four objects": four}
+    def of(number: int) -> Condition:
+        return Condition.of_lists([rng.sample(range(len(vocabulary)), number) for _ in range(SETS)], len(vocabulary))
+
+    return {
+        "seen": some(several[~hidden]),
+        "withheld": some(several[hidden]),
+        "four objects": of(4),
+        "five objects": of(5),
+    }
 
 
 def trained_without(context: Context, model: str, share: float) -> Context:
@@ -65,7 +73,7 @@ def main(context: Context) -> None:
         f"A fixed share of the pairs and triples, {share:g}, was withheld from the training of the models (but not of "
         f"the {about['kind']} evaluator and the autoencoder, unless data.withhold says so). Accuracy over {SETS} label "
         f"sets at most, mean ± deviation of the seeds {list(context.config.eval.seeds)}. No picture of the set has "
-        f"four objects.",
+        f"four or five objects.",
     )
     results: dict[str, dict] = {}
     figures: list[tuple[str, bytes, str]] = []
@@ -73,8 +81,8 @@ def main(context: Context) -> None:
         variant = trained_without(context, model, share)
         sampler, _ = LOADERS[model](variant)
         results[model] = {}
-        for name, labels in sets.items():
-            results[model][name], pictures = evaluate_set(sampler, judge, name, labels, variant)
+        for name, asked in sets.items():
+            results[model][name], pictures = evaluate_set(sampler, judge, name, asked, variant)
             file = f"{model}-{name.replace(' ', '-')}"
             figures.append((file, png(grid(pictures[:16]), 2), f"{title(model, context.config)}: {name}"))
     rows = [[title(model, context.config), *map(shown, found.values())] for model, found in results.items()]

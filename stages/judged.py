@@ -5,14 +5,17 @@ import time
 import torch
 from torch import Tensor
 
+from models.condition import Condition
 from models.evaluator import Evaluator, accuracy, top_k_hits
+from models.reader import Reader, placing
 from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.denoising import DiffusionSampler
 from stages.engine.errors import UserError
-from stages.engine.sampling import Sampler
+from stages.engine.sampling import Sampler, without_places
 from stages.evaluator import scores
+from stages.reader import read
 
 
 def hits_and_labels(judge: Evaluator, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -26,15 +29,20 @@ def by_objects(hits: Tensor, counts: Tensor) -> dict[str, float]:
 
 
 def evaluate_set(
-    sampler: Sampler, judge: Evaluator, name: str, labels: Tensor, context: Context, guide: Evaluator | None = None
+    sampler: Sampler,
+    judge: Evaluator,
+    name: str,
+    condition: Condition,
+    context: Context,
+    guide: Evaluator | None = None,
 ) -> tuple[dict, Tensor]:
     """One model on one test set: its figures over all seeds, and the pictures of the first.
 
     Several processes share the seeds. With a guide its own accuracy stands beside the judge's: it saw the pictures
     being made.
     """
-    how, per_seed, by_guide, all_hits = context.config.eval, [], [], []
-    everything, rate = _sampled(sampler, name, labels, context)
+    how, labels, per_seed, by_guide, all_hits = context.config.eval, condition.labels, [], [], []
+    everything, rate = _sampled(sampler, name, condition, context)
     for images in everything:
         hits, counts = hits_and_labels(judge, images, labels, context)
         per_seed.append((hits.sum() / counts.sum()).item())
@@ -52,36 +60,59 @@ def evaluate_set(
     }, everything[0]
 
 
-def _warm_up(sampler: Sampler, labels: Tensor, context: Context) -> None:
+def _warm_up(sampler: Sampler, condition: Condition, context: Context) -> None:
     """Samples a batch in few steps: what is done once (compiling, a GPU's kernels) is no part of a sampler's time."""
     how = context.config.eval
     if context.device.type == "cpu" and not how.compile:
         return
     if isinstance(sampler, DiffusionSampler):
         how = how.model_copy(update={"sampler": "ddim", "steps": min(4, len(sampler.diffusion))})
-    sampler.sample(labels[: how.batch], [("warm-up", i) for i in range(len(labels[: how.batch]))], how).cpu()
+    first = condition[: how.batch]
+    sampler.sample(first, [("warm-up", i) for i in range(len(first))], how).cpu()
 
 
-def _sampled(sampler: Sampler, name: str, labels: Tensor, context: Context) -> tuple[Tensor, float]:
+def _sampled(sampler: Sampler, name: str, condition: Condition, context: Context) -> tuple[Tensor, float]:
     """Every seed's pictures (seeds, n, 3, 64, 64), each made by one of the processes, and pictures a second."""
     how, world, seconds, mine = context.config.eval, distributed.world_size(), 0.0, 0
-    pictures = torch.zeros(len(how.seeds), len(labels), 3, 64, 64)
-    _warm_up(sampler, labels, context)
+    pictures = torch.zeros(len(how.seeds), len(condition), 3, 64, 64)
+    _warm_up(sampler, condition, context)
     for place, seed in enumerate(how.seeds):
         if place % world == distributed.rank():
             began = time.perf_counter()
-            made = sampler.sample(labels, [(seed, name, i) for i in range(len(labels))], how)
+            made = sampler.sample(condition, [(seed, name, i) for i in range(len(condition))], how)
             pictures[place] = made.cpu()  # waits for the device
-            seconds, mine = seconds + time.perf_counter() - began, mine + len(labels)
+            seconds, mine = seconds + time.perf_counter() - began, mine + len(condition)
     rate = torch.tensor(mine / seconds if mine else 0.0, device=context.device)
     if world > 1:  # each picture is one process's and the others' zeros
         pictures = distributed.total(pictures.to(context.device)).cpu()
     return pictures, distributed.total(rate).item()
 
 
+def evaluate_held_out(
+    sampler: Sampler, judge: Evaluator, reader: Reader, asked: Condition, context: Context
+) -> dict[str, float | None]:
+    """A model asked for what held-out pictures show, once where they show it and once by names alone; the first seed.
+
+    `accuracy_given` and `accuracy_chosen` by the judge; `placing`'s figures by the reader, of the pictures with places
+    given. A model that takes no places has the second accuracy and the errors of counts, all else is None.
+    """
+    how, asked = context.config.eval, asked.to("cpu")
+    keys = [(how.seeds[0], "held out", i) for i in range(len(asked))]
+
+    def drawn(condition: Condition) -> tuple[Tensor, float]:
+        images = sampler.sample(condition, keys, how).cpu()
+        return images, accuracy(scores(judge, images, context).cpu(), asked.labels)
+
+    (images, chosen), given, shown = drawn(without_places(asked)), None, without_places(asked)
+    if sampler.takes_places:
+        (images, given), shown = drawn(asked), asked
+    seen, _ = read(reader, images, context)
+    return {"accuracy_given": given, "accuracy_chosen": chosen, **placing(seen, shown)}
+
+
 def evaluate_sets(sampler: Sampler, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, dict]:
     """One model's figures on every test set, by the set's name."""
-    return {n: evaluate_set(sampler, judge, n, labels, context)[0] for n, labels in dataset.test_sets.items()}
+    return {n: evaluate_set(sampler, judge, n, asked, context)[0] for n, asked in dataset.test_sets.items()}
 
 
 def shown(figures: dict) -> str:

@@ -10,11 +10,23 @@ from PIL import Image
 from safetensors import safe_open
 
 from data.images import to_unit
+from models.condition import Condition
 from stages.engine.checkpoint import load_export
 from tests.conftest import HERE, SMOKE, make
 from tests.data.folder import write_folder
 
-EXPERIMENTS = ("gradnorm", "progress", "samplers", "ablations", "compare", "held-out", "reproduce", "pace")
+EXPERIMENTS = (
+    "placed",
+    "places",
+    "gradnorm",
+    "progress",
+    "samplers",
+    "ablations",
+    "compare",
+    "held-out",
+    "reproduce",
+    "pace",
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +35,7 @@ def report(chain):
 
 
 def test_exports_and_runs_are_where_the_contract_says(chain):
-    for stage in ("evaluator", "vae", "ldm", "gan"):
+    for stage in ("evaluator", "reader", "vae", "ldm", "gan"):
         folder = chain / "smoke" / stage
         for name in ("export.safetensors", "config.yaml", "metrics.jsonl", "tensorboard"):
             assert (folder / name).exists(), f"{stage}/{name}"
@@ -45,7 +57,26 @@ def test_report_json_keeps_the_contract(report):
     assert {"reconstruction_accuracy", "psnr", "codebook_perplexity"} <= report["vae"].keys()
     provenance = report["provenance"]
     assert {"configuration_sha256", "data_sha256", "parents", "versions", "device", "seconds"} <= provenance.keys()
-    assert provenance["seconds"].keys() == {"evaluator", "vae", "ldm", "gan", "evaluate"}
+    assert provenance["seconds"].keys() == {"evaluator", "reader", "vae", "ldm", "gan", "evaluate"}
+
+
+def test_held_out_figures_stand_beside_the_readers_own(report, chain):
+    """Of the smoke networks the LDM takes places; of the GAN there are accuracy by names alone and errors of counts."""
+    own = report["reader"]
+    assert own["pictures"] > 0 and 0 <= own["accuracy"] <= 1 and 0 <= own["not_found"] <= 1
+    keys = {"placement_error_pixels", "placement_error_95", "not_found", "too_many", "too_few"}
+    for model in ("ldm", "gan"):
+        held_out = report["results"][model]["held_out"]
+        assert held_out.keys() == keys | {"accuracy_given", "accuracy_chosen"} and keys <= own.keys()
+        assert 0 <= held_out["accuracy_chosen"] <= 1
+        assert 0 <= held_out["too_many"] + held_out["too_few"] <= 1
+    assert 0 <= report["results"]["ldm"]["held_out"]["accuracy_given"] <= 1
+    assert 0 <= report["results"]["ldm"]["held_out"]["not_found"] <= 1
+    unplaced = report["results"]["gan"]["held_out"]
+    assert unplaced["accuracy_given"] is unplaced["placement_error_pixels"] is unplaced["not_found"] is None
+    assert report["provenance"]["parents"]["reader"]
+    for file in ("report.md", "report.html"):
+        assert "the real pictures" in (chain / "smoke/eval" / file).read_text()
 
 
 def test_accuracy_by_objects_adds_up_to_the_whole(report, chain):
@@ -157,7 +188,8 @@ def test_a_sample_does_not_depend_on_its_batch(stage, chain, tmp_path, model):
 
 def test_make_help_lists_every_target():
     said = make("help").stdout
-    for target in ("setup", "demo", "scenes", "evaluator", "vae", "ldm", "gan", "eval", "sample", "bench", "test"):
+    stages = ("scenes", "evaluator", "reader", "vae", "ldm", "gan", "eval")
+    for target in ("setup", "demo", *stages, "sample", "bench", "test"):
         assert f"\n  {target} " in said
     for target in EXPERIMENTS:
         assert f"\n  {target} " in said
@@ -216,7 +248,7 @@ def test_make_trains_an_autoencoder_for_a_gan_on_latents_alone():
         assert ("-m stages.vae " in result.stdout) == wanted
 
 
-@pytest.mark.parametrize("name", ["render", "evaluator", "vae", "ldm", "gan", "evaluate", "sample", "bench"])
+@pytest.mark.parametrize("name", ["render", "evaluator", "reader", "vae", "ldm", "gan", "evaluate", "sample", "bench"])
 def test_help_explains(stage, name):
     status, said = stage(name, "--help")
     assert status == 0
@@ -250,7 +282,7 @@ def test_the_export_carries_the_latents_own_mean_and_deviation(chain):
     from stages.vae import build_vae
 
     data = read_about(chain / "smoke/vae/export.safetensors", "")["parents"]["data"]
-    packs = [p for p in (chain / "packs").glob("*.safetensors") if read_about(p, "")["sha256"] == data]
+    packs = [p for p in (chain / "packs").glob("*.safetensors") if read_about(p, "")["pictures_sha256"] == data]
     tensors, _ = load_export(packs[0], "")
     vae = build_vae(load(HERE / SMOKE).vae).eval()
     vae.load_state_dict(load_export(chain / "smoke/vae/export.safetensors", "")[0])
@@ -279,15 +311,15 @@ def test_the_reports_networks_are_built_as_the_report_says():
     from stages.ldm import build_unet
     from stages.vae import build_vae
 
-    config = load(HERE / "configs/report.yaml")
+    config, nothing = load(HERE / "configs/report.yaml"), Condition.of_lists([[], []], 24)
     with torch.device("meta"):
         unet = build_unet(config.ldm, 6, 24, 3)
         latents = torch.empty(2, 6, 8, 8)
-        assert unet(latents, torch.zeros(2), torch.zeros(2, 24)).shape == latents.shape
+        assert unet(latents, torch.zeros(2), nothing.to("meta")).shape == latents.shape
     generator, critic = build_generator(config.gan, 24, 0), build_critic(config.gan, 24, 0)
-    pictures = generator(torch.randn(2, 64), torch.zeros(2, 24))
+    pictures = generator(torch.randn(2, 64), nothing)
     assert pictures.shape == (2, 3, 64, 64)
-    assert critic(pictures, torch.zeros(2, 24))[0].shape == (2,)
+    assert critic(pictures, nothing)[0].shape == (2,)
     assert critic.score.in_features == 512 * 4 * 4
     vae = build_vae(config.vae)
     assert vae.quantizer._codebook.embed.shape == (1, 8192, 6)

@@ -1,0 +1,142 @@
+"""`make placed`: one object walks over eight asked places, the others stand still; a reader says how far off it is."""
+
+import argparse
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from data.labels import DataError, Vocabulary
+from models.condition import Condition
+from models.layouts import LayoutPrior
+from models.reader import Reader, distances
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.errors import UserError
+from stages.engine.log import say
+from stages.engine.pictures import grid, png
+from stages.engine.report.page import Page
+from stages.engine.run import page_folder
+from stages.engine.sampling import Sampler
+from stages.judged import refuse_other_pictures
+from stages.places import SCALE, marked
+from stages.reader import load_reader, read, words_of
+from stages.systems import LOADERS, title
+
+STOPS, COLUMNS = 8, 4  # places that the object is asked at, and how they lie on the page
+STRIP = 16  # pixels of the page below a picture, for what is written there
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", metavar="TEXT", help='such as "red cube, cyan sphere": the last one walks')
+    add_fresh(parser)
+
+
+def asked_objects(text: str | None, dataset: Dataset) -> list[int]:
+    """The objects named, or the last label set of two in test.json, or else its last. Raises UserError."""
+    if text is None:
+        sets = [[i for i in row if i >= 0] for row in next(iter(dataset.test_sets.values())).objects.tolist()]
+        return [row for row in sets if len(row) == 2][-1] if any(len(row) == 2 for row in sets) else sets[-1]
+    try:
+        objects, places = Vocabulary(dataset.vocabulary.names).parse(text)
+    except DataError as error:
+        raise UserError(str(error)) from None
+    if any(places):
+        raise UserError(f"--labels {text!r}: the page itself says where; leave the places out")
+    return objects
+
+
+def walk(conditions: Condition, slots: int) -> Tensor:
+    """Places (8, slots, 2): eight of the last object, far from each other, and the others' always the same.
+
+    All are places of training pictures with as many objects, each of its own slot. The others stand where they leave
+    the last object the most room at the distance that training pictures keep. Raises UserError where there is no such
+    picture, or no eight such places.
+    """
+    prior = LayoutPrior.of(conditions)
+    layouts = prior.layouts.get(slots)
+    if layouts is None:
+        raise UserError(f"no training picture of {slots} objects whose places are all known: name fewer or more")
+    others, last = layouts[:, :-1], layouts[:, -1].unique(dim=0)
+    if slots > 1:
+        free = (torch.cdist(others, last.expand(len(others), -1, -1)) >= prior.nearest()).all(dim=1)
+        most = free.sum(1).argmax()
+        others, last = others[most], last[free[most]]
+    else:
+        others = others[0]
+    if len(last) < STOPS:
+        raise UserError(f"no {STOPS} places of training keep apart from {slots - 1} other objects: name fewer objects")
+    eight = last[farthest_first(last, STOPS)]
+    upper = eight[:, 1].argsort()
+    rows = [row[eight[row, 0].argsort()] for row in upper.split(COLUMNS)]  # as people read: by row, then from the left
+    eight = eight[torch.cat(rows)]
+    return torch.cat([others.expand(STOPS, -1, -1), eight[:, None]], dim=1)
+
+
+def farthest_first(points: Tensor, count: int) -> list[int]:
+    """Indices of `count` of the points (n, 2): the leftmost, then each the farthest from those before."""
+    chosen = [int(points[:, 0].argmin())]
+    while len(chosen) < count:
+        chosen.append(int(torch.cdist(points, points[chosen]).amin(1).argmax()))
+    return chosen
+
+
+def walked(sampler: Sampler, reader: Reader, asked: Condition, context: Context) -> tuple[Tensor, list[float | None]]:
+    """Pictures (8, 3, 64, 64) of one key, and how many pixels the last object is from where it was asked."""
+    keys = [(context.config.eval.seeds[0], "placed")] * len(asked)
+    images = sampler.sample(asked, keys, context.config.eval).cpu()
+    only_last = asked.places.clone()
+    only_last[:, :-1] = -1
+    off = distances(read(reader, images, context)[0], asked.with_places(only_last))
+    return images, [None if d is None else 64 * d for (d,) in off]
+
+
+def tile(image: Tensor, place: Tensor, error: float | None) -> Tensor:
+    """The picture (3, 64, 64) in [-1, 1], below it a copy with the asked place (2,), and the error: (3, h, w)."""
+    pixels = image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    plain, ringed = (marked(pixels, places) for places in (place[None][:0], place[None]))
+    strip = Image.new("RGB", (plain.shape[2], STRIP), "white")
+    text = "not found" if error is None else f"{error:.1f} pixels off"
+    ImageDraw.Draw(strip).text((SCALE, 2), text, fill="black")
+    below = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+    return torch.cat([plain, ringed, below], dim=1).float() / 127.5 - 1
+
+
+def main(context: Context) -> None:
+    dataset = load_dataset(context.config, context.device)
+    objects = asked_objects(context.arguments.labels, dataset)
+    places = walk(dataset.conditions, len(objects))
+    asked = Condition(torch.tensor([objects]).repeat(len(places), 1), places, len(dataset.vocabulary))
+    reader, about = load_reader(context)
+    refuse_other_pictures(context, {"reader": about}, dataset)
+    names = [dataset.vocabulary.names[i] for i in objects]
+    results: dict[str, list[float | None]] = {}
+    page = Page(
+        f"{context.config.name}: {names[-1]} at eight places",
+        f"Asked for: {dataset.vocabulary.describe_placed(asked.objects[:1], asked.places[:1])[0]}; from picture "
+        f"to picture only the place of the {names[-1]} changes, not the noise. The ring is where it was asked. Below, "
+        f"how far from there a reader finds it that was trained on real pictures alone; {words_of(about['metrics'])}.",
+    )
+    for model in context.config.models:
+        if not context.export(model).exists():
+            say(f"warning: no {title(model, context.config)} here: it is left out; {context.make(model)} trains one")
+            continue
+        sampler, about = LOADERS[model](context)
+        refuse_other_pictures(context, {model: about}, dataset)
+        if not sampler.takes_places:
+            say(f"warning: the {title(model, context.config)} takes no places: it is left out")
+            continue
+        images, results[model] = walked(sampler, reader, asked, context)
+        tiles = torch.stack(list(map(tile, images, places[:, -1], results[model])))
+        page.add_figure(model, png(grid(tiles, columns=COLUMNS)), title(model, context.config))
+    if not results:
+        raise UserError(f"no model here takes places; train one first: {context.make('eval')}")
+    rows = [[f"{x:.2f} {y:.2f}", *off] for (x, y), *off in zip(places[:, -1].tolist(), *results.values(), strict=True)]
+    page.add_table("Pixels off", ["asked at", *(title(model, context.config) for model in results)], rows)
+    content = {"objects": names, "places": places.tolist(), "pixels_off": results}
+    print(page.write(page_folder(context, "placed"), content))
+
+
+if __name__ == "__main__":
+    command("Asks for one object at eight places.", main, add_arguments, alone=True)

@@ -1,0 +1,125 @@
+"""`make reader`: trained on real pictures alone, it reads from pictures what they show and where."""
+
+import torch
+from torch import Tensor
+
+from models.condition import Condition
+from models.evaluator import accuracy
+from models.reader import Found, Reader, found, label_scores, placing, reading_loss
+from stages.engine import distributed
+from stages.engine.command import Context, add_fresh, command
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.distributed import with_global_batch_norms
+from stages.engine.draws import Draws
+from stages.engine.ema import Ema
+from stages.engine.log import say
+from stages.engine.optim import Optimizer
+from stages.engine.run import Run
+from stages.engine.schema import Reader as Section
+from stages.engine.trained import load_trained
+from stages.evaluator import as_input, augmented
+
+EVALUATED = 64  # held-out pictures whose objects and places are asked for again
+
+
+@torch.no_grad()
+def read(reader: Reader, images: Tensor, context: Context, batch: int = 256) -> tuple[list[list[Found]], Tensor]:
+    """(n, 3, 64, 64) uint8 or [-1, 1] -> what each picture shows and where, and scores (n, classes) of the labels."""
+    reader.eval()
+    seen, scores = [], []
+    for part in images.split(batch):
+        logits, offsets = (out.cpu() for out in reader(as_input(part, context)))  # in float32, as the evaluator's
+        seen += found(logits, offsets)
+        scores.append(label_scores(logits))
+    return seen, torch.cat(scores)
+
+
+def readable(dataset: Dataset, most: int | None = None) -> Tensor:
+    """Indices of the held-out pictures whose objects' places are all known; at most so many, evenly chosen."""
+    rows = dataset.held_out_conditions.wholly_placed.nonzero()[:, 0]
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).round().long()]
+
+
+def figures_on_real(reader: Reader, dataset: Dataset, rows: Tensor, context: Context) -> dict[str, float | None]:
+    """The reader's own errors (`placing`) and label accuracy on those held-out pictures: its worth as a judge."""
+    asked: Condition = dataset.held_out_conditions[rows]
+    seen, scores = read(reader, dataset.held_out_images[rows], context)
+    return {**placing(seen, asked), "accuracy": accuracy(scores, asked.labels.cpu()), "pictures": len(rows)}
+
+
+class ReaderTask:
+    """What each cell of a picture shows and the way to its object, from the pictures whose places are all known."""
+
+    def __init__(self, context: Context, dataset: Dataset):
+        self.context, self.dataset, self.settings = context, dataset, context.config.reader
+        self.rows = dataset.conditions.wholly_placed.nonzero()[:, 0]
+        torch.manual_seed(context.config.seed)
+        network = Reader(len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
+        self.network, self.ema = with_global_batch_norms(network), Ema(network, self.settings.ema)
+        self.optimizers = [Optimizer(network, self.settings, context.dtype)]
+        self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+
+    def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
+        index = self.rows[draws.indices(len(self.rows))]
+        pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
+        images, condition = augmented(pictures, condition, self.settings.low_resolution, draws)
+        self.network.train()
+        with self.context.autocast():
+            logits, offsets = self.network(images.contiguous(memory_format=torch.channels_last))
+        cells, places = reading_loss(logits, offsets, condition, distributed.average)
+        norm = self.optimizers[0].update(cells + places, step)
+        self.ema.update(step)
+        return {"cells": cells, "places": places, "gradient_norm": norm}
+
+    def measure(self) -> dict[str, float | None]:
+        return figures_on_real(self.ema.average, self.dataset, readable(self.dataset), self.context)
+
+    def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        return {key: value for key, value in self.measure().items() if value is not None}, {}
+
+    def export(self) -> tuple[dict[str, Tensor], dict]:
+        return self.ema.average.state_dict(), {"metrics": self.measure(), "classes": len(self.dataset.vocabulary)}
+
+
+def load_reader(context: Context) -> tuple[Reader, dict]:
+    """The experiment's reader, frozen on the device, and what its export says of itself."""
+    trained = load_trained(context, "reader", Section, lambda settings, about: Reader(about["classes"]))
+    return trained.network, trained.about
+
+
+def nothing_to_read(dataset: Dataset) -> str | None:
+    """Why no reader can be trained and measured on these pictures, in words; None where one can."""
+    parts = {"training": dataset.conditions, "held-out": dataset.held_out_conditions}
+    without = [name for name, conditions in parts.items() if not conditions.wholly_placed.any()]
+    if not without:
+        return None
+    pictures = " and no ".join(without)
+    return f"there is nothing to read: of no {pictures} picture of {dataset.folder} all places are known"
+
+
+def main(context: Context) -> None:
+    dataset = load_dataset(context.config, context.device)
+    if "reader" not in context.config.uses and (words := nothing_to_read(dataset)):
+        say(f"{context.config.name}/reader: {words}")
+        return
+    run = Run(context, "reader", {"data": dataset.sha256, "places": dataset.places_sha256})
+    if not run.finished():
+        run.train(ReaderTask(context, dataset))
+    say(f"{run.title}: {words_of(load_reader(context)[1]['metrics'])}")
+
+
+def words_of(figures: dict[str, float | None]) -> str:
+    """A reader's own figures, for people."""
+    error = figures["placement_error_pixels"]
+    shown = "unknown" if error is None else f"{error:.2f} pixels"
+    return (
+        f"on {figures['pictures']} held-out pictures its placement error is {shown}, {figures['not_found']:.3f} of the "
+        f"objects are not found; too many in {figures['too_many']:.3f} of the pictures, too few in "
+        f"{figures['too_few']:.3f}; label accuracy {figures['accuracy']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    command("Trains the reader of objects and their places, which judges placing.", main, add_fresh)

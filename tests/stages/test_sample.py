@@ -1,0 +1,49 @@
+"""What `make sample` is asked for badly is one line, and a place that is asked for reaches the network."""
+
+import pytest
+from PIL import Image
+
+from tests.stages.test_bad_inputs import assert_one_line
+
+SMALL = ("--count", "1")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("red cube at 1.3 0.6", ["outside the picture", "red cube at 0.3 0.6"]),
+        ("red cube at 0.3", ["'at 0.3' is no place"]),
+        ("red cube at 0.3 x", ["'at 0.3 x' is no place"]),
+        ("red cube at", ["is no place"]),
+        ("red cube at 0.3 0.6, cyan sphere at 0.3 0.61", ["stand on one spot"]),
+        ("red cube, red cube", ["stands twice"]),
+        ("red car at 0.3 0.6", ["unknown object 'red car'"]),
+        ("", ["empty label set"]),
+        ("red cube at nan 0.5", ["is no place"]),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(stage, chain, tmp_path, text, parts):
+    out = tmp_path / "x.png"
+    arguments = ("--labels", text, "--out", str(out), f"root={chain}")
+    assert_one_line(*stage("sample", *arguments), *parts)
+    assert not out.exists()
+
+
+def test_a_model_without_places_refuses_asked_places_in_one_line(stage, chain, tmp_path):
+    arguments = ("--model", "gan", *SMALL, "--out", str(tmp_path / "x.png"), f"root={chain}")
+    said = stage("sample", "--labels", "red cube at 0.3 0.6", *arguments)
+    assert_one_line(*said, "this gan was trained without places", "gan.generator.entry=map")
+    assert stage("sample", "--labels", "red cube", *arguments)[0] == 0
+
+
+def test_an_asked_place_changes_the_picture_and_nothing_else_does(stage, chain, tmp_path):
+    def drawn(text):
+        out = tmp_path / "x.png"
+        arguments = ("--labels", text, *SMALL, "--out", str(out), f"root={chain}", "eval.guidance=1.0")
+        status, said = stage("sample", *arguments)
+        assert status == 0, said
+        return Image.open(out).tobytes()
+
+    one = drawn("red cube at 0.3 0.6, cyan sphere at 0.7 0.5")
+    assert one == drawn(" Red  cube AT .3 6e-1 ,cyan sphere at 0.7 0.50")
+    assert one != drawn("red cube at 0.3 0.3, cyan sphere at 0.7 0.5")
