@@ -29,8 +29,18 @@ def unweighted(model: str) -> tuple[str, str]:
 
 
 SIMPLE = unweighted("ldm")
+
+
+def told(order: bool, places: bool) -> tuple[str, str]:
+    """Overrides by which the LDM is told the objects' order and places, or not."""
+    return f"ldm.network.order={str(order).lower()}", f"ldm.network.places={str(places).lower()}"
+
+
+# how much of a condition the LDM is told
+TOLD = {"the set": told(False, False), "order": told(True, False), "order and places": told(True, True)}
 # group -> the model, what is trained anew for each value, and what only sampling changes
 GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
+    "told": ("ldm", {name: [*changes] for name, changes in TOLD.items()}, {}),
     "conditions": ("ddpm", {"up": ["ddpm.paths=up"], "up + down": ["ddpm.paths=up+down"]}, {}),
     "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in SCHEDULES}, {}),
     "prediction": (

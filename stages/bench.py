@@ -91,15 +91,24 @@ def ldm_row(subject: Subject, context: Context, compiled: bool = False) -> Row:
 
 def vae_row(subject: Subject, context: Context) -> Row:
     config = subject.context.config
-    contenders = {"ours": subject.vae_step("vae.optimizer=adam", "vae.label_weight=0.0")}  # the same recipe
+    contenders = {"ours": subject.vae_step("vae.optimizer=adam", "vae.label_weight=0.0", *PLAIN_VAE)}  # the same recipe
     contenders["the plain way"] = plain.vae_step(config, subject.folder, context.device)
     if peers.available("diffusers"):
         contenders["diffusers' VQModel, the plain way"] = peers.vae_step(config, subject.folder, context.device)
     return Row.of(f"stage-1 training step, batch {config.vae.batch}", contenders, context)
 
 
+# the report's quantiser, which the plain way has too, and nothing beside it
+PLAIN_VAE = (
+    *("vae.quantizer=codebook", "vae.decodes=codes", "vae.decoder_noise=0.0", "vae.unquantized=0.0"),
+    *("vae.cell_weight=0.0", "vae.windows_until=0"),
+)
+# networks that the label set is enough for, as the reports have them
+REPORTS_GAN = ("gan.generator.entry=vector", "gan.critic.read=pooled")
+
+
 def gan_row(subject: Subject, context: Context) -> Row:
-    changes = ("gan.critic_steps=5", "gan.loss=wgan-gp")
+    changes = ("gan.critic_steps=5", "gan.loss=wgan-gp", *REPORTS_GAN)
     config = subject.changed(*changes).config
     contenders = {"ours": subject.gan_step(*changes)}
     arguments = (config, subject.folder, context.device, subject.vae)
@@ -115,8 +124,8 @@ def sampling_row(subject: Subject, context: Context) -> Row:
     contenders: dict[str, Work] = {"ours": subject.sampling(sampler, PICTURES, *DDIM, *ALIKE)}
     scales = {}
     if peers.available("diffusers"):
-        labels = subject.dataset.labels[:PICTURES]
-        arguments = (context, sampler, subject.vae, labels, DDIM_STEPS, GUIDANCE)
+        asked = subject.dataset.conditions[:PICTURES]
+        arguments = (context, sampler, subject.vae, asked, DDIM_STEPS, GUIDANCE)
         contenders["diffusers' DDIM loop, our network"] = peers.sampling(*arguments)
     if peers.available("denoising_diffusion_pytorch"):
         name, count, steps = "denoising-diffusion-pytorch, pixels, width 64, no guidance, float32", PICTURES, DDIM_STEPS
@@ -145,7 +154,7 @@ def compiled_sampling_row(subject: Subject, context: Context) -> Row:
         "ours, compiled, guidance throughout": subject.sampling(compiled, PICTURES, *DDIM, *ALIKE),
     }
     if peers.available("diffusers"):
-        arguments = (context, sampler, subject.vae, subject.dataset.labels[:PICTURES], DDIM_STEPS, GUIDANCE)
+        arguments = (context, sampler, subject.vae, subject.dataset.conditions[:PICTURES], DDIM_STEPS, GUIDANCE)
         contenders["diffusers' DDIM loop, our network, guidance throughout"] = peers.sampling(*arguments)
     return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, compiled, {words}", contenders, context)
 

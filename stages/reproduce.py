@@ -12,7 +12,7 @@ from models.adversarial import LOSSES
 from models.diffusion import SCHEDULES
 from models.samplers import SPACINGS
 from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
-from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, lacks, section_of, unweighted
+from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, TOLD, lacks, section_of, unweighted
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
@@ -25,6 +25,7 @@ from stages.judged import shown
 from stages.systems import TRAIN
 
 GUIDED = "eval.classifier_guidance=2.0"
+PATCHES = "configs/ddpm-patches.yaml"
 COSINE = ("ddpm.schedule=beta-cosine", "ddpm.timesteps=500")
 
 
@@ -32,7 +33,8 @@ COSINE = ("ddpm.schedule=beta-cosine", "ddpm.timesteps=500")
 class System:
     """A row: what it is, the model that is trained, what differs from the experiment, the report's (test, new_test).
 
-    `budget`: the report's own. An experiment without a ddpm section is lent that of MULTIPLY_ADD.
+    `budget`: the report's own. `recipe`: the configuration whose section of the model, sampler and guidance this row
+    takes, whatever the experiment has. An experiment without a ddpm section is lent that of MULTIPLY_ADD.
     """
 
     words: str
@@ -40,6 +42,12 @@ class System:
     changes: tuple[str, ...] = ()
     reported: tuple[float, float] | None = None
     budget: str | None = None
+    recipe: str | None = None
+
+
+# GANs that are told the label set alone, as the reports have them
+POOLED = ("gan.generator.entry=vector", "gan.critic.read=pooled")
+PLACED = ("gan.generator.entry=map", "gan.generator.condition=modulation", "gan.critic.read=places")
 
 
 def _choices(model: str, key: str, values: Iterable[str], words: str, *more: str) -> dict[str, System]:
@@ -62,7 +70,7 @@ SYSTEMS: dict[str, System] = {
     "gan-auxiliary": System(
         "auxiliary-classifier WGAN-GP",
         "gan",
-        ("gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising"),
+        (*POOLED, "gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising"),
         (0.972, 0.845),
         budget="not said",
     ),
@@ -73,11 +81,20 @@ SYSTEMS: dict[str, System] = {
         "conditions on its up path", "ddpm", ("ddpm.paths=up",), (0.631, 0.678), f"{IN_PIXELS}, width 256"
     ),
     "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not said"),
-    **_choices("gan", "loss", LOSSES, "adversarial loss"),
-    **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition"),
-    **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition"),
-    **_choices("gan", "body", BODIES, "body"),
-    "gan-attention": System("self-attention", "gan", ("gan.attention=true",)),
+    "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
+    "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),
+    "gan-placed": System("WGAN-GP on a map of places", "gan", PLACED),
+    "gan-placed-generator": System("its generator alone", "gan", (*PLACED[:2], "gan.critic.read=pooled")),
+    "gan-placed-critic": System("its critic alone", "gan", ("gan.generator.entry=vector", PLACED[2])),
+    **_choices("gan", "loss", LOSSES, "adversarial loss", *POOLED),
+    **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition", *POOLED),
+    **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition", *POOLED),
+    **_choices("gan", "body", BODIES, "body", *POOLED),
+    "gan-attention": System("self-attention", "gan", (*POOLED, "gan.attention=true")),
+    **{
+        f"ldm-told-{name.replace(' ', '-')}": System(f"the LDM is told: {name}", "ldm", changes)
+        for name, changes in TOLD.items()
+    },
     **_choices("ldm", "prediction", OF_X0, "prediction", *SIMPLE),
     **_choices("ldm", "prediction", ("mean",), "prediction", *SIMPLE, "eval.sampler=ancestral"),
     "ldm-bound": System(
@@ -127,10 +144,16 @@ def asked_of(context: Context, system: System) -> list[str]:
     return [o for o in context.arguments.overrides if o.startswith((f"{system.model}.", "eval."))]
 
 
+def recipe_of(context: Context, system: System) -> str | None:
+    """The other configuration that a row's section is taken from; None where it is the experiment's own."""
+    return system.recipe or (MULTIPLY_ADD if lacks(context, system.model) else None)
+
+
 def changes_of(context: Context, key: str) -> list[str]:
     """What a row changes in the experiment: a section it lacks, what the command line says, what makes it that row."""
     a, system = context.arguments, SYSTEMS[key]
-    changes = section_of(MULTIPLY_ADD, system.model) if lacks(context, system.model) else []
+    lent = recipe_of(context, system)
+    changes = section_of(lent, system.model) if lent else []
     changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
     changes.append(f"reported={json.dumps({system.model: system.reported} if system.reported else {})}")
     if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
@@ -186,7 +209,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
         "system": system.words,
         "reported": system.reported,
         "figures": report["results"][system.model],
-        "configuration": MULTIPLY_ADD if lacks(context, system.model) else context.arguments.config,
+        "configuration": recipe_of(context, system) or context.arguments.config,
         "settings": [*asked_of(context, system), *system.changes],
         "seeds": list(row.config.eval.seeds),
         "steps": about["steps"],

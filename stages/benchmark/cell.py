@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data.images import SIZE
+from models.condition import Condition
 from stages.benchmark.clock import interleaved
 from stages.benchmark.subject import Subject
 from stages.engine.checkpoint import load_export, save_export
@@ -32,10 +33,13 @@ AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
     "LDM: latent side": ((8, 16, 32), lambda s, n: s.ldm_step(latents=noise(s, n))),
     "LDM: width": ((48, 80, 128, 192, 256), lambda s, n: s.ldm_step(f"ldm.network.channels={n}", *HEADS)),
     "stage 1: batch": ((8, 16, 32, 64, 128), lambda s, n: s.vae_step(f"vae.batch={n}")),
-    "stage 1: codes": ((512, 1024, 2048, 8192, 32768), lambda s, n: s.vae_step(f"vae.codebook.codes={n}", FEW)),
+    "stage 1: codes": (
+        (512, 1024, 2048, 8192, 32768),
+        lambda s, n: s.vae_step(f"vae.codebook.codes={n}", *FEW),
+    ),
 }
 HEADS = ("ldm.network.heads=2", "ldm.network.head_width=null")  # the width need not be a multiple of some head's
-FEW = "vae.codebook.init=uniform"  # k-means needs as many latents as codes
+FEW = ("vae.quantizer=codebook", "vae.codebook.init=uniform")  # k-means needs as many latents as codes
 
 
 def noise(subject: Subject, side: int) -> Tensor:
@@ -81,9 +85,8 @@ def read_pack(context: Context, work: Path) -> tuple[float, float, float, int]:
     began = time.perf_counter()
     images = placed(load_export(path, "run the same command again", mapped=True)[0]["images"], context.device)
     opened = time.perf_counter() - began
-    labels = torch.zeros(len(images), len(subject.dataset.vocabulary), device=context.device)
-    labels[:, 0] = 1
-    subject.dataset = replace(subject.dataset, images=images, labels=labels)
+    condition = Condition.of_lists([[0]], len(subject.dataset.vocabulary)).repeat(len(images)).to(context.device)
+    subject.dataset = replace(subject.dataset, images=images, conditions=condition)
     read, step = subject.reading(BATCH), subject.vae_step()
     step()
     reset_peak(context.device)

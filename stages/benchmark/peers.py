@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.labels import CLEVR
+from models.condition import Condition
 from models.vqvae import VQVAE
 from stages.benchmark import plain
 from stages.benchmark.clock import Work
@@ -116,7 +117,9 @@ def vae_step(config: Config, folder: Path, device: torch.device) -> Work:
     return plain.vae_step(config, folder, device, _VQModel(config))
 
 
-def sampling(context: Context, sampler: DiffusionSampler, vae: VQVAE, labels: Tensor, steps: int, scale: float) -> Work:
+def sampling(
+    context: Context, sampler: DiffusionSampler, vae: VQVAE, condition: Condition, steps: int, scale: float
+) -> Work:
     """diffusers' DDIM loop, as in its pipelines, around our network: the same arithmetic but for the loop."""
     from diffusers import DDIMScheduler
 
@@ -128,14 +131,13 @@ def sampling(context: Context, sampler: DiffusionSampler, vae: VQVAE, labels: Te
         timestep_spacing="trailing",
         clip_sample=False,
     )
-    labels = labels.to(context.device)
-    doubled = labels.repeat(2, 1)
-    keep = torch.tensor([True, False], device=context.device).repeat_interleave(len(labels))
+    doubled = condition.to(context.device).repeat(2)
+    keep = torch.tensor([True, False], device=context.device).repeat_interleave(len(condition))
 
     @torch.no_grad()
     def work() -> Tensor:
         scheduler.set_timesteps(steps, device=context.device)
-        x = torch.randn(len(labels), *sampler.shape, device=context.device)
+        x = torch.randn(len(condition), *sampler.shape, device=context.device)
         for t in scheduler.timesteps:
             with context.autocast():
                 both = network(torch.cat([x, x]), t.expand(len(doubled)), doubled, keep)

@@ -6,6 +6,7 @@ It is what a good student writes first, on the same networks with the same setti
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from data.labels import CLEVR
 from models.adversarial import LOSSES, gradient_penalty
+from models.condition import Condition
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.vqvae import VQVAE
 from stages.benchmark.clock import Work
@@ -73,8 +75,13 @@ def plain_vae(config: Config) -> VQVAE:
     """The configuration's autoencoder with the library's quantiser as it comes."""
     network = build_vae(config.vae)
     codes, width = config.vae.codebook.codes, config.vae.latent_channels
-    network.quantizer = VectorQuantize(dim=width, codebook_size=codes, accept_image_fmap=True)
+    network.quantizer = _Library(dim=width, codebook_size=codes, accept_image_fmap=True)
     return network
+
+
+class _Library(VectorQuantize):
+    def bounded(self, latents: Tensor) -> Tensor:
+        return latents
 
 
 def vae_step(config: Config, folder: Path, device: torch.device, network: nn.Module | None = None) -> Work:
@@ -139,24 +146,28 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kep
         with torch.no_grad():
             return (vae.encode(images) if width else F.pixel_unshuffle(images, s.stem)), labels
 
+    def asked(labels: Tensor) -> Condition:
+        """What the networks are given: of a condition they look at the labels alone."""
+        return SimpleNamespace(labels=labels)
+
     def classified(logits: Tensor | None, labels: Tensor) -> Tensor | float:
         return 0.0 if logits is None else s.auxiliary * F.binary_cross_entropy_with_logits(logits, labels)
 
     def work() -> None:
         for _ in range(s.critic_steps):
             real, labels = real_batch()
-            fake = generator(torch.randn(len(real), s.generator.noise, device=device), labels).detach()
-            (on_real, logits), (on_fake, _) = critic(real, labels), critic(fake, labels)
+            fake = generator(torch.randn(len(real), s.generator.noise, device=device), asked(labels)).detach()
+            (on_real, logits), (on_fake, _) = critic(real, asked(labels)), critic(fake, asked(labels))
             mix = torch.rand(len(real), 1, 1, 1, device=device)
-            penalty, _ = gradient_penalty(critic, real, fake, labels, mix)
+            penalty, _ = gradient_penalty(critic, real, fake, asked(labels), mix)
             loss = loss_of.critic(on_real, on_fake) + s.penalty * penalty
             optimizers[1].zero_grad()
             (loss + classified(logits, labels)).backward()
             optimizers[1].step()
-        made = generator(torch.randn(len(labels), s.generator.noise, device=device), labels)
-        scored, logits = critic(made, labels)
+        made = generator(torch.randn(len(labels), s.generator.noise, device=device), asked(labels))
+        scored, logits = critic(made, asked(labels))
         optimizers[0].zero_grad()
-        (loss_of.generator(scored) + classified(logits, labels)).backward()
+        (loss_of.generator(scored, None) + classified(logits, labels)).backward()
         optimizers[0].step()
 
     return work

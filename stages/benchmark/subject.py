@@ -31,16 +31,18 @@ LONG = 10**6
 
 
 def write_pictures(folder: Path) -> None:
-    """A folder in the lab's layout: PNGs of 64x64 noise on grey, one to three labels each."""
+    """A folder in the lab's layout: PNGs of 64x64 noise on grey, one to three labels and places each."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "iclevr").mkdir(parents=True)
-    random, labels = np.random.default_rng(0), {}
+    random, labels, places = np.random.default_rng(0), {}, {}
     for i in range(PICTURES):
         pixels = (128 + 20 * random.standard_normal((64, 64, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "iclevr" / f"{i:06d}_0.png")
         labels[f"{i:06d}_0.png"] = [CLEVR.names[k] for k in random.choice(24, i % 3 + 1, replace=False)]
+        cells = random.choice(9, i % 3 + 1, replace=False)
+        places[f"{i:06d}_0.png"] = [[0.2 + 0.3 * (cell % 3), 0.2 + 0.3 * (cell // 3)] for cell in cells.tolist()]
     sets = list(labels.values())[:64]
-    files = {"train": labels, "objects": CLEVR.index, "test": sets[:32], "new_test": sets[32:]}
+    files = {"train": labels, "places": places, "objects": CLEVR.index, "test": sets[:32], "new_test": sets[32:]}
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
@@ -57,7 +59,13 @@ class Subject:
             write_pictures(self.folder)
             shutil.rmtree(work / "subject", ignore_errors=True)
         always = [f"root={work}", "name=subject", f"data.folder={self.folder}", "data.validation_every=20", "uses={}"]
-        always += ["evaluator.checkpoint=null", "vae.codebook.start=0", "vae.discriminator.start=0", "reported={}"]
+        always += [
+            "evaluator.checkpoint=null",
+            "vae.codebook.start=0",
+            "vae.fsq.start=0",
+            "vae.discriminator.start=0",
+            "reported={}",
+        ]
         always += ["vae.perceptual.weight=0"]  # of no contender: its backbone may not be here
         always += [f"{stage}.warmup=0" for stage in ("evaluator", "vae", "ldm", "gan")]
 
@@ -111,13 +119,13 @@ class Subject:
     def sampler(self) -> DiffusionSampler:
         """The LDM's sampler, of an untrained network: as fast as a trained one."""
         task = ldm_task(self.context, self.dataset, self.vae, self.latents)
-        return task.sampler_of(task.ema.average)
+        return task.sampler_of(task.ema.average, task.layouts)
 
     def sampling(self, sampler: DiffusionSampler, count: int, *overrides: str) -> Callable[[], Tensor]:
         """Calls that each make `count` pictures, as `make eval` does."""
         how = self.changed(*overrides).config.eval
-        labels = self.dataset.labels[:count].cpu()
-        return lambda: sampler.sample(labels, [(0, "bench", i) for i in range(count)], how)
+        condition = self.dataset.conditions[:count].to("cpu")
+        return lambda: sampler.sample(condition, [(0, "bench", i) for i in range(count)], how)
 
     def reading(self, batch: int) -> Work:
         """Calls that each bring a batch of pictures, in [-1, 1], and their labels onto the device."""

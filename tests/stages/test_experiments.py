@@ -1,14 +1,19 @@
 """Each experiment leaves its page, figures and table, through its command, on the smoke configuration."""
 
 import json
+from argparse import Namespace
+from contextlib import ExitStack
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from stages.engine.checkpoint import read_about
+from stages.engine.command import Context
 from stages.engine.config import derive, load
 from stages.pace import PLAIN, plain
+from stages.reproduce import SYSTEMS, changes_of, homes_of, named
 from tests.stages.test_bad_inputs import assert_one_line
 
 
@@ -29,7 +34,7 @@ def root(chain, tmp_path_factory):
     """A root beside the chain's: what experiments train is theirs, what they use is the chain's."""
     root = tmp_path_factory.mktemp("experiments")
     (root / "smoke").mkdir()
-    for name in ("render", "evaluator", "vae", "ldm", "gan"):
+    for name in ("render", "evaluator", "reader", "vae", "ldm", "gan"):
         (root / "smoke" / name).symlink_to(chain / "smoke" / name)
     (root / "packs").symlink_to(chain / "packs")
     return root
@@ -103,14 +108,31 @@ def test_compare(stage, root):
         assert result[model]["frechet_distance_on_evaluator_features"] > 0
         assert result[model]["mean_pairwise_distance"] > 0
         assert result[model]["training_memory_bytes"] > 2**27
+        assert result[model]["variety"].keys() == result["real"]["variety"].keys() == {"one_layout", "over_layouts"}
+
+
+def test_placed(stage, root):
+    """The smoke LDM takes places, its GAN does not; the last object named walks, and the others stand still."""
+    status, said = stage("placed", f"root={root}", "--labels", "gray cube, red sphere")
+    assert status == 0, said
+    assert "takes no places" in said
+    result = page(root, "placed", ["ldm"])
+    assert result["objects"] == ["gray cube", "red sphere"]
+    assert list(result["pixels_off"]) == ["ldm"] and len(result["pixels_off"]["ldm"]) == 8
+    still, walking = zip(*result["places"], strict=True)
+    assert all(place == still[0] for place in still) and len(set(map(tuple, walking))) > 2
+    arguments = ("placed", f"root={root}", "--labels")
+    assert_one_line(*stage(*arguments, "red sphere at 0.5 0.5"), "leave the places out")
+    assert_one_line(*stage(*arguments, "red car"), "unknown object 'red car'")
+    assert_one_line(*stage(*arguments, "red cube, gray cube, blue cube, cyan cube"), "no training picture of 4 objects")
 
 
 def test_held_out(stage, root):
     status, said = stage("held_out", f"root={root}")
     assert status == 0, said
-    figures = [f"{m}-{n}" for m in ("ldm", "gan") for n in ("seen", "withheld", "four-objects")]
+    figures = [f"{m}-{n}" for m in ("ldm", "gan") for n in ("seen", "withheld", "four-objects", "five-objects")]
     result = page(root, "held-out", figures)
-    assert set(result["ldm"]) == {"seen", "withheld", "four objects"}
+    assert set(result["ldm"]) == {"seen", "withheld", "four objects", "five objects"}
     status, said = stage("held_out", f"root={root}")
     assert status == 0 and said.count("finished already") == 2
 
@@ -153,13 +175,20 @@ def test_the_plain_recipe_has_the_steps_that_adam_needs_and_guidance_throughout(
     assert rates[0] == rates[1]
 
 
-def test_reproduce_runs_every_system_and_only_what_is_missing(stage, root):
+# one row of each kind: plain, guided by a stranger, another form, a lent section, one that shares its training
+KINDS = (
+    *("ldm", "ldm-guided", "gan", "gan-auxiliary", "gan-placed", "ddpm-cosine", "ddpm-patches"),
+    *("ldm-prediction-mean", "ldm-told-the-set", "gan-body-residual"),
+)
+
+
+def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
     """Two steps a training: a page with a row for each, the reports' figures beside ours."""
     small = (f"root={root}", "ddpm.width=8", "ddpm.timesteps=12", "ddpm.batch=4", "eval.seeds=[0]")
-    status, said = stage("reproduce", "--steps", "2", *small)
+    status, said = stage("reproduce", "--steps", "2", "--only", *KINDS, "--", *small)
     assert status == 0, said
     rows = json.loads((root / "reproduce/report.json").read_text())
-    assert {"ldm", "ldm-guided", "gan", "gan-auxiliary", "ddpm-multiply-add", "ddpm-up", "ddpm-cosine"} <= rows.keys()
+    assert rows.keys() == set(KINDS)
     assert rows["gan"]["reported"] == [0.527, 0.678]
     assert all(0 <= row["figures"][part]["accuracy"] <= 1 for row in rows.values() for part in ("test", "new_test"))
     assert "accuracy_by_the_guide" in rows["ldm-guided"]["figures"]["test"]
@@ -167,3 +196,17 @@ def test_reproduce_runs_every_system_and_only_what_is_missing(stage, root):
     assert not (root / "smoke-gan-body-residual/gan").exists(), "that is the row gan: nothing is learned twice"
     status, said = stage("reproduce", "--steps", "2", "--only", "gan", "ldm-guided", "--", *small)
     assert status == 0 and said.count("finished already") >= 5, said
+
+
+@pytest.mark.parametrize("experiment", ["smoke", "demo", "iclevr"])
+def test_every_system_is_a_valid_configuration_with_what_makes_it_that_row(experiment, tmp_path):
+    """All rows derive; the few that run in the test above stand for their training."""
+    config = load(f"configs/{experiment}.yaml", [f"root={tmp_path}"])
+    arguments = Namespace(config="", steps=2, overrides=[], fresh=False, only=[])
+    context = Context(config, torch.device("cpu"), torch.float32, arguments, 0.0, ExitStack())
+    homes = homes_of(context)
+    assert homes.keys() == SYSTEMS.keys()
+    for key, system in SYSTEMS.items():
+        row = context.derived(named(context, key), *changes_of(context, key)).config
+        assert row.models == (system.model,)
+        assert derive(row, list(system.changes)) == row, f"{key}: something else wins over what makes it that row"

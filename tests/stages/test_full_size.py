@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.condition import Condition
 from models.patch_discriminator import PatchDiscriminator
 from stages.ddpm import build_ddpm
 from stages.engine.config import load
@@ -43,18 +44,18 @@ def critic():
 
 
 def ddpm():
-    network = build_ddpm(section("ddpm-multiply-add", "ddpm"), 24)
+    network = build_ddpm(section("ddpm-multiply-add", "ddpm"), 24, 3)
     return network, [(denoise(network), (2, 3, 64, 64), (2, 3, 64, 64))]
 
 
 def ddpm_up():
-    network = build_ddpm(section("ddpm-multiply-add", "ddpm", "ddpm.paths=up"), 24)
+    network = build_ddpm(section("ddpm-multiply-add", "ddpm", "ddpm.paths=up"), 24, 3)
     return network, [(denoise(network), (2, 3, 64, 64), (2, 3, 64, 64))]
 
 
 def ddpm_cosine():
     settings = section("ddpm-cosine", "ddpm")
-    network = build_ddpm(settings, 24)
+    network = build_ddpm(settings, 24, 3)
     return network, [
         (lambda x: network(x, torch.tensor([0, settings.timesteps - 1]), labels()), *2 * ((2, 3, 64, 64),))
     ]
@@ -76,7 +77,7 @@ def critic_attention():
 
 
 def labels():
-    return torch.eye(24)[:2]
+    return Condition.of_lists([[0], [1]], 24)
 
 
 def denoise(network):

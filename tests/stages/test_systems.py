@@ -24,13 +24,21 @@ from tests.stages.test_bad_inputs import assert_one_line
 from tests.stages.test_resume import digest, lines
 
 GAN = [
-    *(f"gan.loss={name}" for name in ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan")),
+    *(f"gan.loss={name}" for name in ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan")),
     *(f"gan.critic.condition={name}" for name in ("projection", "auxiliary", "projection+auxiliary", "concatenation")),
     *(f"gan.generator.condition={name}" for name in ("concatenation", "modulation", "batch-norm")),
     "gan.body=dcgan",
     "gan.attention=true",
     "gan.auxiliary_schedule=rising",
 ]
+MAP, READ = ("gan.generator.entry=map", "gan.generator.condition=modulation"), ("gan.critic.read=places",)
+LATENTS = ("gan.space=latents", "gan.generator.channels=[8,8,8]", "gan.critic.channels=[8,8,8]")
+PLACED = {
+    "map": MAP,
+    "read": READ,
+    "both-r3gan": (*MAP, *READ, "gan.loss=r3gan"),
+    "both-on-latents": (*MAP, *READ, *LATENTS),
+}
 DENOISING = [
     *(f"prediction={name}" for name in ("mean", "noise", "v", "x0")),
     "bound=true",
@@ -65,6 +73,23 @@ def base(root, name):
         "uses={evaluator: smoke, vae: smoke}",
         "eval.seeds=[0]",
     )
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_a_gan_on_a_map_of_places_draws_with_places_and_without(stage, root, name):
+    arguments = (*base(root, f"gan-placed-{name}"), *PLACED[name])
+    status, said = stage("gan", *arguments)
+    assert status == 0, said
+    pictures, takes_places = [], MAP[0] in PLACED[name]
+    for labels in ("red cube at 0.2 0.3", "red cube at 0.8 0.7", "red cube"):
+        out = root / "x.png"
+        status, said = stage("sample", *arguments, "--labels", labels, "--model", "gan", "--out", str(out))
+        if " at " in labels and not takes_places:  # its critic alone reads them
+            assert_one_line(status, said, "trained without places", "gan.generator.entry=map")
+        else:
+            assert status == 0, said
+            pictures.append(out.read_bytes())
+    assert len(set(pictures)) == (3 if takes_places else 1)
 
 
 @pytest.mark.parametrize("change", GAN)
@@ -282,7 +307,8 @@ def test_a_model_that_serves_the_experiment_serves_none_of_its_variants():
     context = Context(config, torch.device("cpu"), torch.float32, Namespace(), 0.0, ExitStack())
     variant = context.derived("other", "ldm.schedule=linear")
     assert config.uses["ldm"] == "iclevr"
-    assert variant.config.uses == {"evaluator": "iclevr", "vae": "iclevr", "guide": "iclevr-guide"}
+    served = {"evaluator": "iclevr", "vae": "iclevr", "guide": "iclevr-guide", "reader": "iclevr-guided"}
+    assert variant.config.uses == served
 
 
 def test_a_used_stage_is_not_trained_again(stage, root):
