@@ -95,7 +95,7 @@ for-diffusion for-drawer: for-%: setup $(NAMED)
 eval: models reader ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
 	$(call STAGE,evaluate)
 
-sample: for-drawer ## LABELS="red cube, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
+sample: for-drawer ## LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
 	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
 	  $(OF_MODEL) --out "$(OUT)" $(SETS)
 
@@ -120,7 +120,7 @@ ablations: vae ## conditions, schedule, prediction, guidance: one choice at a ti
 compare: eval ## the models side by side: time, memory, accuracy, diversity
 	$(call STAGE,compare)
 
-held-out: vae ## trained without a share of the label sets, and asked for them and for four objects
+held-out: vae ## trained without a share of the label sets, and asked for them, for four and five objects
 	$(call STAGE,held_out)
 
 pace: evaluator ## how long until the LDM passes .80, by this recipe and by a plain one
