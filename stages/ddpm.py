@@ -152,11 +152,7 @@ def main(context: Context) -> None:
     settings = section_of(context)
     dataset = load_dataset(context.config, context.device)
     parents = {"data": dataset.sha256}
-    if settings.wants_places and not dataset.places_sha256:  # of `models` it is asked before; this may be none of them
-        key = settings.wants_places
-        raise UserError(
-            f"{dataset.folder}: no object's place is known, which {key} needs; add a places.json or say {key}=false"
-        )
+    dataset.must_know_places(context.config.places_of("ddpm"))  # `models` may not name it
     if settings.wants_layouts:
         parents["places"] = dataset.places_sha256
     if settings.plateau_factor < 1:  # then the previews' accuracy is part of the training

@@ -245,6 +245,7 @@ class GanTask:
 
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
+    dataset.must_know_places(context.config.places_of("gan"))  # `models` may not name it
     parents, vae = {"data": dataset.sha256}, None
     if context.config.gan.space == "latents":
         vae, about = load_vae(context)

@@ -86,6 +86,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
 
 def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset = load_dataset(context.config, context.device)
+    dataset.must_know_places(context.config.places_of("ldm"))  # `models` may not name it
     vae, about = load_vae(context)
     parents = {"data": dataset.sha256, "vae": about["sha256"]}
     if context.config.ldm.network.wants_layouts:

@@ -53,6 +53,11 @@ class Dataset:
         """Multi-hot (n, k) float, of the held-out pictures."""
         return self.held_out_conditions.labels.contiguous()
 
+    def must_know_places(self, needs: dict[str, str]) -> None:
+        """Raises UserError where no place is known and something needs one, as `Config.places_of` has it."""
+        if not self.places_sha256:
+            _refuse_needed_places(needs, self.folder)
+
     def pictures(self, index: Tensor) -> Tensor:
         """Training pictures (b, 3, 64, 64) in [-1, 1] on the device."""
         return to_unit(self.images[index.to(self.images.device)].to(self.conditions.device))
@@ -130,9 +135,9 @@ def placed(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device)
 
 
-def _refuse_needed_places(config: Config, folder: Path) -> None:
-    """Raises UserError where a configured model needs places, before any stage has trained."""
-    if needs := config.needs_places:
+def _refuse_needed_places(needs: dict[str, str], folder: Path) -> None:
+    """Raises UserError where something needs places, of a folder that knows none: {key: what to say to do without}."""
+    if needs:
         raise UserError(
             f"{folder}: no object's place is known, which {', '.join(needs)} must know; add a places.json (README, "
             f"'Your own data'), or do without: {' '.join(needs.values())}"
@@ -154,7 +159,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     except DataError as error:
         raise UserError(str(error)) from None
     if not about["places_sha256"]:
-        _refuse_needed_places(config, folder)
+        _refuse_needed_places(config.needs_places, folder)
     classes, digest = len(images.vocabulary), about["pictures_sha256"]
 
     def part(held_out: bool) -> tuple[Tensor, Condition]:

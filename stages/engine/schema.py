@@ -325,13 +325,20 @@ class Config(Section):
             needs["evaluator.cell_weight"] = "evaluator.cell_weight=0.0"
         if self.needs_vae and self.vae.cell_weight > 0:
             needs["vae.cell_weight"] = "vae.cell_weight=0.0"
-        if "ldm" in self.models and self.ldm.network.places:
+        for model in self.models:
+            needs |= self.places_of(model)
+        return needs
+
+    def places_of(self, model: str) -> dict[str, str]:
+        """The same of one model alone, whether `models` names it or not."""
+        needs = {}
+        if model == "ldm" and self.ldm.network.places:
             needs["ldm.network.places=true"] = "ldm.network.places=false"
-        if "gan" in self.models and self.gan.generator.entry == "map":
+        if model == "gan" and self.gan.generator.entry == "map":
             needs["gan.generator.entry=map"] = "gan.generator.entry=vector"
-        if "gan" in self.models and self.gan.critic.read == "places":
+        if model == "gan" and self.gan.critic.read == "places":
             needs["gan.critic.read=places"] = "gan.critic.read=pooled"
-        if "ddpm" in self.models and self.ddpm is not None and (key := self.ddpm.wants_places):
+        if model == "ddpm" and self.ddpm is not None and (key := self.ddpm.wants_places):
             needs[f"{key}=true"] = f"{key}=false"
         return needs
 

@@ -134,3 +134,15 @@ def test_what_needs_places_is_refused_where_none_is_known_and_says_how_to_do_wit
         opened(folder, "gan.generator.condition=modulation", change)
     assert str(error.value).endswith(f"or do without: {otherwise}")
     opened(folder, "gan.generator.condition=modulation", change, otherwise)
+
+
+@pytest.mark.parametrize(
+    ("stage_name", "change"),
+    [("ldm", "ldm.network.places=true"), ("gan", "gan.critic.read=places"), ("ddpm", "ddpm.places=true")],
+)
+def test_a_stage_that_models_does_not_name_refuses_what_it_needs_too(stage, tmp_path, stage_name, change):
+    folder = write_folder(tmp_path / "d", places=False)
+    other = "gan" if stage_name != "gan" else "ldm"
+    arguments = (f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=3", f"models=[{other}]")
+    status, said = stage(stage_name, *arguments, "ldm.network.places=false", change)
+    assert status == 2 and said.splitlines()[-1].startswith("error: ") and "no object's place is known" in said
