@@ -83,7 +83,8 @@ class Condition:
         """(b, classes) float32 of zeros and ones: what a judge takes."""
         found = torch.zeros(len(self), self.classes + 1, device=self.device)
         slots = torch.where(self.present, self.objects, self.classes)  # absent ones into a column that is cut off
-        return found.scatter_(1, slots, 1.0)[:, : self.classes]
+        found = found.scatter_(1, slots, 1.0)[:, : self.classes]
+        return found.contiguous()  # a matrix product of rows that lie apart may round its last bit otherwise
 
     def to(self, device: torch.device | str) -> "Condition":
         return replace(self, objects=self.objects.to(device), places=self.places.to(device))

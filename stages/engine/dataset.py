@@ -46,12 +46,12 @@ class Dataset:
     @cached_property
     def labels(self) -> Tensor:
         """Multi-hot (n, k) float, of the training pictures."""
-        return self.conditions.labels.contiguous()
+        return self.conditions.labels
 
     @cached_property
     def held_out_labels(self) -> Tensor:
         """Multi-hot (n, k) float, of the held-out pictures."""
-        return self.held_out_conditions.labels.contiguous()
+        return self.held_out_conditions.labels
 
     def must_know_places(self, needs: dict[str, str]) -> None:
         """Raises UserError where no place is known and something needs one, as `Config.places_of` has it."""

@@ -14,6 +14,12 @@ def test_objects_keep_their_order_and_labels_are_their_multi_hot():
     assert Condition.of_labels(SOME.labels).labels.equal(SOME.labels)
 
 
+def test_labels_lie_in_memory_as_a_multi_hot_of_their_own_does():
+    """A product with them rounds as it did when networks were given the data's own labels."""
+    for some in (SOME, SOME[torch.tensor([2, 0])], SOME.repeat(2)):
+        assert some.labels.is_contiguous()
+
+
 def test_a_row_may_have_places_for_all_some_or_none():
     assert SOME.placed.tolist() == [[True, False, False], [False] * 3, [True, True, False]]
     assert not SOME.only_placed(torch.tensor([False, True, False])).placed.any()
