@@ -16,6 +16,7 @@ from models.condition import Condition, blobs
 from models.wgan import BODIES
 
 SIDE = 8  # of the map on which objects stand
+CRITIC_CONDITIONS = ("projection", "auxiliary", "projection+auxiliary")
 
 
 def _spread(condition: Condition) -> Tensor:
@@ -83,17 +84,29 @@ class PlacedGenerator(nn.Module):
 
 
 class PlacedCritic(nn.Module):
-    """(b, inputs, size, size), conditions -> scores (b,) and logits (b, classes + 1, 8, 8) of what each cell shows.
+    """(b, inputs, size, size), conditions -> scores (b,) and, with an auxiliary head, logits (b, classes + 1, 8, 8).
 
-    The score is that of a projection critic on the summed features (arXiv 1802.05637), plus one of each object asked
-    for, read from a map of its own at its place. The last class of the logits is the background.
+    `condition`, one of CRITIC_CONDITIONS: `projection`, the score is that of a projection critic on the summed features
+    (arXiv 1802.05637), plus one of each object asked for, read from a map of its own at its place; `auxiliary`, a
+    second head says what each cell shows. The last class of its logits is the background.
     """
 
-    def __init__(self, classes: int, inputs: int, size: int, channels: tuple[int, ...], body: str = "residual"):
+    def __init__(
+        self,
+        classes: int,
+        inputs: int,
+        size: int,
+        channels: tuple[int, ...],
+        condition: str = "projection+auxiliary",
+        body: str = "residual",
+    ):
         super().__init__()
         halvings = int(math.log2(size // SIDE))
         if len(channels) <= halvings:
             raise ValueError(f"a critic of {size}x{size} that reads a map of 8x8 needs at least {halvings + 1} widths")
+        if condition not in CRITIC_CONDITIONS:
+            raise ValueError(f"condition {condition!r} is none of {', '.join(CRITIC_CONDITIONS)}")
+        ways = condition.split("+")
         self.enter = conv3x3(inputs, channels[0])
         _, block = BODIES[body]
         pairs = list(pairwise(channels))
@@ -101,11 +114,11 @@ class PlacedCritic(nn.Module):
         self.blocks = nn.ModuleList(block(a, b, i >= first) for i, (a, b) in enumerate(pairs))
         width = channels[-1]
         self.score = nn.Linear(width, 1)
-        self.project = nn.Linear(classes, width, bias=False)
-        self.there = nn.Conv2d(width, classes, 1)
-        self.classify = nn.Conv2d(width, classes + 1, 1)
+        self.project = nn.Linear(classes, width, bias=False) if "projection" in ways else None
+        self.there = nn.Conv2d(width, classes, 1) if "projection" in ways else None
+        self.classify = nn.Conv2d(width, classes + 1, 1) if "auxiliary" in ways else None
 
-    def forward(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
         x = self.enter(x)
         for block in self.blocks:
             x = block(x)
@@ -113,8 +126,10 @@ class PlacedCritic(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = nn.functional.silu(x.float())
             total = reduce(x, "b c h w -> b c", "sum")
-            score = self.score(total)[:, 0] + (self.project(condition.labels) * total).sum(1)
-            return score + self._read(x, condition).sum(1), self.classify(x)
+            score = self.score(total)[:, 0]
+            if self.project is not None:
+                score = score + (self.project(condition.labels) * total).sum(1) + self._read(x, condition).sum(1)
+            return score, None if self.classify is None else self.classify(x)
 
     def _read(self, x: Tensor, condition: Condition) -> Tensor:
         """(b, m): the mean of each object's own map about its place; 0 of an empty slot."""

@@ -63,7 +63,8 @@ def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic | 
     of_section = settings.critic.model_dump(exclude={"read"})
     try:
         if settings.critic.read == "places":
-            return PlacedCritic(classes, channels, size, settings.critic.channels, settings.body)
+            of_section.pop("pool")
+            return PlacedCritic(classes, channels, size, body=settings.body, **of_section)
         return Critic(classes, channels, size, body=settings.body, attention=settings.attention, **of_section)
     except ValueError as error:
         raise UserError(f"gan.critic.channels: {error}") from None

@@ -47,7 +47,10 @@ class System:
 
 # GANs that are told the label set alone, as the reports have them
 POOLED = ("gan.generator.entry=vector", "gan.critic.read=pooled")
-PLACED = ("gan.generator.entry=map", "gan.generator.condition=modulation", "gan.critic.read=places")
+PLACED = (
+    *("gan.generator.entry=map", "gan.generator.condition=modulation"),
+    *("gan.critic.read=places", "gan.critic.condition=projection+auxiliary"),
+)
 
 
 def _choices(model: str, key: str, values: Iterable[str], words: str, *more: str) -> dict[str, System]:
@@ -84,8 +87,8 @@ SYSTEMS: dict[str, System] = {
     "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
     "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),
     "gan-placed": System("WGAN-GP on a map of places", "gan", PLACED),
-    "gan-placed-generator": System("its generator alone", "gan", (*PLACED[:2], "gan.critic.read=pooled")),
-    "gan-placed-critic": System("its critic alone", "gan", ("gan.generator.entry=vector", PLACED[2])),
+    "gan-placed-generator": System("its generator alone", "gan", (*PLACED[:2], POOLED[1])),
+    "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *PLACED[2:])),
     **_choices("gan", "loss", LOSSES, "adversarial loss", *POOLED),
     **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition", *POOLED),
     **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition", *POOLED),

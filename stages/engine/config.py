@@ -9,6 +9,7 @@ from typing import get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from models.placed_gan import CRITIC_CONDITIONS as PLACED_CRITIC_CONDITIONS
 from models.samplers import SAMPLERS
 from stages.engine.errors import UserError, of_the_system, oneline
 from stages.engine.schema import Config, Denoising, Network
@@ -220,6 +221,11 @@ def _check(config: Config, where: Path) -> None:
         raise UserError(
             f"{where}: gan.generator.entry=map modulates its norms by noise and labels; say "
             f"gan.generator.condition=modulation"
+        )
+    if config.gan.critic.read == "places" and config.gan.critic.condition not in PLACED_CRITIC_CONDITIONS:
+        raise UserError(
+            f"{where}: gan.critic.read=places knows no gan.critic.condition={config.gan.critic.condition}; say one "
+            f"of {', '.join(PLACED_CRITIC_CONDITIONS)}"
         )
     _check_network(config.ldm.network, "ldm.network", where)
     if config.ddpm and config.ddpm.network == "patches":

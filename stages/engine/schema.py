@@ -244,7 +244,7 @@ class Critic(Section):
     read: Literal["pooled", "places"] = "pooled"  # places: scores and labels are read at the objects' places
     channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4
     pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum
-    condition: Literal[*CRITIC_CONDITIONS] = "projection"  # with read=places: projection+auxiliary
+    condition: Literal[*CRITIC_CONDITIONS] = "projection"  # with read=places: not concatenation
 
 
 class Gan(Training):

@@ -3,7 +3,7 @@ import torch
 
 from models.adversarial import gradient_penalty
 from models.condition import Condition
-from models.placed_gan import PlacedCritic, PlacedGenerator
+from models.placed_gan import CRITIC_CONDITIONS, PlacedCritic, PlacedGenerator
 
 HERE, THERE, FAR = (0.3, 0.3), (0.7, 0.7), (15 / 16, 1 / 16)
 ASKED = Condition.of_lists([[1, 2], [3]], 5, [[HERE, THERE], [HERE]])
@@ -96,6 +96,22 @@ def test_the_critic_reads_an_object_at_its_place():
         empty = critic(torch.zeros_like(x), Condition.of_lists([[1]], 5, [[FAR]]))[0].item()
     assert score(FAR) == pytest.approx(empty, abs=1e-3)
     assert abs(score((2.5 / 8, 2.5 / 8)) - empty) > 0.01
+
+
+@pytest.mark.parametrize("condition", CRITIC_CONDITIONS)
+def test_the_critic_has_the_ways_that_it_is_asked_for_and_no_other(condition):
+    """By projection its score depends on objects and on places; by the auxiliary head alone on neither."""
+    critic = PlacedCritic(5, 6, 8, (16, 16), condition)
+    x, moved = torch.randn(2, 6, 8, 8), ASKED.with_places(ASKED.places.flip(1))
+    score, logits = critic(x, ASKED)
+    for other in (Condition.of_lists([[2, 3], [1]], 5, [[HERE, THERE], [HERE]]), moved):
+        assert torch.equal(critic(x, other)[0], score) == (condition == "auxiliary")
+    assert (logits is None) == (condition == "projection")
+
+
+def test_the_critic_refuses_a_way_that_it_does_not_have():
+    with pytest.raises(ValueError, match="'concatenation' is none of projection, auxiliary"):
+        PlacedCritic(5, 6, 8, (16, 16), "concatenation")
 
 
 def test_the_penalty_differentiates_it_twice():

@@ -234,6 +234,7 @@ CONFIGURATION = [
     (["ldm.network.condition=text"], "ldm.network.condition"),
     (["ldm.network.self_condition=2"], "ldm.network.self_condition"),
     (["gan.critic.condition=all"], "gan.critic.condition"),
+    (["gan.critic.read=places", "gan.critic.condition=concatenation"], "say one of projection, auxiliary, "),
     (["gan.penalty_share=0"], "gan.penalty_share"),
     (["gan.body=vgg"], "gan.body"),
     (["ddpm.width=12"], "ddpm.width"),

@@ -82,6 +82,21 @@ def test_the_auxiliary_schedule_is_the_generator_s_alone(task_of):
     assert not torch.equal(generators["constant"], generators["rising"])
 
 
+@pytest.mark.parametrize(
+    ("condition", "heads"),
+    [
+        ("projection", {"project", "there"}),
+        ("auxiliary", {"classify"}),
+        ("projection+auxiliary", {"project", "there", "classify"}),
+    ],
+)
+def test_a_critic_that_reads_at_places_is_conditioned_as_configured(task_of, condition, heads):
+    task = task_of("gan.critic.read=places", f"gan.critic.condition={condition}")
+    names = {name.split(".")[0] for name, _ in task.critic.named_parameters()}
+    assert names == {"enter", "blocks", "score"} | heads
+    assert ("auxiliary_fake" in task.step(0, draws(task))) == ("classify" in heads)
+
+
 @pytest.mark.parametrize("condition", GENERATOR_CONDITIONS)
 def test_what_all_critic_steps_are_shown_is_what_each_batch_alone_would_be(task_of, condition):
     task = task_of("gan.critic_steps=3", f"gan.generator.condition={condition}")
