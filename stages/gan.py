@@ -24,7 +24,6 @@ from stages.engine.dataset import Dataset, drawn_rows, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
-from stages.engine.errors import UserError
 from stages.engine.optim import Optimizer
 from stages.engine.run import Run
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
@@ -37,37 +36,29 @@ from stages.vae import load_vae, load_vae_of
 
 def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
     """Channels and side of what the two networks work on."""
-    if settings.space == "latents":
-        return latent_channels, 8
-    return 3 * settings.stem**2, 64 // settings.stem
+    return latent_channels if settings.space == "latents" else 3 * settings.stem**2, settings.size
 
 
 def build_generator(settings: Gan, classes: int, latent_channels: int) -> Generator | PlacedGenerator:
-    """The generator of a `gan` section. Raises UserError where its widths do not reach the resolution."""
+    """The generator of a `gan` section."""
     channels, size = _shape(settings, latent_channels)
     shape = {"bounded": settings.space == "pixels", "body": settings.body}
     of_section = settings.generator.model_dump(exclude={"entry"})
-    try:
-        if settings.generator.entry == "map":
-            of_section.pop("condition")
-            return PlacedGenerator(classes, channels, size, **shape, **of_section)
-        of_section.pop("object_noise")
-        return Generator(classes, channels, size, **shape, attention=settings.attention, **of_section)
-    except ValueError as error:
-        raise UserError(f"gan.generator.channels: {error}") from None
+    if settings.generator.entry == "map":
+        of_section.pop("condition")
+        return PlacedGenerator(classes, channels, size, **shape, **of_section)
+    of_section.pop("object_noise")
+    return Generator(classes, channels, size, **shape, attention=settings.attention, **of_section)
 
 
 def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic | PlacedCritic:
-    """The critic of a `gan` section. Raises UserError where its widths do not reach its last resolution."""
+    """The critic of a `gan` section."""
     channels, size = _shape(settings, latent_channels)
     of_section = settings.critic.model_dump(exclude={"read"})
-    try:
-        if settings.critic.read == "places":
-            of_section.pop("pool")
-            return PlacedCritic(classes, channels, size, body=settings.body, **of_section)
-        return Critic(classes, channels, size, body=settings.body, attention=settings.attention, **of_section)
-    except ValueError as error:
-        raise UserError(f"gan.critic.channels: {error}") from None
+    if settings.critic.read == "places":
+        of_section.pop("pool")
+        return PlacedCritic(classes, channels, size, body=settings.body, **of_section)
+    return Critic(classes, channels, size, body=settings.body, attention=settings.attention, **of_section)
 
 
 class GanSampler:

@@ -47,9 +47,11 @@ class System:
 
 # GANs that are told the label set alone, as the reports have them
 POOLED = ("gan.generator.entry=vector", "gan.critic.read=pooled")
-PLACED = (
-    *("gan.generator.entry=map", "gan.generator.condition=modulation"),
+# those on a map of places, with what these need
+MAP = ("gan.generator.entry=map", "gan.generator.condition=modulation", "gan.attention=false")
+READ = (
     *("gan.critic.read=places", "gan.critic.condition=projection+auxiliary"),
+    *("gan.critic.pool=sum", "gan.attention=false"),
 )
 
 
@@ -86,9 +88,9 @@ SYSTEMS: dict[str, System] = {
     "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not said"),
     "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
     "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),
-    "gan-placed": System("WGAN-GP on a map of places", "gan", PLACED),
-    "gan-placed-generator": System("its generator alone", "gan", (*PLACED[:2], POOLED[1])),
-    "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *PLACED[2:])),
+    "gan-placed": System("WGAN-GP on a map of places", "gan", (*MAP, *READ)),
+    "gan-placed-generator": System("its generator alone", "gan", (*MAP, POOLED[1])),
+    "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *READ)),
     **_choices("gan", "loss", LOSSES, "adversarial loss", *POOLED),
     **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition", *POOLED),
     **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition", *POOLED),

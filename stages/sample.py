@@ -15,7 +15,11 @@ from stages.engine.pictures import grid, png
 from stages.systems import LOADERS
 
 # model -> what of a configuration makes it take places
-PLACES_KEY = {"ldm": "ldm.network.places=true", "gan": "gan.generator.entry=map", "ddpm": "ddpm.places=true"}
+PLACES_KEY = {
+    "ldm": "ldm.network.places=true",
+    "gan": "gan.generator.entry=map gan.generator.condition=modulation",
+    "ddpm": "ddpm.places=true",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from models.placed_gan import CRITIC_CONDITIONS as PLACED_CRITIC_CONDITIONS
 from models.samplers import SAMPLERS
 from stages.engine.errors import UserError, of_the_system, oneline
-from stages.engine.schema import Config, Denoising, Network
+from stages.engine.schema import Config, Denoising, Gan, Network
 
 
 class _Loader(yaml.SafeLoader):
@@ -217,21 +218,45 @@ def _check(config: Config, where: Path) -> None:
     for key, start in starts.items():
         if start >= config.vae.steps:
             raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
-    if config.gan.generator.entry == "map" and config.gan.generator.condition == "batch-norm":
-        raise UserError(
-            f"{where}: gan.generator.entry=map modulates its norms by noise and labels; say "
-            f"gan.generator.condition=modulation"
-        )
-    if config.gan.critic.read == "places" and config.gan.critic.condition not in PLACED_CRITIC_CONDITIONS:
-        raise UserError(
-            f"{where}: gan.critic.read=places knows no gan.critic.condition={config.gan.critic.condition}; say one "
-            f"of {', '.join(PLACED_CRITIC_CONDITIONS)}"
-        )
+    _check_gan(config.gan, where)
     _check_network(config.ldm.network, "ldm.network", where)
     if config.ddpm and config.ddpm.network == "patches":
         _check_network(config.ddpm.unet, "ddpm.unet", where)
         if config.ddpm.places:
             raise UserError(f"{where}: ddpm.places is of network=multiply-add; for patches say ddpm.unet.places=true")
+
+
+def _check_gan(gan: Gan, where: Path) -> None:
+    """Rules between the keys of the GAN's two networks, so that neither ignores one."""
+    generator, critic = gan.generator, gan.critic
+    if generator.entry == "map" and generator.condition != "modulation":
+        raise UserError(
+            f"{where}: gan.generator.entry=map modulates its norms by noise and labels; say "
+            f"gan.generator.condition=modulation, not {generator.condition}"
+        )
+    if critic.read == "places" and critic.condition not in PLACED_CRITIC_CONDITIONS:
+        raise UserError(
+            f"{where}: gan.critic.read=places knows no gan.critic.condition={critic.condition}; say one of "
+            f"{', '.join(PLACED_CRITIC_CONDITIONS)}"
+        )
+    if critic.read == "places" and critic.pool != "sum":
+        raise UserError(
+            f"{where}: gan.critic.read=places sums its features over the map; say gan.critic.pool=sum, not "
+            f"{critic.pool}"
+        )
+    if gan.attention and gan.wants_places:
+        raise UserError(
+            f"{where}: gan.attention=true is of gan.generator.entry=vector with gan.critic.read=pooled; say both, or "
+            f"gan.attention=false"
+        )
+    sides = {"generator": 8 if generator.entry == "map" else 4, "critic": 8 if critic.read == "places" else 4}
+    for key, side in sides.items():
+        widths, needed = getattr(gan, key).channels, 1 + int(math.log2(gan.size // side))
+        if len(widths) < needed:
+            raise UserError(
+                f"{where}: gan.{key}.channels {list(widths)} are too few: give at least {needed}, one a resolution "
+                f"between {side}x{side} and the {gan.size}x{gan.size} that gan.space and gan.stem make"
+            )
 
 
 def _check_network(network: Network, key: str, where: Path) -> None:

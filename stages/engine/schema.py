@@ -235,22 +235,22 @@ class Generator(Section):
     entry: Literal["vector", "map"] = "vector"  # at 4x4 from one vector, or at 8x8 with every object at its place
     noise: Positive = 64
     object_noise: Natural = 6  # numbers of noise of each object, with entry=map
-    channels: Widths = (512, 256, 128, 64)  # from 4x4 on; the last is that of the full resolution
+    channels: Widths = (512, 256, 128, 64)  # from 4x4 on (a map: 8x8); the last is that of the full resolution
     label_width: Positive = 64
-    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"  # with entry=map: modulation
+    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"  # with entry=map: modulation alone
 
 
 class Critic(Section):
     read: Literal["pooled", "places"] = "pooled"  # places: scores and labels are read at the objects' places
-    channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4
-    pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum
+    channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4 (to places: 8x8)
+    pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum alone
     condition: Literal[*CRITIC_CONDITIONS] = "projection"  # with read=places: not concatenation
 
 
 class Gan(Training):
     loss: Literal[*LOSSES] = "wgan-gp"
     body: Literal[*BODIES] = "residual"
-    attention: bool = False  # self-attention at 8x8 in both networks
+    attention: bool = False  # self-attention at 8x8 in both networks; not on a map or to places
     space: Literal["pixels", "latents"] = "pixels"
     stem: Literal[1, 2] = 1  # in pixel space, 2: both networks work on 2x2 unshuffled pixels
     generator: Generator = Generator()
@@ -265,6 +265,11 @@ class Gan(Training):
     layer_norms: bool = False  # log the gradient norm of every layer of the critic
     picture_draws: PictureDraws = "uniform"
     auxiliary_schedule: Literal[*AUXILIARY_SCHEDULES] = "constant"  # of the generator's, linear in the step
+
+    @property
+    def size(self) -> int:
+        """The side of what both networks work on."""
+        return 8 if self.space == "latents" else 64 // self.stem
 
     @property
     def wants_places(self) -> bool:

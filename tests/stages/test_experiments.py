@@ -210,3 +210,11 @@ def test_every_system_is_a_valid_configuration_with_what_makes_it_that_row(exper
         row = context.derived(named(context, key), *changes_of(context, key)).config
         assert row.models == (system.model,)
         assert derive(row, list(system.changes)) == row, f"{key}: something else wins over what makes it that row"
+
+
+@pytest.mark.parametrize(("experiment", "change"), [("report", "seed=0"), ("smoke", "gan.attention=true")])
+def test_every_gan_is_valid_beside_a_flattening_critic_and_beside_attention(experiment, change):
+    config = load(f"configs/{experiment}.yaml", [change])
+    for system in SYSTEMS.values():
+        if system.model == "gan":
+            derive(config, list(system.changes))

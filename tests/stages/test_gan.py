@@ -7,11 +7,19 @@ import torch
 
 import stages.gan
 from models.wgan import GENERATOR_CONDITIONS
+from stages.engine.config import load
 from stages.engine.draws import Draws
-from stages.gan import GanTask
+from stages.engine.errors import UserError
+from stages.gan import GanTask, build_critic, build_generator
+from tests.conftest import HERE, SMOKE
 from tests.stages.handful import DEVICE, context_with, noise_pictures
 
 CLIP = 0.03125
+POOLED = ("gan.generator.entry=vector", "gan.critic.read=pooled", "gan.critic.pool=flatten")
+PLACED = (
+    *("gan.generator.entry=map", "gan.generator.condition=modulation"),
+    *("gan.critic.read=places", "gan.critic.pool=sum"),
+)
 
 
 @pytest.fixture
@@ -91,10 +99,58 @@ def test_the_auxiliary_schedule_is_the_generator_s_alone(task_of):
     ],
 )
 def test_a_critic_that_reads_at_places_is_conditioned_as_configured(task_of, condition, heads):
-    task = task_of("gan.critic.read=places", f"gan.critic.condition={condition}")
+    task = task_of(*PLACED[2:], f"gan.critic.condition={condition}")
     names = {name.split(".")[0] for name, _ in task.critic.named_parameters()}
     assert names == {"enter", "blocks", "score"} | heads
     assert ("auxiliary_fake" in task.step(0, draws(task))) == ("classify" in heads)
+
+
+def shapes(*changes):
+    """What the weights of both networks are called, and their shapes."""
+    settings = load(HERE / SMOKE, [*changes]).gan
+    networks = build_generator(settings, 3, 0), build_critic(settings, 3, 0)
+    return [{name: weight.shape for name, weight in network.state_dict().items()} for network in networks]
+
+
+@pytest.mark.parametrize("form", [POOLED, PLACED], ids=["pooled", "placed"])
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ("gan.generator.noise=5", False),
+        ("gan.generator.channels=[8,8,8,8,8]", False),
+        ("gan.generator.label_width=5", False),
+        ("gan.generator.condition=batch-norm", True),
+        ("gan.generator.condition=concatenation", True),
+        ("gan.critic.channels=[8,8,8,8,8]", False),
+        ("gan.critic.pool=flatten", True),
+        ("gan.critic.condition=projection", False),
+        ("gan.critic.condition=auxiliary", False),
+        ("gan.critic.condition=concatenation", True),
+        ("gan.body=dcgan", False),
+        ("gan.attention=true", True),
+    ],
+)
+def test_no_key_of_the_networks_is_ignored(form, change, refused):
+    """Each makes other networks; what a map of places has no form of is refused, and its key named."""
+    if form == PLACED and refused:
+        with pytest.raises(UserError, match=change.partition("=")[0]):
+            shapes(*form, change)
+    else:
+        other = () if form == PLACED else ("gan.generator.condition=modulation", "gan.critic.pool=sum")
+        assert shapes(*form, *other, change) != shapes(*form, *other)
+
+
+@pytest.mark.parametrize(("widths", "made"), [("[8,8]", False), ("[8,8,8]", True)])
+def test_a_map_takes_a_width_fewer_than_a_vector(widths, made):
+    """From 8x8 to the 32x32 of stem 2 there are three resolutions, from 4x4 four."""
+    for key in ("generator", "critic"):
+        with pytest.raises(UserError, match=rf"gan.{key}.channels .* at least 4"):
+            shapes(f"gan.{key}.channels={widths}")
+        if made:
+            shapes(*PLACED, f"gan.{key}.channels={widths}")
+        else:
+            with pytest.raises(UserError, match=rf"gan.{key}.channels .* at least 3"):
+                shapes(*PLACED, f"gan.{key}.channels={widths}")
 
 
 @pytest.mark.parametrize("condition", GENERATOR_CONDITIONS)

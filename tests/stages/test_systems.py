@@ -31,7 +31,10 @@ GAN = [
     "gan.attention=true",
     "gan.auxiliary_schedule=rising",
 ]
-MAP, READ = ("gan.generator.entry=map", "gan.generator.condition=modulation"), ("gan.critic.read=places",)
+MAP, READ = (
+    ("gan.generator.entry=map", "gan.generator.condition=modulation"),
+    ("gan.critic.read=places", "gan.critic.pool=sum"),
+)
 LATENTS = ("gan.space=latents", "gan.generator.channels=[8,8,8]", "gan.critic.channels=[8,8,8]")
 PLACED = {
     "map": MAP,
