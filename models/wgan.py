@@ -69,11 +69,15 @@ class DcganGeneratorBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + attention over a map's cells (SAGAN, arXiv 1805.08318). Written out: the penalty differentiates twice."""
+    """x + attention over a map's cells (SAGAN, arXiv 1805.08318). Written out: the penalty differentiates twice.
+
+    Heads of 64 channels, or of the next width above that divides them.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.attention = Attention(channels, max(1, channels // 64), fused=False)
+        heads = next(n for n in range(max(1, channels // 64), 0, -1) if channels % n == 0)
+        self.attention = Attention(channels, heads, fused=False)
 
     def forward(self, x: Tensor) -> Tensor:
         cells = rearrange(x, "b c h w -> b (h w) c")

@@ -3,7 +3,7 @@ import torch
 
 from models.adversarial import gradient_penalty
 from models.condition import Condition
-from models.wgan import CRITIC_CONDITIONS, GENERATOR_CONDITIONS, Critic, Generator
+from models.wgan import CRITIC_CONDITIONS, GENERATOR_CONDITIONS, Critic, Generator, SelfAttention
 
 
 def one_each(first, last):
@@ -44,6 +44,13 @@ def test_too_few_widths_are_refused():
         Generator(24, 3, 64, 64, (8, 8), 8, "concatenation", bounded=True)
     with pytest.raises(ValueError, match="needs at least 5"):
         Critic(24, 3, 64, (8, 8), "sum")
+
+
+@pytest.mark.parametrize(("channels", "heads"), [(8, 1), (128, 2), (200, 2), (257, 1), (512, 8)])
+def test_attention_takes_every_width(channels, heads):
+    layer = SelfAttention(channels)
+    assert layer.attention.heads == heads
+    assert layer(torch.randn(1, channels, 2, 2)).shape == (1, channels, 2, 2)
 
 
 @pytest.mark.parametrize("condition", CRITIC_CONDITIONS)
