@@ -5,6 +5,7 @@ arXiv 2012.04781.
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -16,6 +17,7 @@ from models.condition import Condition, blobs
 from models.wgan import BODIES
 
 SIDE = 8  # of the map on which objects stand
+TOGETHER = 3  # slots whose noise is drawn at once
 CRITIC_CONDITIONS = ("projection", "auxiliary", "projection+auxiliary")
 
 
@@ -26,7 +28,7 @@ def _spread(condition: Condition) -> Tensor:
 
 
 class PlacedGenerator(nn.Module):
-    """Noise (b, `noise_width`) and conditions -> (b, outputs, size, size), size 8 or more.
+    """Noise, as `noise_of` draws it, and conditions -> (b, outputs, size, size), size 8 or more.
 
     Enters at 8x8: a learned background and, for each object, its embedding and its own noise through a small network,
     spread about its place. The other noise and the label set enter everywhere, and scale and shift every norm.
@@ -64,9 +66,15 @@ class PlacedGenerator(nn.Module):
         )
         self.leave = nn.Sequential(normalisation("group", channels[-1]), nn.ReLU(), conv3x3(channels[-1], outputs))
 
-    def noise_width(self, slots: int) -> int:
-        """Numbers of noise a sample: the scene's, then each slot's."""
-        return self.noise + slots * self.object_noise
+    def noise_of(self, draw: Callable[[int], Tensor], slots: int) -> Tensor:
+        """Noise for a batch of so many slots, by draw(width) -> (b, width): the scene's, then each slot's.
+
+        Drawn for three slots at a time, as randn makes other numbers of another width: what a sample's key gives does
+        not depend on the slots of its batch.
+        """
+        parts = [draw(self.noise + TOGETHER * self.object_noise)]
+        parts += [draw(TOGETHER * self.object_noise) for _ in range(TOGETHER, slots, TOGETHER)]
+        return torch.cat(parts, dim=1)[:, : self.noise + slots * self.object_noise]
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         scene, each = noise[:, : self.noise], noise[:, self.noise :]

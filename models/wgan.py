@@ -7,6 +7,7 @@ halvings between the full resolution and 4x4. Labels enter the generator by conc
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -123,9 +124,9 @@ class Generator(nn.Module):
         self.attention = SelfAttention(channels[1]) if attention else None
         self.leave = nn.Sequential(normalisation("group", channels[-1]), nn.ReLU(), conv3x3(channels[-1], outputs))
 
-    def noise_width(self, slots: int) -> int:
-        """Numbers of noise a sample, whatever it shows."""
-        return self.noise
+    def noise_of(self, draw: Callable[[int], Tensor], slots: int) -> Tensor:
+        """Noise for a batch, whatever it shows, by draw(width) -> (b, width)."""
+        return draw(self.noise)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         label = self.label(condition.labels)

@@ -80,10 +80,9 @@ class GanSampler:
 
         def make(condition: Condition, draw: Draw, wanted: int) -> Tensor:
             with self.context.autocast():
-                return self.to_pictures(self.generator(draw(), condition))
+                return self.to_pictures(self.generator(self.generator.noise_of(draw, condition.slots), condition))
 
-        width = (self.generator.noise_width(condition.slots),)
-        return in_batches(condition, keys, how.batch, width, self.context.device, make)
+        return in_batches(condition, keys, how.batch, self.context.device, make)
 
     def to_pictures(self, made: Tensor) -> Tensor:
         """The generator's output -> (b, 3, 64, 64) in [-1, 1]."""
@@ -154,7 +153,7 @@ class GanTask:
             return self.generator(torch.cat(noise), self.dataset.conditions[torch.cat(rows)]).chunk(len(rows))
 
     def _noise(self, draws: Draws) -> Tensor:
-        return draws.normal(self.generator.noise_width(self.dataset.conditions.slots))
+        return self.generator.noise_of(draws.normal, self.dataset.conditions.slots)
 
     def _critic_step(self, step: int, draws: Draws, index: Tensor, fake: Tensor) -> dict[str, Tensor]:
         s = self.settings

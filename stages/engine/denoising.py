@@ -91,7 +91,7 @@ class DiffusionSampler:
 
         return score_of(log_probability, how.classifier_guidance)
 
-    def _steps(self, condition: Condition, how: Eval, draw: Draw):
+    def _steps(self, condition: Condition, how: Eval, draw: Callable[[], Tensor]):
         denoiser, score = self._denoiser(condition, how), self._score(condition, how)
         options = {"steps": how.steps, "spacing": how.spacing, "eta": how.eta, "clip": how.clip}
         return SAMPLERS[how.sampler].run(denoiser, self.diffusion, draw, score, **options)
@@ -118,12 +118,12 @@ class DiffusionSampler:
 
         def make(condition: Condition, draw: Draw, wanted: int) -> Tensor:
             x = None
-            for t, x, x0 in self._steps(condition, how, draw):
+            for t, x, x0 in self._steps(condition, how, lambda: draw(*self.shape)):
                 if watch is not None:
                     watch(t, self.decode(x)[:wanted], self.decode(x0)[:wanted])
             return self.decode(x).float().clamp(-1, 1)
 
-        return in_batches(condition, keys, how.batch, self.shape, self.context.device, make)
+        return in_batches(condition, keys, how.batch, self.context.device, make)
 
 
 def wants_estimate(network: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from stages.engine.draws import sample_generator
 from stages.engine.pictures import grid
 from stages.engine.schema import Eval
 
-Draw = Callable[[], Tensor]
+Draw = Callable[..., Tensor]
 
 
 class Sampler(Protocol):
@@ -49,13 +49,12 @@ def in_batches(
     condition: Condition,
     keys: list[tuple],
     batch: int,
-    shape: tuple[int, ...],
     device: torch.device,
     make: Callable[[Condition, Draw, int], Tensor],
 ) -> Tensor:
     """Calls make(condition of `batch` rows, draw, wanted) -> pictures for `batch` samples at a time, and joins them.
 
-    draw() gives noise (batch, *shape), each row from its own key. The last batch is padded to the same size and
+    draw(*shape) gives noise (batch, *shape), each row from its own key. The last batch is padded to the same size and
     only its first `wanted` rows count: the same arithmetic whatever else is asked for.
     """
     pictures = []
@@ -65,7 +64,7 @@ def in_batches(
         padded = joined([part, part[:1].repeat(missing)]).to(device)
         generators = [sample_generator(*key) for key in keys[first : first + batch]]
 
-        def draw(generators: list = generators, missing: int = missing) -> Tensor:
+        def draw(*shape: int, generators: list = generators, missing: int = missing) -> Tensor:
             rows = [torch.randn(shape, generator=g) for g in generators]
             return torch.stack(rows + [torch.zeros(shape)] * missing).to(device)
 

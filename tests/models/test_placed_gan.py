@@ -17,7 +17,7 @@ def generator(**options):
 
 def noise_for(network, condition, seed=1):
     rng = torch.Generator().manual_seed(seed)
-    return torch.randn(len(condition), network.noise_width(condition.slots), generator=rng)
+    return network.noise_of(lambda width: torch.randn(len(condition), width, generator=rng), condition.slots)
 
 
 def entered(network, noise, condition):
@@ -62,6 +62,16 @@ def test_an_object_and_its_noise_enter_at_its_place_alone():
     change = (entered(network, noise, row) - entered(network, other, row)).abs().sum(1)[0]
     assert change.argmax() == 2 * 8 + 2  # the cell of HERE is row 2, column 2 (0.3 x 8 = 2.4)
     assert change[5:, 5:].max() < 1e-3 * change.max()
+
+
+def test_the_noise_of_the_first_slots_does_not_depend_on_how_many_there_are():
+    """Of three slots it is one draw, as it always was."""
+    network, row = generator(noise=20, object_noise=6), Condition.of_lists([[1]], 5)
+    drawn = {slots: noise_for(network, row.with_slots(slots)) for slots in (1, 2, 3, 4, 7)}
+    assert torch.equal(drawn[3], torch.randn(1, 20 + 3 * 6, generator=torch.Generator().manual_seed(1)))
+    for slots, noise in drawn.items():
+        assert noise.shape == (1, 20 + slots * 6)
+        assert torch.equal(noise, drawn[7][:, : 20 + slots * 6])
 
 
 def test_an_object_without_a_place_is_spread_evenly():

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import stages.gan
+from models.condition import Condition, joined
+from models.layouts import LayoutPrior
 from models.wgan import GENERATOR_CONDITIONS
 from stages.engine.config import load
 from stages.engine.draws import Draws
 from stages.engine.errors import UserError
-from stages.gan import GanTask, build_critic, build_generator
+from stages.gan import GanSampler, GanTask, build_critic, build_generator
 from tests.conftest import HERE, SMOKE
 from tests.stages.handful import DEVICE, context_with, noise_pictures
 
@@ -163,3 +165,17 @@ def test_what_all_critic_steps_are_shown_is_what_each_batch_alone_would_be(task_
         noise = of_the_step.normal(task.settings.generator.noise)
         torch.testing.assert_close(fake, task.generator(noise, task.dataset.conditions[index]))
         assert not fake.requires_grad
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_picture_is_the_same_alone_and_beside_one_of_more_objects(number):
+    context = context_with(*PLACED, "eval.batch=4")
+    torch.manual_seed(0)
+    generator = build_generator(context.config.gan, 8, 0).eval()
+    sampler = GanSampler(context, generator, context.config.gan, None, LayoutPrior())
+    spots = [(0.2, 0.3), (0.7, 0.6), (0.4, 0.8), (0.8, 0.2), (0.5, 0.5)]
+    few, five = (Condition.of_lists([list(range(n))], 8, [spots[:n]]) for n in (number, 5))
+    alone = sampler.sample(few, [(0, 7)], context.config.eval)
+    beside = sampler.sample(joined([five, few]), [(0, 3), (0, 7)], context.config.eval)
+    torch.testing.assert_close(beside[1:], alone)
+    assert not torch.allclose(beside[:1], alone, atol=1e-2)
