@@ -21,6 +21,7 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError, oneline
+from stages.engine.log import say
 from stages.engine.optim import Optimizer
 from stages.engine.pictures import grid
 from stages.engine.run import Run
@@ -29,6 +30,7 @@ from stages.engine.trained import load_trained
 from stages.evaluator import load_evaluator, scores
 
 HINGE = LOSSES["hinge"]
+JUDGED_FROM = 500  # step from which a preview says that reconstructions show nothing; before it they often do
 WINDOW = 4  # cells a side of what `windows_until` trains on: a quarter of a picture
 NETWORK_KEYS = {
     *("channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels"),
@@ -161,6 +163,17 @@ def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context
         "reconstruction_accuracy": accuracy(scores(judge, made, context), labels),
         f"reconstruction_accuracy_from_{way}": accuracy(scores(judge, other, context), labels),
     }
+
+
+def shows_nothing(metrics: dict[str, float]) -> str | None:
+    """What to say where the judge reads no more from reconstructions than it would by chance; else None."""
+    read, original = metrics["reconstruction_accuracy"], metrics["original_accuracy"]
+    if read >= 0.25 * original:
+        return None
+    return (
+        f"the judge reads {read:.3f} of the labels from reconstructions and {original:.3f} from the pictures; if the "
+        "loss no longer falls, the latents have collapsed: lower vae.learning_rate or raise vae.warmup, start anew"
+    )
 
 
 class VaeTask:
@@ -300,7 +313,10 @@ class VaeTask:
         images = self.dataset.held_out_images[:16]
         made, _ = reconstruct(self.ema.average, images, self.context, self.ema.average.decodes_codes)
         pairs = torch.stack([to_unit(images), made], dim=1).flatten(0, 1)
-        return self.measure(), {"reconstructions": grid(pairs, columns=8)}
+        metrics = self.measure()
+        if step >= JUDGED_FROM and (words := shows_nothing(metrics)):
+            say(f"warning: {self.context.config.name}/vae: {words}")
+        return metrics, {"reconstructions": grid(pairs, columns=8)}
 
     @torch.no_grad()
     def _measure_latents(self) -> None:

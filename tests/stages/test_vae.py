@@ -16,7 +16,16 @@ from stages.engine.draws import Draws
 from stages.engine.errors import UserError
 from stages.engine.log import read_metrics
 from stages.engine.schema import Vae
-from stages.vae import VaeTask, build_vae, measure_vae, median_picture, pixel_weights, window_of, windows
+from stages.vae import (
+    VaeTask,
+    build_vae,
+    measure_vae,
+    median_picture,
+    pixel_weights,
+    shows_nothing,
+    window_of,
+    windows,
+)
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
 from tests.stages.handful import DEVICE, context_with, noise_pictures
@@ -72,6 +81,13 @@ def test_the_median_picture_is_the_scenery():
     assert torch.allclose(median_picture(images, images.device), torch.tensor(100 / 127.5 - 1), atol=1e-6)
 
 
+@pytest.mark.parametrize(("read", "said"), [(0.099, True), (0.24, True), (0.6, False)])
+def test_reconstructions_that_show_the_judge_nothing_are_told_of(read, said):
+    words = shows_nothing({"reconstruction_accuracy": read, "original_accuracy": 0.977})
+    assert bool(words) == said
+    assert not said or (f"{read:.3f}" in words and "vae.learning_rate" in words)
+
+
 def test_the_labels_shape_the_latents(chain):
     """The classification is part of the run; what it learned is not part of the autoencoder."""
     losses = [
@@ -105,6 +121,16 @@ def test_the_classification_moves_the_encoder_and_the_classifier(monkeypatch, tm
 def a_task(monkeypatch, dataset, *changes):
     monkeypatch.setattr(stages.vae, "load_evaluator", lambda context, classes: (None, {}))
     return VaeTask(context_with("vae.batch=4", "vae.label_weight=0", *changes), dataset)
+
+
+def test_a_late_preview_warns_of_collapsed_latents(monkeypatch, tmp_path, capsys):
+    task = a_task(monkeypatch, noise_pictures(tmp_path))
+    monkeypatch.setattr("stages.vae.reconstruct", lambda vae, images, *how: (torch.zeros(len(images), 3, 64, 64), None))
+    for step, read, warns in ((499, 0.1, False), (500, 0.1, True), (500, 0.9, False)):
+        measured = {"reconstruction_accuracy": read, "original_accuracy": 0.97}
+        monkeypatch.setattr(task, "measure", lambda measured=measured: measured)
+        assert task.preview(step)[0] == measured
+        assert ("latents have collapsed" in capsys.readouterr().err) == warns
 
 
 def placed_pictures(folder):
