@@ -202,16 +202,20 @@ class Residual(nn.Module):
             commitment_weight=commitment,
             threshold_ema_dead_code=dead_below,
             kmeans_init=True,
+            rotation_trick=False,  # the library's default turns the gradient
         )
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss."""
-        quantised, digits, losses = self.book(rearrange(latents.float(), "b d h w -> b (h w) d"))
+        latents = latents.float()
+        quantised, digits, losses = self.book(rearrange(latents, "b d h w -> b (h w) d"))
         size = {"h": latents.shape[2], "w": latents.shape[3]}
         indices = rearrange((digits * self._places(digits.device)).sum(-1), "b (h w) -> b h w", **size)
-        return rearrange(quantised, "b (h w) d -> b d h w", **size), indices, losses.sum()
+        quantised = rearrange(quantised, "b (h w) d -> b d h w", **size)
+        # straight through once: the library's sum has the gradient of each codebook
+        return latents + (quantised - latents).detach(), indices, losses.sum()
 
     def _places(self, device: torch.device) -> Tensor:
         return self.codes ** torch.arange(self.quantizers, device=device)

@@ -155,6 +155,14 @@ def test_residual_codes_are_the_sum_of_what_each_codebook_codes():
     assert error < 0.8 * (one.eval()(latents)[0] - latents).square().mean()
 
 
+def test_residual_codes_pass_the_gradient_straight_through_once():
+    torch.manual_seed(0)
+    quantizer = Residual(6, 16, 3, 0.9, 0.0, 0.0).train()
+    latents = torch.randn(4, 6, 8, 8, requires_grad=True)
+    quantizer(latents)[0].sum().backward()
+    torch.testing.assert_close(latents.grad, torch.ones_like(latents))
+
+
 def test_the_configurations_words_are_the_registrys():
     words = get_args(Vae.model_fields["quantizer"].annotation)
     assert set(words) == QUANTIZERS.keys()
