@@ -194,16 +194,22 @@ class Residual(nn.Module):
         super().__init__()
         self.codes, self.quantizers = codes, quantizers
         self.codebook_size = codes**quantizers
+        options = {
+            "decay": decay,
+            "threshold_ema_dead_code": dead_below,
+            "kmeans_init": True,
+            "sync_kmeans": False,
+        }
         self.book = ResidualVQ(
             dim=dim,
             codebook_size=codes,
             num_quantizers=quantizers,
-            decay=decay,
             commitment_weight=commitment,
-            threshold_ema_dead_code=dead_below,
-            kmeans_init=True,
             rotation_trick=False,  # the library's default turns the gradient
+            **options,
         )
+        for layer in self.book.layers:  # several processes decide as one, and a codebook that is looked at stays
+            layer._codebook = IndexedCodebook(dim, codes, use_ddp=layer._codebook.use_ddp, **options)
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
@@ -225,14 +231,15 @@ class Residual(nn.Module):
         return latents
 
     @torch.no_grad()
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def nearest(self, latents: Tensor) -> Tensor:
-        """Indices (b, h, w) of (b, d, h, w); nothing is learned."""
-        training = self.training
-        self.eval()
-        try:
-            return self(latents)[1]
-        finally:
-            self.train(training)
+        """Indices (b, h, w) of (b, d, h, w), in float32; nothing is learned, by an untrained codebook either."""
+        left, indices = rearrange(latents.float(), "b d h w -> (b h w) d"), 0
+        for codes, place in zip(self.book.codebooks, self._places(latents.device), strict=True):
+            found = nearest_codes(codes, left)
+            left, indices = left - codes[found], indices + found * place
+        return rearrange(indices, "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (b, h, w) -> the sums of their codes (b, d, h, w)."""

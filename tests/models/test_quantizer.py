@@ -163,6 +163,25 @@ def test_residual_codes_pass_the_gradient_straight_through_once():
     torch.testing.assert_close(latents.grad, torch.ones_like(latents))
 
 
+def test_residual_codebooks_that_are_looked_at_stay_untrained():
+    quantizer = Residual(6, 16, 2, 0.9, 0.25, 1.0)
+    latents = torch.randn(1, 6, 2, 2)
+    assert quantizer.train().nearest(latents).shape == (1, 2, 2) and quantizer.training
+    quantizer.eval()(latents)
+    assert not any(layer._codebook.initted for layer in quantizer.book.layers)
+
+
+def test_dead_residual_codes_are_replaced():
+    torch.manual_seed(0)
+    quantizer = Residual(6, 16, 2, 0.9, 0.25, 1.0).train()
+    quantizer(torch.randn(4, 6, 8, 8))
+    for layer in quantizer.book.layers:
+        book = layer._codebook
+        book.embed[0, 3], book.embed_avg[0, 3], book.cluster_size[0, 3] = 100.0, 0.0, 0.0
+    quantizer(torch.randn(4, 6, 8, 8))
+    assert quantizer.book.codebooks.abs().max() < 10
+
+
 def test_the_configurations_words_are_the_registrys():
     words = get_args(Vae.model_fields["quantizer"].annotation)
     assert set(words) == QUANTIZERS.keys()

@@ -78,6 +78,7 @@ def assert_equal_runs(root, stage, overrides=()):
     ("stage", "overrides"),
     [
         ("vae", ("vae.codebook.dead_below=0.5", "vae.codebook.init=kmeans")),
+        ("vae", ("vae.quantizer=residual", "vae.residual.codes=16", "vae.residual.dead_below=0.5")),
         # Adam takes a whole step of any gradient: of eleven million near zero some turn their sign by rounding, which
         # at the smoke configuration's own rate shows in the gradient norm after four steps (.4 %)
         pytest.param("evaluator", (SMALL,), marks=FAULTS),

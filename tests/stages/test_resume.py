@@ -56,6 +56,21 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(stage, chain, chain_copy
     assert not list(folder.glob(".*.tmp"))
 
 
+def test_residual_codebooks_go_on_to_the_bit(stage, chain_copy):
+    """Dead codes are replaced in every step, at random."""
+    uses = (f"root={chain_copy}", f"data.folder={chain_copy}/smoke/render", "uses.evaluator=smoke")
+    settings = (*uses, "vae.quantizer=residual", "vae.residual.codes=32", "vae.residual.dead_below=4.0")
+    whole, folder = chain_copy / "whole/vae", chain_copy / "killed/vae"
+    assert stage("vae", *settings, "name=whole")[0] == 0
+    ended, said = signal_after(start_stage("vae", *settings, "name=killed"), folder, signal.SIGKILL)
+    assert ended == -9, said
+    assert not (folder / "export.safetensors").exists(), "it was not interrupted in time"
+    ended, said = stage("vae", *settings, "name=killed")
+    assert (ended, "going on at step" in said) == (0, True), said
+    assert digest(folder) == digest(whole)
+    assert lines(folder) == lines(whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_leaves_no_traceback(chain_copy, number):
     process = start_stage("ldm", f"root={chain_copy}")
