@@ -197,6 +197,11 @@ def _check(config: Config, where: Path) -> None:
             f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) in vae.latent_channels ({config.vae.latent_channels}) "
             f"channels are more codes than 64 bits number; lower one of them"
         )
+    if config.vae.quantizer == "residual" and config.vae.residual.codes**config.vae.residual.quantizers >= 2**63:
+        raise UserError(
+            f"{where}: vae.residual.codes ({config.vae.residual.codes}) to the power of vae.residual.quantizers "
+            f"({config.vae.residual.quantizers}) are more codes than 64 bits number; lower one of them"
+        )
     if len(config.vae.channels) != 3:
         raise UserError(f"{where}: vae.channels needs three numbers, one a resolution (64 -> 32 -> 16 -> 8 pixels)")
     if not config.eval.seeds:
