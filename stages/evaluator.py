@@ -187,6 +187,8 @@ def main(context: Context) -> None:
     parents, lab = {"data": dataset.sha256}, context.config.evaluator.checkpoint
     if lab and Path(lab).is_file():
         parents["checkpoint"] = hashlib.sha256(Path(lab).read_bytes()).hexdigest()
+    if not lab and context.config.evaluator.cell_weight > 0:
+        parents["places"] = dataset.places_sha256
     run = Run(context, "evaluator", parents)
     if run.finished():
         return

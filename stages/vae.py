@@ -340,7 +340,10 @@ class VaeTask:
 
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
-    run = Run(context, "vae", {"data": dataset.sha256})
+    parents, settings = {"data": dataset.sha256}, context.config.vae
+    if settings.cell_weight > 0 or settings.windows_until > 0:
+        parents["places"] = dataset.places_sha256
+    run = Run(context, "vae", parents)
     if not run.finished():
         run.train(VaeTask(context, dataset))
 

@@ -31,6 +31,9 @@ AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several process
 # of an identity: how a finished run was made, not what it is
 HOW = ("precision", "processes", "parent eval.", "ldm.compile", "ddpm.compile")
 
+# of an identity: what older runs read and did not name. Whether they read it is another key's to say
+UNNAMED = ("parent places",)
+
 OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # what torch says of weights that do not fit
 
 
@@ -110,6 +113,7 @@ class Run:
 
     def refuse_other(self, identity: dict) -> None:
         since = {k: v for k, v in self._defaults().items() if k in self.identity and k not in identity}
+        since |= {k: self.identity[k] for k in UNNAMED if k in self.identity and k not in identity}
         changes = differences(identity | since, self.identity)
         if changes:
             shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")

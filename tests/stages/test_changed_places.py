@@ -1,0 +1,62 @@
+"""Places and order are parents of what reads them: a finished run notices that they changed."""
+
+import json
+
+import pytest
+
+from stages.engine.checkpoint import load_export, save_export
+from tests.data.folder import write_folder
+from tests.stages.test_bad_inputs import assert_one_line
+
+TINY = [f"{stage}.{key}" for stage in ("evaluator", "vae", "ldm") for key in ("steps=1", "batch=4")]
+TINY += ["vae.codebook.start=0", "vae.discriminator.start=0", "data.validation_every=3", "ldm.network.places=false"]
+
+
+def settings(folder, *changes):
+    return (f"root={folder.parent}", f"data.folder={folder}", *TINY, *changes)
+
+
+def finished(stage, name, arguments):
+    """Runs the stage, and a second time to see that it has finished."""
+    for words in ("done in", "finished already"):
+        status, said = stage(name, *arguments)
+        assert (status, words in said) == (0, True), said
+
+
+def move_an_object(folder):
+    places = json.loads((folder / "places.json").read_text())
+    places["CLEVR_train_000000_0.png"] = [[0.5, 0.5]]
+    (folder / "places.json").write_text(json.dumps(places))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("evaluator", "evaluator.cell_weight=0.3"), ("vae", "vae.windows_until=1"), ("vae", "vae.cell_weight=0.1")],
+)
+def test_changed_places_are_noticed_by_what_learned_from_them(stage, tmp_path, name, change):
+    folder = write_folder(tmp_path / "d")
+    changes = (change, "vae.label_weight=0")
+    if name == "vae":
+        assert stage("evaluator", *settings(folder))[0] == 0
+    finished(stage, name, settings(folder, *changes))
+    move_an_object(folder)
+    assert_one_line(*stage(name, *settings(folder, *changes)), f"{name} holds another run (parent places: ")
+
+
+def test_changed_places_are_nothing_to_what_did_not_learn_from_them(stage, tmp_path):
+    folder = write_folder(tmp_path / "d")
+    finished(stage, "evaluator", settings(folder))
+    move_an_object(folder)
+    assert "finished already" in stage("evaluator", *settings(folder))[1]
+
+
+def test_a_run_that_named_no_places_stays_finished(stage, tmp_path):
+    """An evaluator that learned from cells before they were a parent."""
+    folder = write_folder(tmp_path / "d")
+    arguments = settings(folder, "evaluator.cell_weight=0.3")
+    finished(stage, "evaluator", arguments)
+    path = tmp_path / "smoke/evaluator/export.safetensors"
+    tensors, about = load_export(path, "")
+    del about["sha256"], about["identity"]["parent places"]
+    save_export(path, tensors, about)
+    assert "finished already" in stage("evaluator", *arguments)[1]
