@@ -154,7 +154,7 @@ def main(context: Context) -> None:
     parents = {"data": dataset.sha256}
     dataset.must_know_places(context.config.places_of("ddpm"))  # `models` may not name it
     if settings.wants_layouts:
-        parents["places"] = dataset.places_sha256
+        parents |= dataset.layouts
     if settings.plateau_factor < 1:  # then the previews' accuracy is part of the training
         judged_by = read_about(context.export("evaluator"), f"run {context.make('evaluator')}")
         parents["evaluator"] = judged_by["sha256"]

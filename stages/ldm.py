@@ -90,7 +90,7 @@ def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     vae, about = load_vae(context)
     parents = {"data": dataset.sha256, "vae": about["sha256"]}
     if context.config.ldm.network.wants_layouts:
-        parents["places"] = dataset.places_sha256
+        parents |= dataset.layouts
     run = Run(context, "ldm", parents)
     if not run.finished():
         run.train(ldm_task(context, dataset, vae, encode_set(vae, dataset.images, context)), until)

@@ -53,6 +53,12 @@ class Dataset:
         """Multi-hot (n, k) float, of the held-out pictures."""
         return self.held_out_conditions.labels
 
+    @property
+    def layouts(self) -> dict[str, str]:
+        """Parents of what reads the objects' order or places. The order has its own where no place is known."""
+        order = {} if self.places_sha256 else {"order": sha256_of({"objects": self.conditions.objects})}
+        return {"places": self.places_sha256, **order}
+
     def must_know_places(self, needs: dict[str, str]) -> None:
         """Raises UserError where no place is known and something needs one, as `Config.places_of` has it."""
         if not self.places_sha256:

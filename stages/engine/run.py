@@ -32,7 +32,7 @@ AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several process
 HOW = ("precision", "processes", "parent eval.", "ldm.compile", "ddpm.compile")
 
 # of an identity: what older runs read and did not name. Whether they read it is another key's to say
-UNNAMED = ("parent places",)
+UNNAMED = ("parent places", "parent order")
 
 OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # what torch says of weights that do not fit
 

@@ -60,3 +60,15 @@ def test_a_run_that_named_no_places_stays_finished(stage, tmp_path):
     del about["sha256"], about["identity"]["parent places"]
     save_export(path, tensors, about)
     assert "finished already" in stage("evaluator", *arguments)[1]
+
+
+def test_a_changed_order_is_noticed_where_no_place_is_known(stage, tmp_path):
+    folder = write_folder(tmp_path / "d", places=False)
+    for name in ("evaluator", "vae"):
+        assert stage(name, *settings(folder))[0] == 0
+    finished(stage, "ldm", settings(folder))
+    labels = json.loads((folder / "train.json").read_text())
+    labels["CLEVR_train_000000_2.png"].reverse()
+    (folder / "train.json").write_text(json.dumps(labels))
+    assert "finished already" in stage("vae", *settings(folder))[1]
+    assert_one_line(*stage("ldm", *settings(folder)), "ldm holds another run (parent order: ")
