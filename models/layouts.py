@@ -75,12 +75,19 @@ class LayoutPrior:
         candidates = torch.where(fixed[:, None], places, source[drawn, columns])
         if slots == 1:
             return candidates[0]
-        closest = _gaps(candidates).amin(1)
+        first, second = _pairs(slots)
+        # two given objects stand as they stand: their distance says nothing of where the others should be
+        closest = _gaps(candidates)[:, ~(fixed[first] & fixed[second])].amin(1)
         enough = closest >= self.nearest()
         return candidates[enough.int().argmax() if enough.any() else closest.argmax()]
 
 
+def _pairs(slots: int) -> Tensor:
+    """(2, n (n - 1) / 2): the slots of all pairs."""
+    return torch.triu_indices(slots, slots, 1)
+
+
 def _gaps(places: Tensor) -> Tensor:
-    """(count, n, 2) -> (count, n (n - 1) / 2): the distances of all pairs."""
-    first, second = torch.triu_indices(places.shape[1], places.shape[1], 1)
+    """(count, n, 2) -> (count, n (n - 1) / 2): the distances of all `_pairs`."""
+    first, second = _pairs(places.shape[1])
     return (places[:, first] - places[:, second]).norm(dim=-1)

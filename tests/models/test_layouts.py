@@ -61,6 +61,24 @@ def test_where_some_places_are_given_the_others_keep_their_distance():
     assert all(smallest_gap(places) >= PRIOR.nearest() - 1e-6 for places in rows.places)
 
 
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_given_places_that_lie_close_stay_and_the_others_keep_their_distance_all_the_same(number):
+    close = [(0.5, 0.3), (0.52, 0.3)]
+    given = Condition.of_lists([list(range(number))] * 10, 5, [[*close, *[None] * (number - 2)]] * 10)
+    rows = PRIOR.complete(given, keys(10))
+    torch.testing.assert_close(rows.places[:, :2], torch.tensor(close).expand(10, -1, -1))
+    assert rows.placed.all()
+    for places in rows.places:
+        gaps = torch.cdist(places, places).fill_diagonal_(1)
+        assert gaps[2:].min() >= PRIOR.nearest() - 1e-6
+
+
+def test_where_no_place_is_far_enough_the_best_candidate_is_taken():
+    given = Condition.of_lists([list(range(60))], 60, [[*GRID[::2][:59], None]])
+    (places,) = PRIOR.complete(given, keys(1)).places
+    assert (places >= 0).all() and places[:59].equal(given.places[0, :59])
+
+
 def test_a_rows_layout_depends_on_its_key_alone():
     asked = Condition.of_lists([[0, 1], [2], [0, 1, 2, 3]], 5)
     together = PRIOR.complete(asked, keys(3))
