@@ -31,9 +31,10 @@ def unweighted(model: str) -> tuple[str, str]:
 SIMPLE = unweighted("ldm")
 
 
-def told(order: bool, places: bool) -> tuple[str, str]:
-    """Overrides by which the LDM is told the objects' order and places, or not."""
-    return f"ldm.network.order={str(order).lower()}", f"ldm.network.places={str(places).lower()}"
+def told(order: bool, places: bool) -> tuple[str, ...]:
+    """Overrides by which the LDM is told the objects' order and places, or not, by a token an object in any case."""
+    said = f"ldm.network.order={str(order).lower()}", f"ldm.network.places={str(places).lower()}"
+    return "ldm.network.condition=tokens", *said
 
 
 # how much of a condition the LDM is told

@@ -9,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
+from stages.ablations import GROUPS
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context
 from stages.engine.config import derive, load
@@ -198,7 +199,7 @@ def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
     assert status == 0 and said.count("finished already") >= 5, said
 
 
-@pytest.mark.parametrize("experiment", ["smoke", "demo", "iclevr"])
+@pytest.mark.parametrize("experiment", ["smoke", "demo", "iclevr", "report", "gan-auxiliary"])
 def test_every_system_is_a_valid_configuration_with_what_makes_it_that_row(experiment, tmp_path):
     """All rows derive; the few that run in the test above stand for their training."""
     config = load(f"configs/{experiment}.yaml", [f"root={tmp_path}"])
@@ -210,6 +211,14 @@ def test_every_system_is_a_valid_configuration_with_what_makes_it_that_row(exper
         row = context.derived(named(context, key), *changes_of(context, key)).config
         assert row.models == (system.model,)
         assert derive(row, list(system.changes)) == row, f"{key}: something else wins over what makes it that row"
+
+
+def test_what_the_ldm_is_told_is_the_only_choice_also_beside_a_vector():
+    config = load("configs/report.yaml")
+    assert config.ldm.network.condition == "vector"
+    networks = [derive(config, overrides).ldm.network for overrides in GROUPS["told"][1].values()]
+    alike = [network.model_copy(update={"order": False, "places": False}) for network in networks]
+    assert alike[0] == alike[1] == alike[2] and len({(n.order, n.places) for n in networks}) == 3
 
 
 @pytest.mark.parametrize(("experiment", "change"), [("report", "seed=0"), ("smoke", "gan.attention=true")])
