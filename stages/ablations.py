@@ -37,12 +37,17 @@ def told(order: bool, places: bool) -> tuple[str, ...]:
     return "ldm.network.condition=tokens", *said
 
 
+def paths(where: str) -> tuple[str, str]:
+    """Overrides by which conditions enter the pixel DDPM there; on patches it has no such paths."""
+    return "ddpm.network=multiply-add", f"ddpm.paths={where}"
+
+
 # how much of a condition the LDM is told
 TOLD = {"the set": told(False, False), "order": told(True, False), "order and places": told(True, True)}
 # group -> the model, what is trained anew for each value, and what only sampling changes
 GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "told": ("ldm", {name: [*changes] for name, changes in TOLD.items()}, {}),
-    "conditions": ("ddpm", {"up": ["ddpm.paths=up"], "up + down": ["ddpm.paths=up+down"]}, {}),
+    "conditions": ("ddpm", {p.replace("+", " + "): [*paths(p)] for p in ("up", "up+down")}, {}),
     "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in SCHEDULES}, {}),
     "prediction": (
         "ldm",

@@ -12,7 +12,7 @@ from models.adversarial import LOSSES
 from models.diffusion import SCHEDULES
 from models.samplers import SPACINGS
 from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
-from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, TOLD, lacks, section_of, unweighted
+from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, TOLD, lacks, paths, section_of, unweighted
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
@@ -80,11 +80,9 @@ SYSTEMS: dict[str, System] = {
         budget="not said",
     ),
     "ddpm-multiply-add": System(
-        "pixel DDPM, multiply-add", "ddpm", ("ddpm.paths=up+down",), (0.653, 0.726), f"{IN_PIXELS}, width 256"
+        "pixel DDPM, multiply-add", "ddpm", paths("up+down"), (0.653, 0.726), f"{IN_PIXELS}, width 256"
     ),
-    "ddpm-up": System(
-        "conditions on its up path", "ddpm", ("ddpm.paths=up",), (0.631, 0.678), f"{IN_PIXELS}, width 256"
-    ),
+    "ddpm-up": System("conditions on its up path", "ddpm", paths("up"), (0.631, 0.678), f"{IN_PIXELS}, width 256"),
     "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not said"),
     "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
     "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),

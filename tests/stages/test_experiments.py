@@ -213,6 +213,15 @@ def test_every_system_is_a_valid_configuration_with_what_makes_it_that_row(exper
         assert derive(row, list(system.changes)) == row, f"{key}: something else wins over what makes it that row"
 
 
+def test_where_conditions_enter_is_a_choice_also_beside_patches():
+    config = load("configs/ddpm-patches.yaml")
+    for overrides in (
+        *GROUPS["conditions"][1].values(),
+        *(SYSTEMS[f"ddpm-{k}"].changes for k in ("multiply-add", "up")),
+    ):
+        assert derive(config, [*overrides]).ddpm.network == "multiply-add"
+
+
 def test_what_the_ldm_is_told_is_the_only_choice_also_beside_a_vector():
     config = load("configs/report.yaml")
     assert config.ldm.network.condition == "vector"
