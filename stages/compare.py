@@ -36,11 +36,16 @@ def features(judge: Evaluator, images: Tensor, context: Context) -> Tensor:
     return torch.cat([judge.features(as_input(part, context)).cpu() for part in images.split(256)])
 
 
+def alike_sets(sets: int) -> range:
+    """Which of so many label sets are asked for again and again: spread over them, at least four where there are."""
+    return range(0, sets, max(1, sets // 4))
+
+
 def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tensor]:
-    """Mean pairwise distance among pictures of one label set, over four sets; and the pictures of the first."""
+    """Mean pairwise distance among pictures of one label set, over `alike_sets`; and the pictures of the first."""
     how, found, first = context.config.eval, [], None
     asked = next(iter(dataset.test_sets.values()))
-    for i in range(0, len(asked), max(1, len(asked) // 4)):
+    for i in alike_sets(len(asked)):
         keys = [(how.seeds[0], "alike", i, k) for k in range(ALIKE)]
         pictures = sampler.sample(asked[i : i + 1].repeat(ALIKE), keys, how).cpu()
         found.append(mean_pairwise_distance(pictures))
@@ -81,6 +86,8 @@ def main(context: Context) -> None:
         raise UserError(f"--pictures {context.arguments.pictures}: a distance needs two or more")
     count = min(context.arguments.pictures, len(dataset.held_out_images))
     real = features(judge, dataset.held_out_images[:count], context)
+    first, asked = next(iter(dataset.test_sets.items()))
+    alike = len(alike_sets(len(asked)))
     results, grids = {}, {}
     for model in progress(models, f"{context.config.name}/compare"):
         results[model], grids[model] = measure(model, judge, real, dataset, context)
@@ -90,8 +97,9 @@ def main(context: Context) -> None:
         f"Accuracy: mean ± deviation of the seeds {list(context.config.eval.seeds)}, by the {about['kind']} evaluator. "
         f"Fréchet distance: on the evaluator's features, {count} pictures of held-out label sets against the real "
         f"ones; it is not the FID, whose network saw photographs. Diversity: root mean squared difference of pixels "
-        f"between {ALIKE} pictures of one label set. One layout, over layouts: the same between pictures of one set "
-        f"whose objects stand within a pixel of one another, and wherever they stand. For these two, models are asked "
+        f"between {ALIKE} pictures of one label set, the mean of {alike} sets of {first}. One layout, over layouts: "
+        f"the same between pictures of one set whose objects stand within a pixel of one another, and wherever they "
+        f"stand. For these two, models are asked "
         f"for the very objects and places of training pictures, which are the real ones beside them: mostly of one "
         f"object, as few other sets come twice. Training: the model's own stage; an LDM and a GAN on latents need the "
         f"autoencoder too{_vae_words(context)}.",

@@ -105,6 +105,9 @@ def test_compare(stage, root):
     status, said = stage("compare", f"root={root}")
     assert status == 0, said
     result = page(root, "compare", ["ldm-alike", "gan-alike"])
+    sets = len(json.loads((root / "smoke/render/test.json").read_text()))
+    said = f"the mean of {len(range(0, sets, max(1, sets // 4)))} sets of test"
+    assert said in (root / "smoke/compare/report.md").read_text()
     for model in ("ldm", "gan"):
         assert result[model]["frechet_distance_on_evaluator_features"] > 0
         assert result[model]["mean_pairwise_distance"] > 0
