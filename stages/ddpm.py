@@ -114,7 +114,7 @@ class DdpmTask(DiffusionTask):
         settings = section_of(context)
         facts = {
             "classes": len(dataset.vocabulary),
-            "most": dataset.conditions.slots,
+            "most": dataset.most_objects,
             "objects": dataset.vocabulary.names,
         }
         torch.manual_seed(context.config.seed)

@@ -64,7 +64,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
     facts = {
         "inputs": latents.shape[1],
         "classes": len(dataset.vocabulary),
-        "most": dataset.conditions.slots,
+        "most": dataset.most_objects,
         "objects": dataset.vocabulary.names,
     }
     torch.manual_seed(context.config.seed)

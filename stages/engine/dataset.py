@@ -53,6 +53,11 @@ class Dataset:
         """Multi-hot (n, k) float, of the held-out pictures."""
         return self.held_out_conditions.labels
 
+    @cached_property
+    def most_objects(self) -> int:
+        """Objects that a training picture shows at most: the slots of an order that training teaches."""
+        return int(self.conditions.present.sum(1).max())
+
     @property
     def layouts(self) -> dict[str, str]:
         """Parents of what reads the objects' order or places. The order has its own where no place is known."""

@@ -107,6 +107,26 @@ def test_conditions_are_the_lists_in_order_with_their_places(tmp_path):
     assert not sets.placed.any()
 
 
+def test_pictures_that_no_training_sees_add_no_slots_to_what_it_learns(tmp_path, stage):
+    folder = write_folder(tmp_path / "d", places=False)
+    labels = json.loads((folder / "train.json").read_text())
+    apart = {name: labels.pop(name) for name in list(labels) if name[12:18] == "000005"}
+    apart["CLEVR_train_000005_2.png"] = ["red cube", "gray cube", "cyan sphere", "blue sphere", "red sphere"]
+    for file, content in (("train", labels), ("validation", apart)):
+        (folder / f"{file}.json").write_text(json.dumps(content))
+    dataset = opened(folder)
+    assert (dataset.conditions.slots, dataset.most_objects) == (5, 3)
+    settings = [f"{name}.{key}" for name in ("evaluator", "vae", "ldm", "ddpm") for key in ("steps=1", "batch=4")]
+    settings += ["vae.codebook.start=0", "vae.discriminator.start=0", "ldm.network.places=false"]
+    settings += ["ddpm.network=patches", "ddpm.unet.channels=16", "ddpm.unet.head_width=8", "ddpm.unet.order=true"]
+    for name in ("evaluator", "vae", "ldm", "ddpm"):
+        status, said = stage(name, f"root={tmp_path}", f"data.folder={folder}", *settings)
+        assert status == 0, said
+    for name, order in (("ldm", "labels.slot.weight"), ("ddpm", "unet.labels.slot.weight")):
+        tensors, about = load_export(tmp_path / f"smoke/{name}/export.safetensors", "")
+        assert about["most"] == len(tensors[order]) == 3
+
+
 def test_what_is_withheld_is_withheld_of_pictures_and_conditions_alike(tmp_path):
     folder = write_folder(tmp_path / "d", scenes=20)
     (folder / "places.json").write_text(json.dumps(places_for(folder)))
