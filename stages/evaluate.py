@@ -215,9 +215,14 @@ def _evaluate_placing(
     return figures_on_real(reader, dataset, rows, context)
 
 
-def _measure_vae(judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float]:
-    vae, _ = load_vae(context)
-    return {**measure_vae(vae, judge, dataset, context), "codes": vae.quantizer.codebook_size}
+def _measure_vae(judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float | str]:
+    vae, about = load_vae(context)
+    quantizer = about["config"].get("quantizer", "codebook")  # an older export knows no other
+    return {
+        **measure_vae(vae, judge, dataset, context),
+        "codes": vae.quantizer.codebook_size,
+        "quantizer": quantizer,
+    }
 
 
 def _say_results(context: Context) -> None:

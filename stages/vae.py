@@ -157,6 +157,7 @@ def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context
     way = "latents" if vae.decodes_codes else "codes"
     return {
         "psnr": (-10 * error.log10()).item(),
+        "codes_in_use": len(counts),
         "codebook_use": len(counts) / vae.quantizer.codebook_size,
         "codebook_perplexity": perplexity(counts).item(),
         "original_accuracy": accuracy(scores(judge, images, context), labels),

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from data.images import to_unit
 from models.condition import Condition
 from stages.engine.checkpoint import load_export
+from stages.engine.report import write_report
 from tests.conftest import HERE, SMOKE, make
 from tests.data.folder import write_folder
 
@@ -262,14 +263,29 @@ def test_the_lock_names_no_index():
     assert "--hash=sha256:" in text
 
 
-def test_nothing_a_user_names_becomes_markup(report, tmp_path):
-    from stages.engine.report import write_report
+VIEW = {"reported": {}, "titles": {"ldm": "LDM", "gan": "GAN"}, "counts": ["1"]}
+VIEW |= {"samples": {}, "strip": None, "strip_labels": "", "curves": [], "facts": []}
 
+
+@pytest.mark.parametrize(
+    ("quantizer", "words"),
+    [("codebook", "codebook perplexity 20 of 32 codes, 91 % of them in use."), ("fsq", "29 different codes (fsq)")],
+)
+def test_only_of_a_codebook_there_is_a_share_of_codes_in_use(report, tmp_path, quantizer, words):
+    result = json.loads(json.dumps(report))
+    assert result["vae"]["quantizer"] == "codebook"
+    figures = {"codebook_perplexity": 20.2, "codebook_use": 0.91, "codes_in_use": 29}
+    result["vae"] |= figures | {"quantizer": quantizer}
+    write_report(tmp_path, result, VIEW)
+    for suffix in ("md", "html"):
+        text = (tmp_path / f"report.{suffix}").read_text()
+        assert words in text and ("in use" in text) == (quantizer == "codebook")
+
+
+def test_nothing_a_user_names_becomes_markup(report, tmp_path):
     result = json.loads(json.dumps(report))
     result["evaluator"]["words"] = "<script>alert(1)</script>"
-    view = {"reported": {"ldm": (0.819, 0.821)}, "titles": {"ldm": "LDM", "gan": "GAN"}, "counts": ["1"]}
-    view |= {"samples": {}, "strip": None, "strip_labels": "", "curves": [], "facts": [("<i>", "&")]}
-    write_report(tmp_path, result, view)
+    write_report(tmp_path, result, VIEW | {"reported": {"ldm": (0.819, 0.821)}, "facts": [("<i>", "&")]})
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page and "<i>" not in page
     assert "&lt;script&gt;" in page

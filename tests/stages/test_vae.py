@@ -223,6 +223,7 @@ def test_reconstructions_are_judged_as_samples_are_decoded_and_the_other_way_bes
     assert found[f"reconstruction_accuracy{of_codes}"] == 1
     assert found[f"reconstruction_accuracy{of_latents}"] == 0
     used = vae(stages.vae.to_unit(pictures.images))[1].unique()
+    assert found["codes_in_use"] == len(used)
     assert found["codebook_use"] == len(used) / vae.quantizer.codebook_size
     assert 1 < found["codebook_perplexity"] <= len(used)
 
