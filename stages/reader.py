@@ -112,12 +112,11 @@ def main(context: Context) -> None:
 
 def words_of(figures: dict[str, float | None]) -> str:
     """A reader's own figures, for people."""
-    error = figures["placement_error_pixels"]
-    shown = "unknown" if error is None else f"{error:.2f} pixels"
+    error, found = figures["placement_error_pixels"], 1 - figures["not_found"]
+    shown = "no object is found" if error is None else f"placement error {error:.2f} pixels, of the {found:.3f} found"
     return (
-        f"on {figures['pictures']} held-out pictures its placement error is {shown}, {figures['not_found']:.3f} of the "
-        f"objects are not found; too many in {figures['too_many']:.3f} of the pictures, too few in "
-        f"{figures['too_few']:.3f}; label accuracy {figures['accuracy']:.3f}"
+        f"on the objects of {figures['pictures']} held-out pictures: {shown}; too many in {figures['too_many']:.3f} of "
+        f"the pictures, too few in {figures['too_few']:.3f}; label accuracy {figures['accuracy']:.3f}"
     )
 
 

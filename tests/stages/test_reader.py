@@ -11,7 +11,7 @@ from models.condition import Condition
 from stages.engine.checkpoint import load_export, read_about
 from stages.engine.draws import Draws
 from stages.judged import evaluate_held_out
-from stages.reader import ReaderTask, figures_on_real, load_reader, nothing_to_read, readable
+from stages.reader import ReaderTask, figures_on_real, load_reader, nothing_to_read, readable, words_of
 from tests.data.folder import write_folder
 from tests.stages.handful import DEVICE, context_with, noise_pictures
 
@@ -68,6 +68,13 @@ def test_its_export_says_what_it_is_worth(chain):
     assert about["parents"].keys() == {"data", "places"} and all(about["parents"].values())
     assert about["metrics"]["pictures"] == last["pictures"] > 0
     assert about["metrics"]["not_found"] == pytest.approx(last["not_found"])
+
+
+def test_a_placement_error_is_said_with_the_share_of_objects_it_is_of():
+    figures = {"placement_error_pixels": 0.5, "not_found": 0.25, "too_many": 0.0, "too_few": 0.5, "accuracy": 1.0}
+    assert "placement error 0.50 pixels, of the 0.750 found" in words_of(figures | {"pictures": 8})
+    none = figures | {"pictures": 8, "placement_error_pixels": None, "not_found": 1.0}
+    assert "no object is found" in words_of(none)
 
 
 def test_a_run_that_goes_on_is_the_run_left_alone(stage, chain, tmp_path):
