@@ -19,6 +19,7 @@ from stages.engine.errors import UserError
 from stages.engine.lock import locked
 from stages.engine.log import say
 from stages.engine.report.page import Page
+from stages.engine.schema import Config
 from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
 from stages.judged import shown
@@ -194,6 +195,14 @@ def homes_of(context: Context) -> dict[str, Context]:
     return homes
 
 
+def told_of(config: Config, model: str) -> str:
+    """What a row's model knows that the reports' did not, in words."""
+    if not config.places_of(model):
+        return ""
+    places = "chosen by the program" if config.eval.places == "chosen" else "left open"
+    return f" (trained with places; asked by labels only, places {places})"
+
+
 def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
     """Trains and evaluates what is missing of a row. Returns what the page shows of it."""
     system, name = SYSTEMS[key], named(context, key)
@@ -209,7 +218,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
     report = json.loads((row.folder("eval") / "report.json").read_text())
     about = read_about(row.export(system.model), "")
     return {
-        "system": system.words,
+        "system": system.words + told_of(row.config, system.model),
         "reported": system.reported,
         "figures": report["results"][system.model],
         "configuration": recipe_of(context, system) or context.arguments.config,
@@ -276,7 +285,8 @@ def write_page(context: Context, results: dict[str, dict]) -> Path:
         "Ours: mean ± deviation over the sampling seeds of one training, five unless report.json says other, fixed "
         f"before the run; {' or '.join(sorted(where)) or 'none yet'}. The reports' figures are their best epoch, "
         "mostly, by the lab's evaluator. A budget is the model's own training; autoencoder and evaluator are the "
-        "experiment's. Where ours falls short, compare the budgets first.",
+        "experiment's. Where ours falls short, compare the budgets first. The reports' models knew label sets alone; "
+        "a row of ours that was trained with places says so.",
     )
     head = ["", "report: test", "new_test", "its budget", "ours: test", "new_test", "our budget"]
     page.add_table("Systems", head, [row_of(key, row, len(where) < 2) for key, row in rows.items()])

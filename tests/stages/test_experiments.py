@@ -14,7 +14,7 @@ from stages.engine.checkpoint import read_about
 from stages.engine.command import Context
 from stages.engine.config import derive, load
 from stages.pace import PLAIN, plain
-from stages.reproduce import SYSTEMS, changes_of, homes_of, named
+from stages.reproduce import SYSTEMS, changes_of, homes_of, named, told_of
 from tests.stages.test_bad_inputs import assert_one_line
 
 
@@ -194,6 +194,8 @@ def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
     rows = json.loads((root / "reproduce/report.json").read_text())
     assert rows.keys() == set(KINDS)
     assert rows["gan"]["reported"] == [0.527, 0.678]
+    told = {key for key, row in rows.items() if "labels only, places chosen by the program" in row["system"]}
+    assert {"ldm", "ldm-guided", "gan-placed", "ddpm-patches"} <= told and "ldm-told-the-set" not in told
     assert all(0 <= row["figures"][part]["accuracy"] <= 1 for row in rows.values() for part in ("test", "new_test"))
     assert "accuracy_by_the_guide" in rows["ldm-guided"]["figures"]["test"]
     assert "stages.reproduce" in (root / "reproduce/report.md").read_text()
@@ -223,6 +225,14 @@ def test_where_conditions_enter_is_a_choice_also_beside_patches():
         *(SYSTEMS[f"ddpm-{k}"].changes for k in ("multiply-add", "up")),
     ):
         assert derive(config, [*overrides]).ddpm.network == "multiply-add"
+
+
+def test_a_row_says_where_a_model_knows_more_than_the_reports_did():
+    config = load("configs/smoke.yaml")
+    chosen = " (trained with places; asked by labels only, places chosen by the program)"
+    assert (told_of(config, "ldm"), told_of(config, "gan"), told_of(config, "ddpm")) == (chosen, "", "")
+    assert told_of(derive(config, ["eval.places=unknown"]), "ldm").endswith("places left open)")
+    assert told_of(derive(config, [*SYSTEMS["gan-placed"].changes]), "gan") == chosen
 
 
 def test_what_the_ldm_is_told_is_the_only_choice_also_beside_a_vector():
