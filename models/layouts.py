@@ -12,6 +12,11 @@ PREFIX = "layouts."  # of the tensors in an export
 CANDIDATES = 16384  # layouts drawn where none of training fits as it is
 
 
+def evenly(count: int, most: int) -> Tensor:
+    """At most so many of {0, ..., count - 1}, spread evenly from first to last: (n,) int64."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
+
+
 @dataclass(frozen=True)
 class LayoutPrior:
     """Layouts of training pictures by their number of objects: {n: (count, n, 2), in list order}. May be empty."""
@@ -26,7 +31,7 @@ class LayoutPrior:
         layouts = {}
         for number in counts[whole].unique().tolist():
             (rows,) = (whole & (counts == number)).nonzero(as_tuple=True)
-            chosen = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows)), device=rows.device).round().long()]
+            chosen = rows[evenly(len(rows), most)]
             layouts[number] = conditions.places[chosen, :number].float().cpu()
         return cls(layouts)
 

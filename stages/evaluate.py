@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.condition import Condition
 from models.evaluator import Evaluator
+from models.layouts import evenly
 from stages.engine import distributed
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
@@ -41,7 +42,7 @@ def recorded(
     """A sampling's t, pictures of x and of the predicted x_0, at up to `columns` steps spread from first to last."""
     seen: list[tuple[int, Tensor, Tensor]] = []
     sampler.sample(condition, keys, how, lambda t, x, x0: seen.append((t, x.cpu(), x0.cpu())))
-    chosen = torch.linspace(0, len(seen) - 1, min(columns, len(seen))).round().long().tolist()
+    chosen = evenly(len(seen), columns).tolist()
     return [seen[i] for i in chosen]
 
 

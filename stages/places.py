@@ -7,6 +7,7 @@ from torch import Tensor
 
 from data.images import to_unit
 from models.condition import Condition
+from models.layouts import evenly
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
@@ -43,7 +44,7 @@ def chosen(conditions: Condition) -> Tensor:
     numbers = conditions.present.sum(1)
     (rows,) = (numbers == numbers.max()).nonzero(as_tuple=True)
     rows = rows if len(rows) >= PICTURES else torch.arange(len(conditions))
-    return rows[torch.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).round().long()]
+    return rows[evenly(len(rows), PICTURES)]
 
 
 def main(context: Context) -> None:

@@ -5,6 +5,7 @@ import argparse
 import torch
 from torch import Tensor
 
+from models.layouts import evenly
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.pictures import grid, png
@@ -24,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
-    """Five label sets of test.json, a row each, from noise to picture; what was asked for, and the timesteps shown."""
+    """Up to five label sets of test.json, a row each, from noise to picture; what was asked for; timesteps shown."""
     rows = next(iter(dataset.test_sets.values()))
-    asked = rows[torch.linspace(0, len(rows) - 1, SAMPLES).round().long()]
+    asked = rows[evenly(len(rows), SAMPLES)]
     how = context.config.eval.model_copy(update={"batch": SAMPLES})
-    keys = [(how.seeds[0], "progress", i) for i in range(SAMPLES)]
+    keys = [(how.seeds[0], "progress", i) for i in range(len(asked))]
     times, columns, _ = zip(*recorded(sampler, asked, keys, how, COLUMNS), strict=True)
     pictures = torch.stack(columns, dim=1).flatten(0, 1)
     return grid(pictures, columns=len(columns)), dataset.vocabulary.describe(asked.labels), list(times)

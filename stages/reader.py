@@ -5,6 +5,7 @@ from torch import Tensor
 
 from models.condition import Condition
 from models.evaluator import accuracy
+from models.layouts import evenly
 from models.reader import Found, Reader, found, label_scores, placing, reading_loss
 from stages.engine import distributed
 from stages.engine.command import Context, add_fresh, command
@@ -37,9 +38,7 @@ def read(reader: Reader, images: Tensor, context: Context, batch: int = 256) -> 
 def readable(dataset: Dataset, most: int | None = None) -> Tensor:
     """Indices of the held-out pictures whose objects' places are all known; at most so many, evenly chosen."""
     rows = dataset.held_out_conditions.wholly_placed.nonzero()[:, 0]
-    if most is None or len(rows) <= most:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).round().long()]
+    return rows if most is None else rows[evenly(len(rows), most)]
 
 
 def figures_on_real(reader: Reader, dataset: Dataset, rows: Tensor, context: Context) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from data.images import to_unit
 from models.condition import Condition
 from models.distances import mean_distance, mean_pairwise_distance
+from models.layouts import evenly
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.sampling import Sampler
@@ -33,7 +34,7 @@ def of_one_label_set(conditions: Condition) -> list[Tensor]:
     sizes = conditions.present.sum(1)
     many = [part for part in _by_label_set(conditions) if len(part) >= FEWEST]
     many.sort(key=lambda part: (-int(sizes[part[0]]), -len(part)))
-    return [part[torch.linspace(0, len(part) - 1, min(MOST, len(part))).round().long()] for part in many[:SETS]]
+    return [part[evenly(len(part), MOST)] for part in many[:SETS]]
 
 
 def of_one_layout(conditions: Condition) -> Tensor:
@@ -45,7 +46,7 @@ def of_one_layout(conditions: Condition) -> Tensor:
         close = torch.cdist(places, places, p=torch.inf) <= WITHIN
         found.append(part[close.triu(1).nonzero()])
     pairs = torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.int64)
-    return pairs[torch.linspace(0, len(pairs) - 1, min(PAIRS, len(pairs))).round().long()]
+    return pairs[evenly(len(pairs), PAIRS)]
 
 
 def variety_of_real(dataset: Dataset) -> dict[str, float | None]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.condition import Condition
-from models.layouts import LayoutPrior
+from models.layouts import LayoutPrior, evenly
 
 GRID = [(x / 10, y / 10) for x in range(11) for y in range(11)]
 
@@ -102,6 +102,13 @@ def test_it_travels_with_an_exports_tensors():
     prior, rest = LayoutPrior.split_from(tensors)
     assert list(rest) == ["weight"]
     assert prior.layouts.keys() == {1, 2, 3} and prior.layouts[3].equal(PRIOR.layouts[3])
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "found"), [(5, 3, [0, 2, 4]), (3, 5, [0, 1, 2]), (10, 4, [0, 3, 6, 9]), (1, 4, [0]), (0, 4, [])]
+)
+def test_evenly_is_from_first_to_last(count, most, found):
+    assert evenly(count, most).tolist() == found
 
 
 def test_at_most_so_many_layouts_are_kept():
