@@ -229,6 +229,11 @@ def _check(config: Config, where: Path) -> None:
         _check_network(config.ddpm.unet, "ddpm.unet", where)
         if config.ddpm.places:
             raise UserError(f"{where}: ddpm.places is of network=multiply-add; for patches say ddpm.unet.places=true")
+        if config.eval.clip is not None and config.eval.sampler == "ancestral" and "ddpm" in config.models:
+            raise UserError(
+                f"{where}: eval.clip ({config.eval.clip:g}) bounds x_0, which is no picture with ddpm.network=patches "
+                f"but its pixels in units of their deviations; say eval.clip=null"
+            )
 
 
 def _check_gan(gan: Gan, where: Path) -> None:

@@ -283,7 +283,7 @@ class Eval(Section):
     steps: Positive = 50  # of DDIM and DPM-Solver++
     spacing: Literal[*SPACINGS] = "trailing"  # of their timesteps
     eta: Share = 0.0  # of DDIM: 0 is deterministic, 1 as random as DDPM
-    clip: Annotated[float, Field(gt=0)] | None = None  # of the ancestral sampler's x_0
+    clip: Annotated[float, Field(gt=0)] | None = None  # of the ancestral sampler's x_0, in its own units
     guidance: NonNegative = 1.0  # classifier-free; 1: none
     classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: none
     places: Literal["chosen", "unknown"] = "chosen"  # where none is given: drawn from training layouts, or left open

@@ -250,6 +250,7 @@ CONFIGURATION = [
     (["eval.spacing=log"], "eval.spacing"),
     (["eval.eta=2"], "eval.eta"),
     (["eval.clip=0"], "eval.clip"),
+    (["models=[ddpm]", "ddpm.network=patches", "eval.sampler=ancestral", "eval.clip=1.0"], "say eval.clip=null"),
     (["eval.batch=0"], "eval.batch"),
     (["eval.guidance=-1"], "eval.guidance"),
     (["device=quantum"], "device"),

@@ -243,6 +243,14 @@ def test_what_the_ldm_is_told_is_the_only_choice_also_beside_a_vector():
     assert alike[0] == alike[1] == alike[2] and len({(n.order, n.places) for n in networks}) == 3
 
 
+def test_a_recipe_brings_its_sampler_s_clip(tmp_path):
+    """The experiment's own bounds pictures, and patches are none."""
+    config = load("configs/smoke.yaml", [f"root={tmp_path}", "eval.sampler=ancestral", "eval.clip=1.0"])
+    arguments = Namespace(config="", steps=2, overrides=[], fresh=False, only=[])
+    context = Context(config, torch.device("cpu"), torch.float32, arguments, 0.0, ExitStack())
+    assert context.derived("row", *changes_of(context, "ddpm-patches")).config.eval.clip is None
+
+
 @pytest.mark.parametrize(("experiment", "change"), [("report", "seed=0"), ("smoke", "gan.attention=true")])
 def test_every_gan_is_valid_beside_a_flattening_critic_and_beside_attention(experiment, change):
     config = load(f"configs/{experiment}.yaml", [change])
