@@ -1,5 +1,6 @@
 """Bad inputs through the commands: exit status 2, one line that names what and where, and nothing changed."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -101,6 +102,23 @@ def test_a_report_older_than_a_key_is_taken_as_with_its_default(stage, chain_cop
     status, said = stage("evaluate", f"root={chain_copy}")
     assert (status, "finished already" in said) == (0, True), said
     assert json.loads(path.read_text()) == report
+
+
+def test_a_report_from_before_the_order_of_test_sets_was_read_stays(stage, chain_copy):
+    """It names the multi-hot label sets; other ones are noticed as ever."""
+    path, folder = chain_copy / "smoke/eval/report.json", chain_copy / "smoke/render"
+    report, names = json.loads(path.read_text()), list(json.loads((folder / "objects.json").read_text()))
+    sets = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("test", "new_test")}
+    rows = {key: [[float(name in asked) for name in names] for asked in value] for key, value in sets.items()}
+    content = json.dumps([rows, names], sort_keys=True).encode()
+    report["provenance"]["test_sets_sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(report))
+    status, said = stage("evaluate", f"root={chain_copy}")
+    assert (status, "finished already" in said) == (0, True), said
+    assert json.loads(path.read_text()) == report
+    (folder / "test.json").write_text(json.dumps(sets["test"][1:]))
+    status, said = stage("evaluate", f"root={chain_copy}")
+    assert (status, "old report is now" in said) == (0, True), said
 
 
 def test_no_configuration(stage):
