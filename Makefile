@@ -31,7 +31,7 @@ EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-o
 
 # Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample bench growth test faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -137,6 +137,10 @@ growth: setup ## a step's time and memory against batch, networks, pictures (12 
 
 test: setup ## the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+
+lint: setup ## ruff's rules and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
 
 faults: setup ## the long tests: kills at random moments (KILLS=25 a stage), damaged files, full disks, processes
 	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
