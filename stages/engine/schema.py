@@ -28,6 +28,7 @@ Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Gammas = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_tuple)]
 
 
 class Section(BaseModel):
@@ -259,7 +260,7 @@ class Gan(Training):
     critic_steps: Positive = 5  # a generator step
     penalty: NonNegative = 10.0  # lambda of wgan-gp
     weight_clip: Annotated[float, Field(gt=0)] = 0.01  # of wgan: the critic's weights lie within +- this
-    gamma: Pair = (0.05, 0.005)  # of r3gan's penalties, from the first step to the last along half a cosine
+    gamma: Gammas = (0.05, 0.005)  # of r3gan's penalties, from the first step to the last along half a cosine
     penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the batch that the penalty is measured on
     auxiliary: NonNegative = 1.0  # weight of the label classification, where critic.condition has it
     layer_norms: bool = False  # log the gradient norm of every layer of the critic

@@ -234,6 +234,7 @@ CONFIGURATION = [
     (["ldm.network.condition=text"], "ldm.network.condition"),
     (["ldm.network.self_condition=2"], "ldm.network.self_condition"),
     (["gan.critic.condition=all"], "gan.critic.condition"),
+    (["gan.gamma=[-0.1, 0.2]"], "gan.gamma"),
     (["gan.critic.read=places", "gan.critic.condition=concatenation"], "say one of projection, auxiliary, "),
     (["gan.critic.read=places"], "say gan.critic.pool=sum, not flatten"),
     (["gan.generator.entry=map"], "say gan.generator.condition=modulation, not concatenation"),
