@@ -100,40 +100,40 @@ sample: for-drawer ## LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=
 	  $(OF_MODEL) --out "$(OUT)" $(SETS)
 
 progress: for-diffusion ## [MODEL=ldm|ddpm] whole denoisings of five samples, step by step
-	$(call STAGE,progress,$(OF_MODEL))
+	$(call STAGE,experiments.progress,$(OF_MODEL))
 
 samplers: for-diffusion ## [MODEL=ldm|ddpm] DDPM against DDIM with 100 to 5 steps: accuracy and time
-	$(call STAGE,samplers,$(OF_MODEL))
+	$(call STAGE,experiments.samplers,$(OF_MODEL))
 
 placed: eval ## one object at eight asked places, FLAGS="--labels '...'", and how far off the reader finds it
-	$(call STAGE,placed)
+	$(call STAGE,experiments.placed)
 
 places: scenes ## 32 training pictures with the places of their objects drawn in
-	$(call STAGE,places)
+	$(call STAGE,experiments.places)
 
 gradnorm: for-gan ## gradient norms by critic layer: weight clipping against the gradient penalty
-	$(call STAGE,gradnorm)
+	$(call STAGE,experiments.gradnorm)
 
 ablations: vae ## conditions, schedule, prediction, guidance: one choice at a time, small budgets
-	$(call STAGE,ablations)
+	$(call STAGE,experiments.ablations)
 
 compare: eval ## the models side by side: time, memory, accuracy, diversity
-	$(call STAGE,compare)
+	$(call STAGE,experiments.compare)
 
 held-out: vae ## trained without a share of the label sets, and asked for them, for four and five objects
-	$(call STAGE,held_out)
+	$(call STAGE,experiments.held_out)
 
 pace: evaluator ## how long until the LDM passes .80, by this recipe and by a plain one
-	$(call STAGE,pace)
+	$(call STAGE,experiments.pace)
 
 reproduce: vae ## every system of the reports, one page (weeks on a CPU: take FLAGS="--only ... --steps ...")
-	$(call STAGE,reproduce)
+	$(call STAGE,experiments.reproduce)
 
 bench: setup ## training steps, sampling and reading beside the plain way, other packages and the machine's rates
-	@$(PY) -m stages.bench --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
+	@$(PY) -m stages.benchmark.bench --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
 
 growth: setup ## a step's time and memory against batch, networks, pictures (12 KiB of disk each, twice) and processes
-	@$(PY) -m stages.growth --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
+	@$(PY) -m stages.benchmark.growth --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
 
 test: setup ## the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2

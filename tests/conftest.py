@@ -22,9 +22,16 @@ HERE = Path(__file__).resolve().parent.parent
 SMOKE = "configs/smoke.yaml"
 
 
+def module_of(name: str) -> str:
+    """The module of a stage, experiment or benchmark: `samplers` -> `stages.experiments.samplers`."""
+    folders = ("", "experiments/", "benchmark/")
+    found = next(folder for folder in folders if (HERE / f"stages/{folder}{name}.py").is_file())
+    return f"stages.{found.replace('/', '.')}{name}"
+
+
 def start_stage(stage: str, *arguments: str, under: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
     """A stage as a user starts it, in a process of its own, `under` another command where that says so."""
-    command = [*under, sys.executable, "-m", f"stages.{stage}", "--config", SMOKE, *arguments]
+    command = [*under, sys.executable, "-m", module_of(stage), "--config", SMOKE, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=HERE, env=os.environ | environment, **pipes)
 
@@ -46,9 +53,9 @@ def stage(capsys, monkeypatch):
 
     def run(name: str, *arguments: str, config: str = SMOKE) -> tuple[int, str]:
         monkeypatch.chdir(HERE)
-        monkeypatch.setattr(sys, "argv", [f"stages.{name}", "--config", str(config), *arguments])
+        monkeypatch.setattr(sys, "argv", [module_of(name), "--config", str(config), *arguments])
         try:
-            runpy.run_module(f"stages.{name}", run_name="__main__")
+            runpy.run_module(module_of(name), run_name="__main__")
             status = 0
         except SystemExit as end:
             status = end.code

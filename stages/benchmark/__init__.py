@@ -1,1 +1,1 @@
-"""What `make bench` measures: this project's steps (subject), the plain way (plain), other packages (peers)."""
+"""`make bench` and `make growth`: this project's steps (subject), the plain way (plain), other packages (peers)."""

@@ -201,7 +201,9 @@ def test_make_help_lists_every_target():
 def test_make_gives_an_experiment_its_configuration_flags_and_settings(target):
     result = make(target, "-n", "CONFIG=configs/smoke.yaml", "FLAGS=--fresh", "SET=seed=3", "DATA=/d")
     assert result.returncode == 0, result.stderr
-    command = next(line for line in result.stdout.splitlines() if f"-m stages.{target.replace('-', '_')} " in line)
+    command = next(
+        line for line in result.stdout.splitlines() if f"-m stages.experiments.{target.replace('-', '_')} " in line
+    )
     assert '--config "configs/smoke.yaml"' in command and "--fresh" in command.split(" -- ")[0]
     assert command.split(" -- ")[1].split() == ['"data.folder=/d"', "seed=3"]
 

@@ -117,8 +117,8 @@ def test_the_scale_of_pixels():
 
 
 def test_the_row_of_patches_has_its_own_recipe_whatever_the_experiment_has(tmp_path):
-    from stages.reproduce import PATCHES as FILE
-    from stages.reproduce import SYSTEMS, changes_of, recipe_of
+    from stages.experiments.reproduce import PATCHES as FILE
+    from stages.experiments.reproduce import SYSTEMS, changes_of, recipe_of
 
     context = context_with(f"root={tmp_path}")
     context.arguments.overrides, context.arguments.steps = ["ddpm.batch=8"], 3

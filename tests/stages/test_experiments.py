@@ -9,12 +9,12 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.ablations import GROUPS
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context
 from stages.engine.config import derive, load
-from stages.pace import PLAIN, plain
-from stages.reproduce import SYSTEMS, changes_of, homes_of, named, told_of
+from stages.experiments.ablations import GROUPS
+from stages.experiments.pace import PLAIN, plain
+from stages.experiments.reproduce import SYSTEMS, changes_of, homes_of, named, told_of
 from tests.stages.test_bad_inputs import assert_one_line
 
 
@@ -198,7 +198,7 @@ def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
     assert {"ldm", "ldm-guided", "gan-placed", "ddpm-patches"} <= told and "ldm-told-the-set" not in told
     assert all(0 <= row["figures"][part]["accuracy"] <= 1 for row in rows.values() for part in ("test", "new_test"))
     assert "accuracy_by_the_guide" in rows["ldm-guided"]["figures"]["test"]
-    assert "stages.reproduce" in (root / "reproduce/report.md").read_text()
+    assert "stages.experiments.reproduce" in (root / "reproduce/report.md").read_text()
     assert not (root / "smoke-gan-body-residual/gan").exists(), "that is the row gan: nothing is learned twice"
     status, said = stage("reproduce", "--steps", "2", "--only", "gan", "ldm-guided", "--", *small)
     assert status == 0 and said.count("finished already") >= 5, said

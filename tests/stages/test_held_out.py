@@ -8,7 +8,7 @@ import torch
 
 from data.labels import CLEVR, Vocabulary
 from stages.engine.errors import UserError
-from stages.held_out import label_sets
+from stages.experiments.held_out import label_sets
 from tests.data.folder import write_folder
 
 

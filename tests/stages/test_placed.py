@@ -6,7 +6,7 @@ import torch
 from models.condition import Condition
 from models.layouts import LayoutPrior
 from stages.engine.errors import UserError
-from stages.placed import farthest_first, walk
+from stages.experiments.placed import farthest_first, walk
 
 
 def training(rows=300):

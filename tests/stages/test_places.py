@@ -5,7 +5,7 @@ from PIL import Image
 
 from data.labels import CLEVR
 from models.condition import Condition
-from stages.places import COLOURS, RING, SCALE, chosen, known_by_slot, marked
+from stages.experiments.places import COLOURS, RING, SCALE, chosen, known_by_slot, marked
 from tests.data.folder import write_folder
 from tests.stages.test_bad_inputs import assert_one_line
 

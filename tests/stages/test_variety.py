@@ -9,7 +9,7 @@ import torch
 from data.images import to_unit
 from models.condition import Condition
 from models.distances import mean_distance, mean_pairwise_distance
-from stages.variety import of_one_label_set, of_one_layout, variety, variety_of_real
+from stages.experiments.variety import of_one_label_set, of_one_layout, variety, variety_of_real
 from tests.stages.handful import context_with, noise_pictures
 
 A, NEAR_A, B = (0.5, 0.5), (0.51, 0.5), (0.7, 0.7)

@@ -19,8 +19,8 @@ from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.engine.sampling import Sampler
+from stages.experiments.places import SCALE, marked
 from stages.judged import refuse_other_pictures
-from stages.places import SCALE, marked
 from stages.reader import load_reader, read, words_of
 from stages.systems import LOADERS, title
 

@@ -17,9 +17,9 @@ from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.engine.sampling import without_places
 from stages.evaluator import as_input, load_evaluator
+from stages.experiments.variety import variety, variety_of_real
 from stages.judged import evaluate_sets, refuse_other_pictures, shown
 from stages.systems import LOADERS, title
-from stages.variety import variety, variety_of_real
 
 PICTURES = 300  # for the Fréchet distance
 ALIKE = 16  # pictures of one label set, for diversity

@@ -12,7 +12,6 @@ from models.adversarial import LOSSES
 from models.diffusion import SCHEDULES
 from models.samplers import SPACINGS
 from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
-from stages.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, TOLD, lacks, paths, section_of, unweighted
 from stages.engine.checkpoint import read_about
 from stages.engine.command import Context, add_fresh, command
 from stages.engine.errors import UserError
@@ -22,6 +21,7 @@ from stages.engine.report.page import Page
 from stages.engine.schema import Config
 from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
+from stages.experiments.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, TOLD, lacks, paths, section_of, unweighted
 from stages.judged import shown
 from stages.systems import TRAIN
 
@@ -236,7 +236,7 @@ def command_of(context: Context, key: str) -> str:
     """What makes one row again."""
     a = context.arguments
     steps = ["--steps", str(a.steps)] if a.steps else []
-    words = ["-m", "stages.reproduce", "--config", a.config, *steps, "--only", key, "--", *a.overrides]
+    words = ["-m", "stages.experiments.reproduce", "--config", a.config, *steps, "--only", key, "--", *a.overrides]
     return f".venv/bin/python {shlex.join(words)}"
 
 
