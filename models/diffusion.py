@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PREDICTIONS = ("noise", "v", "x0", "mean")
 VANISHED = 1e-3  # an abar below this shows next to nothing of x_0
 
 

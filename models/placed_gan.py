@@ -13,12 +13,12 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from models.blocks import conv3x3, normalisation
+from models.choices import PLACED_CRITIC_CONDITIONS
 from models.condition import Condition, blobs
 from models.wgan import BODIES
 
 SIDE = 8  # of the map on which objects stand
 TOGETHER = 3  # slots whose noise is drawn at once
-CRITIC_CONDITIONS = ("projection", "auxiliary", "projection+auxiliary")
 
 
 def _spread(condition: Condition) -> Tensor:
@@ -94,9 +94,9 @@ class PlacedGenerator(nn.Module):
 class PlacedCritic(nn.Module):
     """(b, inputs, size, size), conditions -> scores (b,) and, with an auxiliary head, logits (b, classes + 1, 8, 8).
 
-    `condition`, one of CRITIC_CONDITIONS: `projection`, the score is that of a projection critic on the summed features
-    (arXiv 1802.05637), plus one of each object asked for, read from a map of its own at its place; `auxiliary`, a
-    second head says what each cell shows. The last class of its logits is the background.
+    `condition`, one of PLACED_CRITIC_CONDITIONS: `projection`, the score is that of a projection critic on the summed
+    features (arXiv 1802.05637), plus one of each object asked for, read from a map of its own at its place;
+    `auxiliary`, a second head says what each cell shows. The last class of its logits is the background.
     """
 
     def __init__(
@@ -112,8 +112,8 @@ class PlacedCritic(nn.Module):
         halvings = int(math.log2(size // SIDE))
         if len(channels) <= halvings:
             raise ValueError(f"a critic of {size}x{size} that reads a map of 8x8 needs at least {halvings + 1} widths")
-        if condition not in CRITIC_CONDITIONS:
-            raise ValueError(f"condition {condition!r} is none of {', '.join(CRITIC_CONDITIONS)}")
+        if condition not in PLACED_CRITIC_CONDITIONS:
+            raise ValueError(f"condition {condition!r} is none of {', '.join(PLACED_CRITIC_CONDITIONS)}")
         ways = condition.split("+")
         self.enter = conv3x3(inputs, channels[0])
         _, block = BODIES[body]

@@ -16,10 +16,8 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from models.blocks import Attention, conv3x3, normalisation
+from models.choices import CRITIC_CONDITIONS
 from models.condition import Condition
-
-GENERATOR_CONDITIONS = ("concatenation", "modulation", "batch-norm")
-CRITIC_CONDITIONS = ("projection", "auxiliary", "projection+auxiliary", "concatenation")
 
 
 class ConditionalNorm(nn.Module):

@@ -1,8 +1,7 @@
-"""What is done: one verb a file, one Make target a verb."""
+"""What is done: the pipeline, one Make target a module; experiments/ and benchmark/ are what is built on it."""
 
 import os
 import signal
-import sys
 
 
 def _leave(number: int, frame: object) -> None:
@@ -10,6 +9,22 @@ def _leave(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
-if sys.argv[0] == "-m":  # being started: the imports take seconds, and the command's own handlers come after them
-    for _number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(_number, _leave)
+def _begin() -> None:
+    """While `python -m stages.X` is being started: signals, `--help` and mistakes are answered before torch loads.
+
+    The imports take seconds, and a command's own handlers come after them (stages/engine/command.py). Where `stages`
+    is imported by anything else nothing happens here.
+    """
+    from stages.engine.arguments import answer_early, started_module
+
+    if not (started_module() or "").startswith("stages."):
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from stages.commands import COMMANDS
+
+    if command := COMMANDS.get(started_module().removeprefix("stages.")):
+        answer_early(command)
+
+
+_begin()

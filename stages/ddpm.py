@@ -6,18 +6,19 @@ from torch import Tensor
 from models.layouts import LayoutPrior
 from models.multiply_add_unet import MultiplyAddUNet
 from models.patches import PatchUNet
+from stages.commands import COMMANDS
+from stages.diffusion import DiffusionSampler, DiffusionTask, LogProbability
 from stages.engine import distributed
-from stages.engine.checkpoint import read_about
-from stages.engine.command import Context, add_fresh, command
+from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network
 from stages.engine.config import flatten
 from stages.engine.dataset import Dataset, load_dataset
-from stages.engine.denoising import DiffusionSampler, DiffusionTask, LogProbability
 from stages.engine.errors import UserError
+from stages.engine.export import read_about
 from stages.engine.run import Run
 from stages.engine.schema import Ddpm
 from stages.engine.trained import load_trained
-from stages.evaluator import guide_of, judge, load_evaluator
+from stages.judge import accuracy_by, guide_of, load_evaluator
 
 # of pictures in [-1, 1], about four grey levels: where next to nothing ever changes, that is noise, not to be learned
 LEAST_DEVIATION = 0.03
@@ -136,7 +137,7 @@ class DdpmTask(DiffusionTask):
             network,
             clean,
             lambda average, layouts: pixel_sampler(context, average, settings, layouts, guide),
-            judge(evaluator, context),
+            accuracy_by(evaluator, context),
             facts,
         )
         self.plateau = Plateau(self, settings.plateau_factor, settings.plateau_patience)
@@ -166,4 +167,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Trains a DDPM on pictures.", main, add_fresh)
+    run_command(COMMANDS["ddpm"], main)

@@ -11,25 +11,34 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from models.choices import DIFFUSION
 from models.condition import Condition
 from models.evaluator import Evaluator
 from models.layouts import evenly
+from stages.commands import COMMANDS
+from stages.diffusion import DiffusionSampler
 from stages.engine import distributed
-from stages.engine.checkpoint import read_about
-from stages.engine.command import Context, add_fresh, command
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
-from stages.engine.denoising import DiffusionSampler
 from stages.engine.errors import UserError
+from stages.engine.export import read_about
 from stages.engine.log import progress, read_metrics, say
 from stages.engine.machine import describe_device, versions
 from stages.engine.pictures import grid, png
 from stages.engine.report import curve, write_report
 from stages.engine.run import differences, move_aside
 from stages.engine.schema import Eval
-from stages.evaluator import load_evaluator, scores
-from stages.judged import evaluate_held_out, evaluate_set, refuse_other_pictures, shown
-from stages.reader import EVALUATED, figures_on_real, load_reader, readable
-from stages.systems import LOADERS, title
+from stages.judge import (
+    evaluate_held_out,
+    evaluate_set,
+    load_evaluator,
+    load_reader,
+    refuse_other_pictures,
+    scores,
+    shown,
+)
+from stages.models import MODELS, title
+from stages.reader import EVALUATED, figures_on_real, readable
 from stages.vae import load_vae, measure_vae
 
 STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
@@ -76,13 +85,9 @@ def _curves(context: Context) -> list[bytes]:
         ("reader", ["cells", "places"], "reader of places", True),
         ("vae", ["reconstruction", "commitment"], "autoencoder", True),
         ("vae", ["original_accuracy", "reconstruction_accuracy"], "accuracy on reconstructions", False),
-        ("ldm", ["loss"], "latent diffusion", True),
-        ("ldm", ["accuracy_test", "accuracy_new_test"], "latent diffusion, accuracy", False),
-        ("ddpm", ["loss"], "pixel diffusion", True),
-        ("ddpm", ["accuracy_test", "accuracy_new_test"], "pixel diffusion, accuracy", False),
-        ("gan", ["wasserstein", "score_gap"], "GAN, what the critic tells apart", False),
-        ("gan", ["accuracy_test", "accuracy_new_test"], "GAN, accuracy", False),
     ]
+    for name, model in MODELS.items():
+        wanted += [(name, *shown) for shown in model.curves]
     made = [curve(read_metrics(context.folder(s) / "metrics.jsonl"), names, t, log) for s, names, t, log in wanted]
     return [picture for picture in made if picture]
 
@@ -154,7 +159,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     guided = context.config.eval.classifier_guidance > 0
     guide = load_evaluator(context, len(dataset.vocabulary), "guide")[0] if guided else None
-    samplers = {name: LOADERS[name](context)[0] for name in context.config.models if name in exports}
+    samplers = {name: MODELS[name].load(context)[0] for name in context.config.models if name in exports}
     folder = context.folder("eval")
     distributed.barrier()  # all have looked before the main process moves it
     if (folder / "report.json").exists() and distributed.is_main():
@@ -175,7 +180,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
     own = _evaluate_placing(samplers, results, judge, dataset, context) if "reader" in exports else None
     strip, strip_labels = None, ""
-    if denoiser := samplers.get("ldm") or samplers.get("ddpm"):
+    if denoiser := next((samplers[name] for name in DIFFUSION if name in samplers), None):
         picture, strip_labels = denoising_strip(denoiser, dataset, context)
         strip = png(picture, 2)
         (folder / "denoising.png").write_bytes(strip)
@@ -297,4 +302,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Evaluates the LDM and the GAN on both test sets and writes the report.", main, add_fresh)
+    run_command(COMMANDS["evaluate"], main)

@@ -2,60 +2,27 @@
 
 import hashlib
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.images import to_unit
 from models.condition import Condition, cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
+from stages.commands import COMMANDS
 from stages.engine import distributed
-from stages.engine.checkpoint import load_export, save_export
-from stages.engine.command import Context, add_fresh, command
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError, is_out_of_memory, oneline
+from stages.engine.export import save_export
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
 from stages.engine.run import Run
-
-
-@torch.no_grad()
-def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
-    """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, classes) logits, in float32 as the lab's: near ties decide accuracy."""
-    network.eval()
-    return torch.cat([network.logits(as_input(part, context)) for part in images.split(batch)])
-
-
-def as_input(images: Tensor, context: Context) -> Tensor:
-    """(n, 3, 64, 64) uint8 or [-1, 1] -> [-1, 1] on the device, as the evaluator takes them."""
-    images = to_unit(images) if images.dtype == torch.uint8 else images
-    return images.to(context.device, memory_format=torch.channels_last)
-
-
-def judge(network: Evaluator, context: Context) -> Callable[[Tensor, Tensor], float]:
-    """The evaluator as a function of pictures (n, 3, 64, 64) in [-1, 1] and labels (n, classes): the accuracy."""
-    return lambda images, labels: accuracy(scores(network, images, context).cpu(), labels)
-
-
-def guide_of(context: Context, classes: int) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """For classifier guidance: pictures (b, 3, 64, 64) and labels -> log p(labels | picture) (b,), where one is asked.
-
-    The sum over all objects of the log-likelihood of the guide's sigmoid outputs: a picture has several labels.
-    """
-    if context.config.eval.classifier_guidance == 0:
-        return None
-    guide, _ = load_evaluator(context, classes, "guide")
-
-    def log_probability(images: Tensor, labels: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(guide.logits(images), labels, reduction="none").sum(1)
-
-    return log_probability
+from stages.judge import load_evaluator, scores
 
 
 def augmented(images: Tensor, condition: Condition, low_resolution: float, draws: Draws) -> tuple[Tensor, Condition]:
@@ -157,20 +124,6 @@ def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
     return network.eval()
 
 
-def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> tuple[Evaluator, dict]:
-    """The experiment's evaluator, or its guide, frozen on the device, and what its export says of itself."""
-    remedy = f"run {context.make('evaluator')}" if role == "evaluator" else "train the evaluator of that experiment"
-    tensors, about = load_export(context.export(role), remedy)
-    network = Evaluator(classes)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError:
-        raise UserError(
-            f"{context.export(role)} was made for other objects; run {context.make('evaluator FRESH=1')}"
-        ) from None
-    return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
-
-
 def _adopt_lab(context: Context, run: Run, dataset: Dataset) -> None:
     network = load_lab_checkpoint(Path(context.config.evaluator.checkpoint), len(dataset.vocabulary))
     network.to(context.device)
@@ -201,4 +154,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE).", main, add_fresh)
+    run_command(COMMANDS["evaluator"], main)

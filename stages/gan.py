@@ -18,8 +18,9 @@ from models.layouts import LayoutPrior
 from models.placed_gan import PlacedCritic, PlacedGenerator
 from models.vqvae import VQVAE
 from models.wgan import Critic, Generator
+from stages.commands import COMMANDS
 from stages.engine import distributed
-from stages.engine.command import Context, add_fresh, command
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, drawn_rows, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
@@ -29,9 +30,8 @@ from stages.engine.run import Run
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Eval, Gan
 from stages.engine.trained import load_trained
-from stages.evaluator import judge, load_evaluator
-from stages.ldm import encode_set
-from stages.vae import load_vae, load_vae_of
+from stages.judge import accuracy_by, load_evaluator
+from stages.vae import encode_set, load_vae, load_vae_of
 
 
 def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
@@ -224,7 +224,7 @@ class GanTask:
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         sampler = GanSampler(self.context, self.ema.average, self.settings, self.vae, self.layouts)
-        return preview(sampler, self.dataset, judge(self.evaluator, self.context), self.context.config.eval)
+        return preview(sampler, self.dataset, accuracy_by(self.evaluator, self.context), self.context.config.eval)
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict() | self.layouts.state_dict(), {
@@ -241,7 +241,7 @@ def main(context: Context) -> None:
     if context.config.gan.space == "latents":
         vae, about = load_vae(context)
         parents["vae"] = about["sha256"]
-    if context.config.gan.wants_places:
+    if context.config.gan.needs_places:
         parents["places"] = dataset.places_sha256
     run = Run(context, "gan", parents)
     if not run.finished():
@@ -249,4 +249,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Trains the conditional WGAN-GP.", main, add_fresh)
+    run_command(COMMANDS["gan"], main)

@@ -8,35 +8,21 @@ from torch import Tensor
 from models.layouts import LayoutPrior
 from models.unet import UNet
 from models.vqvae import VQVAE
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.diffusion import DiffusionSampler, DiffusionTask, LogProbability
+from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network
 from stages.engine.dataset import Dataset, load_dataset
-from stages.engine.denoising import DiffusionSampler, DiffusionTask, LogProbability
 from stages.engine.run import Run
 from stages.engine.schema import Ldm
 from stages.engine.trained import load_trained
-from stages.evaluator import guide_of, judge, load_evaluator
-from stages.vae import encoded, load_vae, load_vae_of
-
-
-def encode_set(vae: VQVAE, images: Tensor, context: Context) -> Tensor:
-    """The whole set (n, 3, 64, 64) uint8 -> normalised latents (n, c, 8, 8) float32 on the device."""
-    return torch.cat([*encoded(vae.encode, images, context)])
+from stages.judge import accuracy_by, guide_of, load_evaluator
+from stages.vae import decoder_of, encode_set, load_vae, load_vae_of
 
 
 def build_unet(settings: Ldm, inputs: int, classes: int, most: int) -> UNet:
     """The network of an `ldm` section, for latents of `inputs` channels and at most `most` labels a picture."""
     return UNet(inputs, classes, most, **settings.network.model_dump())
-
-
-def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
-    """Normalised latents (b, c, 8, 8) -> pictures (b, 3, 64, 64)."""
-
-    def decode(latents: Tensor) -> Tensor:
-        with context.autocast():
-            return vae.decode(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
-
-    return decode
 
 
 def latent_sampler(
@@ -79,7 +65,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
         network,
         latents.__getitem__,
         lambda average, layouts: latent_sampler(context, average, vae, settings, layouts, guide),
-        judge(evaluator, context),
+        accuracy_by(evaluator, context),
         facts,
     )
 
@@ -97,4 +83,4 @@ def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command("Stage 2: trains the latent diffusion model on the autoencoder's latents.", main, add_fresh)
+    run_command(COMMANDS["ldm"], main)

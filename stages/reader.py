@@ -6,9 +6,10 @@ from torch import Tensor
 from models.condition import Condition
 from models.evaluator import accuracy
 from models.layouts import evenly
-from models.reader import Found, Reader, found, label_scores, placing, reading_loss
+from models.reader import Reader, placing, reading_loss
+from stages.commands import COMMANDS
 from stages.engine import distributed
-from stages.engine.command import Context, add_fresh, command
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
@@ -16,23 +17,10 @@ from stages.engine.ema import Ema
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
 from stages.engine.run import Run
-from stages.engine.schema import Reader as Section
-from stages.engine.trained import load_trained
-from stages.evaluator import as_input, augmented
+from stages.evaluator import augmented
+from stages.judge import load_reader, read
 
 EVALUATED = 64  # held-out pictures whose objects and places are asked for again
-
-
-@torch.no_grad()
-def read(reader: Reader, images: Tensor, context: Context, batch: int = 256) -> tuple[list[list[Found]], Tensor]:
-    """(n, 3, 64, 64) uint8 or [-1, 1] -> what each picture shows and where, and scores (n, classes) of the labels."""
-    reader.eval()
-    seen, scores = [], []
-    for part in images.split(batch):
-        logits, offsets = (out.cpu() for out in reader(as_input(part, context)))  # in float32, as the evaluator's
-        seen += found(logits, offsets)
-        scores.append(label_scores(logits))
-    return seen, torch.cat(scores)
 
 
 def readable(dataset: Dataset, most: int | None = None) -> Tensor:
@@ -82,12 +70,6 @@ class ReaderTask:
         return self.ema.average.state_dict(), {"metrics": self.measure(), "classes": len(self.dataset.vocabulary)}
 
 
-def load_reader(context: Context) -> tuple[Reader, dict]:
-    """The experiment's reader, frozen on the device, and what its export says of itself."""
-    trained = load_trained(context, "reader", Section, lambda settings, about: Reader(about["classes"]))
-    return trained.network, trained.about
-
-
 def nothing_to_read(dataset: Dataset) -> str | None:
     """Why no reader can be trained and measured on these pictures, in words; None where one can."""
     parts = {"training": dataset.conditions, "held-out": dataset.held_out_conditions}
@@ -120,4 +102,4 @@ def words_of(figures: dict[str, float | None]) -> str:
 
 
 if __name__ == "__main__":
-    command("Trains the reader of objects and their places, which judges placing.", main, add_fresh)
+    run_command(COMMANDS["reader"], main)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from data.labels import DataError, Place
 from data.render import OBJECTS, draw_scenes, objects_json, scene_places, test_sets
-from stages.engine.checkpoint import write_atomically
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.config import flatten
 from stages.engine.errors import UserError
+from stages.engine.files import write_atomically
 from stages.engine.log import progress, say
 from stages.engine.run import differences, move_aside
 
@@ -73,4 +74,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", main, add_fresh, alone=True)
+    run_command(COMMANDS["render"], main)

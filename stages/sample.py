@@ -1,35 +1,19 @@
 """`make sample LABELS="red cube, cyan sphere"`: a picture from a trained model."""
 
-import argparse
 import math
 from pathlib import Path
 
 import torch
 
 from data.labels import DataError, Vocabulary
+from models.choices import DIFFUSION
 from models.condition import Condition
-from stages.engine.checkpoint import write_atomically
-from stages.engine.command import Context, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.errors import UserError
+from stages.engine.files import write_atomically
 from stages.engine.pictures import grid, png
-from stages.systems import LOADERS
-
-# model -> what of a configuration makes it take places
-PLACES_KEY = {
-    "ldm": "ldm.network.places=true",
-    "gan": "gan.generator.entry=map gan.generator.condition=modulation",
-    "ddpm": "ddpm.places=true",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", required=True, metavar="TEXT", help='such as "red cube at 0.3 0.6, cyan sphere"')
-    parser.add_argument("--count", type=int, default=8, help="how many pictures (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="picture i has the key (seed, i) (default: %(default)s)")
-    parser.add_argument("--out", default="sample.png", metavar="FILE", help="a PNG file (default: %(default)s)")
-    parser.add_argument("--model", choices=LOADERS, help="who draws (default: as `models` has it)")
-    parser.add_argument("--steps", type=int, help="of a diffusion's sampler (default: the configuration's eval.steps)")
-    parser.add_argument("--guidance", type=float, help="a diffusion's (default: the configuration's eval.guidance)")
+from stages.models import MODELS
 
 
 def main(context: Context) -> None:
@@ -41,11 +25,11 @@ def main(context: Context) -> None:
     if a.guidance is not None and not 0 <= a.guidance < math.inf:
         raise UserError(f"--guidance {a.guidance}: must be a number from 0 on; 1 is none")
     model = a.model or context.config.drawer
-    if model == "gan" and (a.steps is not None or a.guidance is not None):
+    if model not in DIFFUSION and (a.steps is not None or a.guidance is not None):
         raise UserError("--steps and --guidance are a diffusion's: leave them out, or say --model ldm")
     if Path(a.out).suffix.lower() != ".png":
         raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
-    sampler, about = LOADERS[model](context)
+    sampler, about = MODELS[model].load(context)
     try:
         objects, places = Vocabulary(about["objects"]).parse(a.labels)
     except DataError as error:
@@ -53,7 +37,7 @@ def main(context: Context) -> None:
     if any(places) and not sampler.takes_places:
         raise UserError(
             f"labels {a.labels!r}: this {model} was trained without places; leave them out, or train one with "
-            f"{PLACES_KEY[model]}"
+            f"{MODELS[model].placing}"
         )
     condition = Condition.of_lists([objects], len(about["objects"]), [places])
     how = context.config.eval
@@ -67,4 +51,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Draws pictures of the objects asked for.", main, add_arguments, alone=True)
+    run_command(COMMANDS["sample"], main)

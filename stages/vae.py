@@ -1,33 +1,33 @@
 """`make vae`, stage 1: a VQ-VAE with a patch discriminator, judged by what the evaluator reads from reconstructions."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.foreground import median_picture, pixel_weights
 from data.images import to_unit
 from models.adversarial import LOSSES
 from models.condition import Condition, cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
-from models.perceptual import Perceptual, load_trunk, trunk_url
 from models.vqvae import VQVAE, LatentClassifier, perplexity
+from stages.commands import COMMANDS
 from stages.engine import distributed
-from stages.engine.command import Context, add_fresh, command
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
-from stages.engine.errors import UserError, oneline
+from stages.engine.errors import UserError
 from stages.engine.log import say
+from stages.engine.lpips import load_perceptual
 from stages.engine.optim import Optimizer
 from stages.engine.pictures import grid
 from stages.engine.run import Run
 from stages.engine.schema import Vae
 from stages.engine.trained import load_trained
-from stages.evaluator import load_evaluator, scores
+from stages.judge import load_evaluator, scores
 
 HINGE = LOSSES["hinge"]
 JUDGED_FROM = 500  # step from which a preview says that reconstructions show nothing; before it they often do
@@ -72,43 +72,19 @@ def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context
         yield latents
 
 
-def load_perceptual(settings) -> Perceptual:
-    """LPIPS with its ImageNet trunk: a given file, torch's hub cache, or a download into it. Raises UserError."""
-    url = trunk_url(settings.network)
-    path = Path(settings.weights) if settings.weights else Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-    without = "or do without: vae.perceptual.weight=0"
-    if not path.is_file() and not settings.weights:
-        try:
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)
-        except (URLError, OSError, RuntimeError):
-            raise UserError(
-                f"LPIPS needs {path}, which cannot be downloaded here: put {path.name} there, {without}"
-            ) from None
-    try:
-        trunk = load_trunk(torch.load(path, map_location="cpu", weights_only=True))
-        return Perceptual(settings.network, trunk)
-    except FileNotFoundError:
-        raise UserError(f"LPIPS needs {path}, which is missing: put {Path(url).name} there, {without}") from None
-    except Exception as error:  # a pickle, a truncated file, another network: all end the same
-        raise UserError(
-            f"{path} does not hold torchvision's {Path(url).name} ({oneline(error)[:60]}): replace it, {without}"
-        ) from None
+def encode_set(vae: VQVAE, images: Tensor, context: Context) -> Tensor:
+    """The whole set (n, 3, 64, 64) uint8 -> normalised latents (n, c, 8, 8) float32 on the device."""
+    return torch.cat([*encoded(vae.encode, images, context)])
 
 
-def median_picture(images: Tensor, device: torch.device) -> Tensor:
-    """The median picture (1, 3, 64, 64) in [-1, 1] of a sample of the set: what is scenery and not an object."""
-    chosen = torch.linspace(0, len(images) - 1, min(len(images), 501), device=images.device).long()
-    # on the CPU: a GPU has no deterministic median
-    return to_unit(images[chosen]).cpu().median(dim=0).values[None].to(device)
+def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
+    """Normalised latents (b, c, 8, 8) -> pictures (b, 3, 64, 64)."""
 
+    def decode(latents: Tensor) -> Tensor:
+        with context.autocast():
+            return vae.decode(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
 
-def pixel_weights(images: Tensor, background: Tensor | None, foreground: float) -> Tensor:
-    """Weights (b, 1, 64, 64) of pixels' errors: 1 + `foreground` where a picture differs from the median picture."""
-    if background is None:
-        return torch.ones_like(images[:, :1])
-    differs = ((images - background).abs().amax(dim=1, keepdim=True) / 0.2).clamp(max=1)
-    # an object's rim, and what is wrongly drawn beside it, count like the object
-    return 1 + foreground * F.max_pool2d(differs, 3, 1, 1)
+    return decode
 
 
 def windows(condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -350,4 +326,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Stage 1: trains the VQ-VAE.", main, add_fresh)
+    run_command(COMMANDS["vae"], main)

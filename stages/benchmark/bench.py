@@ -3,7 +3,6 @@
 All contenders of a row run in turn in one process, so that ratios hold where times do not.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -12,8 +11,6 @@ from functools import partial
 from stages.benchmark import peers, plain
 from stages.benchmark.clock import (
     Work,
-    add_only,
-    add_seconds,
     convolution_rate,
     flops,
     interleaved,
@@ -23,7 +20,8 @@ from stages.benchmark.clock import (
     shown,
 )
 from stages.benchmark.subject import Subject
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network, missing_compiler
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
@@ -210,12 +208,6 @@ def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
     return found
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_only(parser, [*ROWS, "rates"])
-    add_seconds(parser)
-    add_fresh(parser)
-
-
 def main(context: Context) -> None:
     wanted = context.arguments.only
     for package, name in (("diffusers", "diffusers"), ("denoising_diffusion_pytorch", "denoising-diffusion-pytorch")):
@@ -260,4 +252,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Measures the steps beside the plain way and beside other packages.", main, add_arguments, alone=True)
+    run_command(COMMANDS["benchmark.bench"], main)

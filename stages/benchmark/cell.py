@@ -17,11 +17,11 @@ from data.images import SIZE
 from models.condition import Condition
 from stages.benchmark.clock import interleaved
 from stages.benchmark.subject import Subject
-from stages.engine.checkpoint import load_export, save_export
 from stages.engine.command import Context, context_of
 from stages.engine.config import Config
 from stages.engine.dataset import on_disk, placed
 from stages.engine.errors import UserError, oneline
+from stages.engine.export import load_export, save_export
 from stages.engine.machine import peak_memory, reset_peak
 
 PICTURE_BYTES = 3 * SIZE * SIZE

@@ -1,9 +1,8 @@
 """Times of contenders in turn, arithmetic as torch counts it, and the machine's own rates."""
 
-import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date
 
 import torch
@@ -11,41 +10,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
+from stages.commands import LONGEST
 from stages.engine.command import Context
 from stages.engine.machine import describe_device, versions
 
 Work = Callable[[], object]
 REPEATS, LEAST = 7, 5
-LONGEST = 60.0  # seconds of one contender in all, from its fifth time on: a slow one is measured fewer times
-
-
-def add_seconds(parser: argparse.ArgumentParser) -> None:
-    """The flag of commands that measure."""
-    parser.add_argument(
-        "--seconds", type=_duration, default=1.0, help="that each of a median's times is of, at least (%(default)s)"
-    )
-
-
-def add_only(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """The flag that chooses among what a command measures, by names between commas; all of it by default."""
-
-    def chosen(text: str) -> list[str]:
-        wanted = [name.strip() for name in text.split(",") if name.strip()] or [*names]
-        if unknown := set(wanted) - {*names}:
-            raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]} is none of {', '.join(names)}")
-        return wanted
-
-    parser.add_argument("--only", default="", type=chosen, metavar="NAME,...", help=f"of {', '.join(names)}")
-
-
-def _duration(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < LONGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to {LONGEST:g}")
-    return seconds
 
 
 def _seconds(work: Work, device: torch.device, calls: int) -> float:

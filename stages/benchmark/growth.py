@@ -1,6 +1,5 @@
 """`make growth`: how a step's time and memory grow with the batch, the networks, the pictures and the processes."""
 
-import argparse
 import json
 import os
 import shutil
@@ -15,9 +14,10 @@ import torch
 import yaml
 
 from stages.benchmark.cell import AXES, BATCH, PACK, PICTURE_BYTES, in_a_process, measured, read_pack, write_pack
-from stages.benchmark.clock import add_only, add_seconds, machine, measured_with, shown
+from stages.benchmark.clock import machine, measured_with, shown
 from stages.benchmark.subject import Subject
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.config import Config
 from stages.engine.errors import UserError
 from stages.engine.log import progress, say
@@ -26,15 +26,6 @@ from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 
 PROCESSES = (1, 2)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--pictures", default="18000,180000,1800000", metavar="N,...", help="sizes of made-up packs, 12 KiB a picture"
-    )
-    add_only(parser, [*AXES, "pictures", "processes"])
-    add_seconds(parser)
-    add_fresh(parser)
 
 
 def _sizes(text: str) -> list[int]:
@@ -157,4 +148,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Measures how steps grow with batch, networks, pictures, processes.", main, add_arguments, alone=True)
+    run_command(COMMANDS["benchmark.growth"], main)

@@ -18,8 +18,8 @@ from models.condition import Condition
 from models.vqvae import VQVAE
 from stages.benchmark import plain
 from stages.benchmark.clock import Work
+from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context
-from stages.engine.denoising import DiffusionSampler
 from stages.engine.schema import Config, Network
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from data.labels import CLEVR
 from stages import evaluator, vae
 from stages.benchmark.clock import Work
+from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context
 from stages.engine.config import derive
 from stages.engine.dataset import Dataset, load_dataset
-from stages.engine.denoising import DiffusionSampler
 from stages.engine.draws import Draws
 from stages.engine.run import Task
 from stages.gan import GanTask
-from stages.ldm import encode_set, ldm_task
-from stages.vae import VaeTask, load_vae
+from stages.ldm import ldm_task
+from stages.vae import VaeTask, encode_set, load_vae
 
 PICTURES = 1500
 UNTRAINED = ("evaluator", "vae")  # stages whose exports the others need: of one step each

@@ -1,63 +1,17 @@
-"""Checkpoints and exports on disk: written atomically, read with care, never executed.
-
-A *checkpoint* holds what resuming needs (networks, optimisers, averages, pending metrics). An *export* is a
-safetensors file with what the next stage needs and a JSON header saying what it was made from.
-"""
+"""Checkpoints: all that resuming a run needs, written atomically, checked when read, never executed."""
 
 import hashlib
 import io
-import json
-import mmap
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from stages.engine import distributed
 from stages.engine.errors import UserError, is_out_of_memory, of_the_system, oneline
+from stages.engine.files import write_atomically
 
 MAGIC = b"ICLEVR-CKPT-1\n"
-DTYPES = {  # of exports, as safetensors names them
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
-
-def write_atomically(path: Path, *content: bytes | memoryview) -> None:
-    """Writes a whole file or none: temporary file in the same folder, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            for part in content:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:  # an interruption too: a pack's may be as large as the disk
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise of_the_system(error, f"cannot write {path}") from None
-        raise
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class Checkpoints:
@@ -124,115 +78,3 @@ class Checkpoints:
         if hashlib.sha256(content[start:]).digest() != content[len(MAGIC) : start]:
             raise ValueError("checksum differs")
         return torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """A contiguous CPU tensor's memory, not a copy: a pack may be as large as memory."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def sha256_of(tensors: dict[str, Tensor]) -> str:
-    """The digest of tensors' names, types, shapes and content: what an export is known by."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """The parts of a safetensors file: the header's length, the header, each tensor's memory.
-
-    The library would first copy all tensors into one string. Wider types come first, so that all are aligned.
-    """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {"__metadata__": metadata}, 0
-    for name in names:
-        begin, end = end, end + tensors[name].nbytes
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
-    words = json.dumps(header).encode()
-    words += b" " * (-len(words) % 8)
-    yield len(words).to_bytes(8, "little")
-    yield words
-    for name in names:
-        yield _bytes_of(tensors[name])
-
-
-def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
-    """Writes tensors and a JSON-able `about`. Returns their sha256, which is also written into the header."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digest = sha256_of(tensors)
-    words = json.dumps(about, sort_keys=True)
-    header = {"about": words, "about_sha256": hashlib.sha256(words.encode()).hexdigest(), "sha256": digest}
-    write_atomically(path, *_safetensors(tensors, header))
-    return digest
-
-
-def read_about(path: Path, remedy: str) -> dict:
-    """An export's `about` with its `sha256`, without reading the tensors. `remedy` ends the error of a bad one."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {remedy}")
-    try:
-        path.open("rb").close()
-    except OSError as error:  # safetensors takes every refusal for a file that is not there
-        raise of_the_system(error, f"cannot read {path}") from None
-    try:
-        with safe_open(path, framework="np") as file:  # torch's would reserve memory for all of it
-            header = file.metadata() or {}
-        words = hashlib.sha256(header["about"].encode()).hexdigest()
-        if header.get("about_sha256", words) != words:
-            raise ValueError("checksum of its description differs")
-        return {**json.loads(header["about"]), "sha256": header["sha256"]}
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
-
-
-@contextmanager
-def of_this_version(path: Path, remedy: str) -> Iterator[None]:
-    """Within it, settings and tensors of an export that this version's networks do not take raise UserError."""
-    try:
-        yield
-    except (ValidationError, RuntimeError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} was made by another version of this project ({oneline(error)[:80]}); make it anew with {remedy}"
-        ) from None
-
-
-def _mapped(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file as views of the file: not to be written to, and never more than is used.
-
-    The library's views can be written to, so that the system reserves memory for all of them, or refuses.
-    """
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    tensors, types = {}, {name: kind for kind, name in DTYPES.items()}
-    for name, found in header.items():
-        if name != "__metadata__":
-            first, last = (start + place for place in found["data_offsets"])
-            with warnings.catch_warnings(action="ignore"):  # torch says that it cannot be written to
-                flat = torch.frombuffer(memory, dtype=torch.uint8, count=last - first, offset=first)
-            tensors[name] = flat.view(types[found["dtype"]]).view(found["shape"])
-    return tensors
-
-
-def load_export(path: Path, remedy: str, mapped: bool = False) -> tuple[dict[str, Tensor], dict]:
-    """An export's tensors on the CPU and its `about`; the checksum in the header must hold.
-
-    `mapped`: they stay in the file, and may be larger than memory.
-    """
-    about = read_about(path, remedy)
-    try:
-        if mapped:
-            tensors = _mapped(path)
-        else:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
-    if sha256_of(tensors) != about["sha256"]:
-        raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
-    return tensors, about

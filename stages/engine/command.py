@@ -11,13 +11,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from stages.engine import distributed
+from stages.engine.arguments import Command, read_arguments, read_configuration
 from stages.engine.compiled import of_the_compiler
-from stages.engine.config import Config, derive, load
+from stages.engine.config import Config, derive
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
 
@@ -106,19 +106,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-class Parser(argparse.ArgumentParser):
-    """Says a wrong argument as every other mistake is said: one line `error: ...`, exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; `python -m {_module()} --help` lists what there is\n")
-
-
-def _module() -> str:
-    """The module that runs, as `python -m` is given it."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else Path(sys.argv[0]).stem
-
-
 def context_of(config: Config, arguments: argparse.Namespace, began: float, held: ExitStack) -> Context:
     """What a command gives its body: the device, the precision and torch's settings that the configuration asks for."""
     if config.deterministic:
@@ -137,38 +124,20 @@ def _on_signal(number: int, frame: object) -> None:
     raise Interrupted(number)
 
 
-def command(
-    description: str,
-    body: Callable[[Context], None],
-    add_arguments: Callable = lambda parser: None,
-    alone: bool = False,
-) -> None:
+def run_command(command: Command, body: Callable[[Context], None]) -> None:
     """Runs `body` as the command's main. Exit status: 0 done, 2 the user's mistake, 130 or 143 interrupted.
 
-    One that is `alone` is not for several processes.
+    stages/__init__.py has already answered SIGINT and SIGTERM, `--help` and mistakes while torch was being imported.
     """
     began = time.perf_counter()
-    parser = Parser(
-        description=description,
-        epilog="Overrides come last: section.key=value, such as ldm.steps=2000 or root=/tmp/out. "
-        "Exit status: 0 done, 2 a mistake in what was asked (one line says which), 130 or 143 interrupted.",
-    )
-    parser.add_argument(
-        "--config", default="configs/demo.yaml", metavar="FILE", help="the experiment (default: %(default)s)"
-    )
-    add_arguments(parser)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="replace a value of the configuration"
-    )
-    arguments = parser.parse_args()
+    arguments = read_arguments(command)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     threading.excepthook = _of_thread
     try:
-        if alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(f"{_module()} runs in one process: start it without torchrun")
+        config = read_configuration(command, arguments)
         with ExitStack() as held:
-            body(context_of(load(arguments.config, arguments.overrides), arguments, began, held))
+            body(context_of(config, arguments, began, held))
         distributed.stop()
     except UserError as error:
         _end(f"error: {error}", 2)
@@ -207,10 +176,3 @@ def _end(message: str, status: int) -> None:
     if distributed.world_size() > 1:
         os._exit(status)  # another process may wait in a collective: leave, and torchrun ends the rest
     sys.exit(status)
-
-
-def add_fresh(parser: argparse.ArgumentParser) -> None:
-    """The flag of every stage that keeps a run folder."""
-    parser.add_argument(
-        "--fresh", action="store_true", help="start anew; an old run is moved aside, nothing is deleted"
-    )

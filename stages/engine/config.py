@@ -10,8 +10,7 @@ from typing import get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from models.placed_gan import CRITIC_CONDITIONS as PLACED_CRITIC_CONDITIONS
-from models.samplers import SAMPLERS
+from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
 from stages.engine.errors import UserError, of_the_system, oneline
 from stages.engine.schema import Config, Denoising, Gan, Network
 
@@ -178,12 +177,13 @@ def _check(config: Config, where: Path) -> None:
     for key, value in flatten(config).items():
         if isinstance(value, str) and not value.isprintable():
             raise UserError(f"{where}: {key} {value!r} holds a character that cannot be printed; choose another name")
-    for stage in ("evaluator", "reader", "vae", "ldm", "gan", "ddpm"):
+    trained = ("evaluator", "reader", "vae", *MODELS)
+    for stage in trained:
         section = getattr(config, stage)
         if section and section.warmup >= section.steps:
             raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
     for stage, experiment in config.uses.items():
-        if stage not in ("evaluator", "reader", "guide", "vae", "ldm", "gan", "ddpm") or not _plain(experiment):
+        if stage not in (*trained, "guide") or not _plain(experiment):
             raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
     if config.vae.windows_until and config.vae.label_weight:
         raise UserError(
@@ -214,7 +214,7 @@ def _check(config: Config, where: Path) -> None:
             f"{where}: eval.classifier_guidance needs a guide that is not the judge: uses.guide=EXPERIMENT, whose "
             f"evaluator was trained from another seed"
         )
-    for stage in ("ldm", "ddpm"):
+    for stage in DIFFUSION:
         if section := getattr(config, stage):
             _check_denoising(section, stage, config, where)
     starts = {config.vae.quantizer: config.vae.quantized_from}
@@ -254,7 +254,7 @@ def _check_gan(gan: Gan, where: Path) -> None:
             f"{where}: gan.critic.read=places sums its features over the map; say gan.critic.pool=sum, not "
             f"{critic.pool}"
         )
-    if gan.attention and gan.wants_places:
+    if gan.attention and gan.needs_places:
         raise UserError(
             f"{where}: gan.attention=true is of gan.generator.entry=vector with gan.critic.read=pooled; say both, or "
             f"gan.attention=false"
@@ -300,7 +300,7 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
         raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
     if stage not in config.models:
         return
-    if not SAMPLERS[config.eval.sampler].every_timestep and config.eval.steps > section.timesteps:
+    if config.eval.sampler not in EVERY_TIMESTEP and config.eval.steps > section.timesteps:
         raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds {stage}.timesteps ({section.timesteps})")
     if section.label_dropout == 0 and config.eval.guidance != 1:
         raise UserError(f"{where}: eval.guidance other than 1 needs {stage}.label_dropout above 0, such as 0.1")

@@ -15,9 +15,9 @@ from data.images import ImageSet, fingerprint, read_folder, read_test_sets, to_u
 from data.labels import DataError, Vocabulary, read_vocabulary, withheld
 from models.condition import Condition
 from stages.engine import distributed
-from stages.engine.checkpoint import load_export, save_export, sha256_of
 from stages.engine.config import Config
 from stages.engine.errors import UserError, of_the_system
+from stages.engine.export import load_export, save_export, sha256_of
 from stages.engine.lock import locked
 from stages.engine.log import progress, say
 

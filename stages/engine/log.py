@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.engine import distributed
-from stages.engine.checkpoint import write_atomically
 from stages.engine.errors import of_the_system
+from stages.engine.files import write_atomically
 from stages.engine.pictures import png
 
 

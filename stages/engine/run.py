@@ -17,19 +17,22 @@ import yaml
 from pydantic import BaseModel
 from torch import Tensor
 
+from models.choices import DIFFUSION
 from stages.engine import distributed
-from stages.engine.checkpoint import Checkpoints, read_about, save_export, write_atomically
+from stages.engine.checkpoint import Checkpoints
 from stages.engine.command import Context
 from stages.engine.config import flatten
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
+from stages.engine.export import read_about, save_export
+from stages.engine.files import write_atomically
 from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 
 AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several processes wait for their GPUs
 # of an identity: how a finished run was made, not what it is
-HOW = ("precision", "processes", "parent eval.", "ldm.compile", "ddpm.compile")
+HOW = ("precision", "processes", "parent eval.", *(f"{model}.compile" for model in DIFFUSION))
 
 # of an identity: what older runs read and did not name. Whether they read it is another key's to say
 UNNAMED = ("parent places", "parent order")

@@ -4,10 +4,21 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from models.adversarial import AUXILIARY_SCHEDULES, LOSSES
-from models.diffusion import PREDICTIONS, SCHEDULES
-from models.samplers import SAMPLERS, SPACINGS
-from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
+from models.choices import (
+    AUXILIARY_SCHEDULES,
+    BACKBONES,
+    BODIES,
+    CRITIC_CONDITIONS,
+    DIFFUSION,
+    GENERATOR_CONDITIONS,
+    LOSSES,
+    MODELS,
+    PREDICTIONS,
+    QUANTIZERS,
+    SAMPLERS,
+    SCHEDULES,
+    SPACINGS,
+)
 
 
 def _tuple(value):
@@ -19,7 +30,7 @@ Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1),
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_tuple)
 ]
-Models = Annotated[tuple[Literal["ldm", "gan", "ddpm"], ...], Field(min_length=1), BeforeValidator(_tuple)]
+Models = Annotated[tuple[Literal[*MODELS], ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
 PictureDraws = Literal["uniform", "by-labels"]  # each picture once an epoch, or as often as it has labels
@@ -95,7 +106,7 @@ class Reader(Training):
 
 class Perceptual(Section):
     weight: NonNegative = 0.0
-    network: Literal["vgg", "alex", "squeeze"] = "vgg"
+    network: Literal[*BACKBONES] = "vgg"
     weights: str | None = None  # the backbone's file; none: torch's hub cache
 
 
@@ -140,7 +151,7 @@ class Vae(Training):
     middle_blocks: Natural = 1  # at the coarsest
     norm: Literal["group", "none"] = "group"
     latent_channels: Positive = 6
-    quantizer: Literal["codebook", "fsq", "residual"] = "codebook"
+    quantizer: Literal[*QUANTIZERS] = "codebook"
     codebook: Codebook = Codebook()
     fsq: Fsq = Fsq()
     residual: Residual = Residual()
@@ -204,6 +215,13 @@ class Denoising(Training):
 class Ldm(Denoising):
     network: Network = Network()
 
+    on_latents: ClassVar = True
+
+    @property
+    def needs_places(self) -> dict[str, str]:
+        """What asks for the objects' places, and what to say to do without: {override: override}."""
+        return {"network.places=true": "network.places=false"} if self.network.places else {}
+
 
 class Ddpm(Denoising):
     """Pixel diffusion: by the multiply-add U-Net, or on 8x8 patches by the cross-attention UNet."""
@@ -219,12 +237,14 @@ class Ddpm(Denoising):
 
     NEUTRAL: ClassVar = Training.NEUTRAL - {"preview_every"}  # previews drive the plateau
 
+    on_latents: ClassVar = False
+
     @property
-    def wants_places(self) -> str | None:
-        """The key that asks for the objects' places, or None where none does."""
+    def needs_places(self) -> dict[str, str]:
+        """What asks for the objects' places, and what to say to do without: {override: override}."""
         if self.network == "patches":
-            return "ddpm.unet.places" if self.unet.places else None
-        return "ddpm.places" if self.places else None
+            return {"unet.places=true": "unet.places=false"} if self.unet.places else {}
+        return {"places=true": "places=false"} if self.places else {}
 
     @property
     def wants_layouts(self) -> bool:
@@ -273,9 +293,14 @@ class Gan(Training):
         return 8 if self.space == "latents" else 64 // self.stem
 
     @property
-    def wants_places(self) -> bool:
-        """True where generator or critic work at the objects' places."""
-        return self.generator.entry == "map" or self.critic.read == "places"
+    def on_latents(self) -> bool:
+        return self.space == "latents"
+
+    @property
+    def needs_places(self) -> dict[str, str]:
+        """What asks for the objects' places, and what to say to do without: {override: override}."""
+        needs = {"generator.entry=map": "generator.entry=vector"} if self.generator.entry == "map" else {}
+        return needs | ({"critic.read=places": "critic.read=pooled"} if self.critic.read == "places" else {})
 
 
 class Eval(Section):
@@ -316,7 +341,7 @@ class Config(Section):
     @property
     def diffusion(self) -> str:
         """The diffusion model of `models`, the first of two; `ldm` where there is none."""
-        return next((model for model in self.models if model in ("ldm", "ddpm")), "ldm")
+        return next((model for model in self.models if model in DIFFUSION), DIFFUSION[0])
 
     @property
     def drawer(self) -> str:
@@ -336,19 +361,14 @@ class Config(Section):
         return needs
 
     def places_of(self, model: str) -> dict[str, str]:
-        """The same of one model alone, whether `models` names it or not."""
-        needs = {}
-        if model == "ldm" and self.ldm.network.places:
-            needs["ldm.network.places=true"] = "ldm.network.places=false"
-        if model == "gan" and self.gan.generator.entry == "map":
-            needs["gan.generator.entry=map"] = "gan.generator.entry=vector"
-        if model == "gan" and self.gan.critic.read == "places":
-            needs["gan.critic.read=places"] = "gan.critic.read=pooled"
-        if model == "ddpm" and self.ddpm is not None and (key := self.ddpm.wants_places):
-            needs[f"{key}=true"] = f"{key}=false"
-        return needs
+        """The same for one model alone, whether `models` names it or not."""
+        section = getattr(self, model)
+        return (
+            {} if section is None else {f"{model}.{on}": f"{model}.{off}" for on, off in section.needs_places.items()}
+        )
 
     @property
     def needs_vae(self) -> bool:
         """True where one of `models` works on latents."""
-        return "ldm" in self.models or ("gan" in self.models and self.gan.space == "latents")
+        sections = (getattr(self, model) for model in self.models)
+        return any(section is not None and section.on_latents for section in sections)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from models.layouts import LayoutPrior
-from stages.engine.checkpoint import load_export, of_this_version
 from stages.engine.command import Context
+from stages.engine.export import load_export, of_this_version
 from stages.engine.schema import Section
 
 

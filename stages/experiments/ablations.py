@@ -1,79 +1,22 @@
 """`make ablations`: one choice at a time, from a small fixed budget, over seeds."""
 
-import argparse
 import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 
-from models.diffusion import PREDICTIONS, SCHEDULES
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.config import load
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.evaluator import load_evaluator
-from stages.judged import evaluate_sets, refuse_other_pictures
-from stages.systems import LOADERS, TRAIN
-
-OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it wants the ancestral sampler
-MULTIPLY_ADD, SMALL = "configs/ddpm-multiply-add.yaml", "configs/ddpm-small.yaml"  # the second: for two cores
-
-
-def unweighted(model: str) -> tuple[str, str]:
-    """Overrides by which every timestep's error weighs alike."""
-    return f"{model}.min_snr=null", f"{model}.log_snr=null"
-
-
-SIMPLE = unweighted("ldm")
-
-
-def told(order: bool, places: bool) -> tuple[str, ...]:
-    """Overrides by which the LDM is told the objects' order and places, or not, by a token an object in any case."""
-    said = f"ldm.network.order={str(order).lower()}", f"ldm.network.places={str(places).lower()}"
-    return "ldm.network.condition=tokens", *said
-
-
-def paths(where: str) -> tuple[str, str]:
-    """Overrides by which conditions enter the pixel DDPM there; on patches it has no such paths."""
-    return "ddpm.network=multiply-add", f"ddpm.paths={where}"
-
-
-# how much of a condition the LDM is told
-TOLD = {"the set": told(False, False), "order": told(True, False), "order and places": told(True, True)}
-# group -> the model, what is trained anew for each value, and what only sampling changes
-GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
-    "told": ("ldm", {name: [*changes] for name, changes in TOLD.items()}, {}),
-    "conditions": ("ddpm", {p.replace("+", " + "): [*paths(p)] for p in ("up", "up+down")}, {}),
-    "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in SCHEDULES}, {}),
-    "prediction": (
-        "ldm",
-        {p: [f"ldm.prediction={p}", *SIMPLE] for p in OF_X0}
-        | {"mean": ["ldm.prediction=mean", *SIMPLE, "eval.sampler=ancestral"]}
-        | {"noise, bound": ["ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null"]},
-        {},
-    ),
-    "weights": (
-        "ldm",
-        {
-            "none": [*SIMPLE],
-            "min-SNR 5": ["ldm.min_snr=5.0", "ldm.log_snr=null"],
-            "log SNR, -1 ± 2": ["ldm.log_snr=[-1.0,2.0]"],
-        },
-        {},
-    ),
-    "guidance": ("ldm", {"": []}, {f"{g:g}": [f"eval.guidance={g}"] for g in (1.0, 2.0, 3.0, 4.0, 6.0)}),
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=400, help="of each training (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=2, help="trainings a value, seeds 0, 1, ... (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups (default: all)")
-    add_fresh(parser)
+from stages.experiments.systems import GROUPS, SMALL
+from stages.judge import evaluate_sets, load_evaluator, refuse_other_pictures
+from stages.models import MODELS
 
 
 def budget(model: str, steps: int) -> list[str]:
@@ -115,7 +58,7 @@ def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> di
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     refuse_other_pictures(context, {"evaluator": about}, dataset)
-    sampler, _ = LOADERS[model](context)
+    sampler, _ = MODELS[model].load(context)
     found = {}
     for value, overrides in values.items():
         sets = evaluate_sets(sampler, judge, dataset, context.derived(context.config.name, *overrides))
@@ -136,7 +79,7 @@ def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]
                 settings.append(f"{model}.label_dropout=0.1")
             settings += budget(model, context.arguments.steps)
             variant = context.derived(name, *settings)
-            TRAIN[model](variant)
+            MODELS[model].train(variant)
             for sampled_value, sets in accuracies(variant, model, sampled or {value: []}).items():
                 for part, values in sets.items():
                     together.setdefault(sampled_value, {}).setdefault(part, []).append(sum(values) / len(values))
@@ -191,4 +134,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Ablations from a small fixed budget.", main, add_arguments, alone=True)
+    run_command(COMMANDS["experiments.ablations"], main)

@@ -1,33 +1,26 @@
 """`make compare`: the models of an experiment side by side: time, memory, accuracy, diversity, likeness."""
 
-import argparse
-
 import torch
 from torch import Tensor
 
 from models.distances import frechet_distance, mean_pairwise_distance
 from models.evaluator import Evaluator
-from stages.engine.checkpoint import read_about
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
+from stages.engine.export import read_about
 from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.engine.sampling import without_places
-from stages.evaluator import as_input, load_evaluator
 from stages.experiments.variety import variety, variety_of_real
-from stages.judged import evaluate_sets, refuse_other_pictures, shown
-from stages.systems import LOADERS, title
+from stages.judge import as_input, evaluate_sets, load_evaluator, refuse_other_pictures, shown
+from stages.models import MODELS, title
 
 PICTURES = 300  # for the Fréchet distance
 ALIKE = 16  # pictures of one label set, for diversity
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="for the distance (default: %(default)s)")
-    add_fresh(parser)
 
 
 @torch.no_grad()
@@ -55,7 +48,7 @@ def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tenso
 
 def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, context: Context) -> tuple[dict, Tensor]:
     """One model's figures, and pictures of one label set."""
-    sampler, about = LOADERS[model](context)
+    sampler, about = MODELS[model].load(context)
     refuse_other_pictures(context, {model: about}, dataset)
     sets = evaluate_sets(sampler, judge, dataset, context)
     wanted = without_places(dataset.held_out_conditions[: context.arguments.pictures])
@@ -137,4 +130,4 @@ def _row(name: str, result: dict) -> list:
 
 
 if __name__ == "__main__":
-    command("Sets the models of an experiment side by side.", main, add_arguments, alone=True)
+    run_command(COMMANDS["experiments.compare"], main)

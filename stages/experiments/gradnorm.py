@@ -1,10 +1,9 @@
 """`make gradnorm`: gradient norms of the critic's layers under weight clipping and under the gradient penalty."""
 
-import argparse
-
 import matplotlib.pyplot as plt
 
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.log import read_metrics
 from stages.engine.report import drawn
 from stages.engine.report.page import Page
@@ -13,11 +12,6 @@ from stages.gan import main as train_gan
 
 VARIANTS = {"wgan-gp": "gradient penalty", "wgan": "weight clipping"}
 MOMENTS = 6  # of the training, in the figure
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=400, help="generator steps of each run (default: %(default)s)")
-    add_fresh(parser)
 
 
 def layers_over_time(lines: list[dict]) -> tuple[list[str], list[tuple[int, list[float]]]]:
@@ -78,4 +72,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Compares the critic's gradient norms by layer.", main, add_arguments, alone=True)
+    run_command(COMMANDS["experiments.gradnorm"], main)

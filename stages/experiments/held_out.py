@@ -7,20 +7,20 @@ from torch import Tensor
 
 from data.labels import Vocabulary, withheld
 from models.condition import Condition
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.evaluator import load_evaluator
-from stages.judged import evaluate_set, refuse_other_pictures, shown
-from stages.systems import LOADERS, TRAIN, title
+from stages.judge import evaluate_set, load_evaluator, refuse_other_pictures, shown
+from stages.models import MODELS, title
 
 WITHHELD = 0.1  # of the pairs and triples, where data.withhold says nothing
 SETS = 64  # of each kind
 LARGER = {"four": 4, "five": 5}  # objects at once
-MODELS = ("ldm", "gan")
+ASKED = ("ldm", "gan")  # the models that are trained again and asked
 
 
 def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -> dict[str, Condition]:
@@ -54,7 +54,7 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -
 def trained_without(context: Context, model: str, share: float) -> Context:
     """The experiment with that share of label sets withheld, that model of it trained."""
     variant = context.derived(f"{context.config.name}-held-out", f"data.withhold={share}")
-    TRAIN[model](variant)
+    MODELS[model].train(variant)
     return variant
 
 
@@ -62,7 +62,7 @@ def main(context: Context) -> None:
     share = context.config.data.withhold or WITHHELD
     complete: Dataset = load_dataset(context.derived(context.config.name, "data.withhold=0").config, context.device)
     sets = label_sets(complete.labels.cpu(), complete.vocabulary, share, context.config.seed)
-    models = [model for model in context.config.models if model in MODELS]
+    models = [model for model in context.config.models if model in ASKED]
     if not models:
         raise UserError(f"{context.arguments.config}: models has neither ldm nor gan")
     judge, about = load_evaluator(context, len(complete.vocabulary))
@@ -79,7 +79,7 @@ def main(context: Context) -> None:
     figures: list[tuple[str, bytes, str]] = []
     for model in models:
         variant = trained_without(context, model, share)
-        sampler, _ = LOADERS[model](variant)
+        sampler, _ = MODELS[model].load(variant)
         results[model] = {}
         for name, asked in sets.items():
             results[model][name], pictures = evaluate_set(sampler, judge, name, asked, variant)
@@ -93,4 +93,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Trains without a share of the label sets and asks for them.", main, add_fresh, alone=True)
+    run_command(COMMANDS["experiments.held_out"], main)

@@ -1,6 +1,5 @@
 """`make pace`: seconds from packed pictures until the LDM passes an accuracy, by this recipe and by a plain one."""
 
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -8,10 +7,11 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import torch
 
-from stages.engine.checkpoint import read_about
-from stages.engine.command import SERVING, Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import SERVING, Context, run_command
 from stages.engine.config import Config
 from stages.engine.errors import UserError
+from stages.engine.export import read_about
 from stages.engine.log import read_metrics
 from stages.engine.report import drawn
 from stages.engine.report.page import Page
@@ -39,14 +39,6 @@ PLAIN = (
     "ldm.compile=false",
     "eval.interval=[0.0,1.0]",
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--accuracy", type=float, default=0.8, help="to pass on both test sets, one seed (default: %(default)s)"
-    )
-    parser.add_argument("--to-the-end", action="store_true", help="train on after it has passed")
-    add_fresh(parser)
 
 
 def plain(config: Config) -> tuple[str, ...]:
@@ -134,4 +126,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Measures the time until the LDM passes an accuracy.", main, add_arguments, alone=True)
+    run_command(COMMANDS["experiments.pace"], main)

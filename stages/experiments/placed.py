@@ -1,7 +1,5 @@
 """`make placed`: one object walks over eight asked places, the others stand still; a reader says how far off it is."""
 
-import argparse
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -11,7 +9,8 @@ from data.labels import DataError, Vocabulary
 from models.condition import Condition
 from models.layouts import LayoutPrior
 from models.reader import Reader, distances
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.log import say
@@ -20,17 +19,12 @@ from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.engine.sampling import Sampler
 from stages.experiments.places import SCALE, marked
-from stages.judged import refuse_other_pictures
-from stages.reader import load_reader, read, words_of
-from stages.systems import LOADERS, title
+from stages.judge import load_reader, read, refuse_other_pictures
+from stages.models import MODELS, title
+from stages.reader import words_of
 
 STOPS, COLUMNS = 8, 4  # places that the object is asked at, and how they lie on the page
 STRIP = 16  # pixels of the page below a picture, for what is written there
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", metavar="TEXT", help='such as "red cube, cyan sphere": the last one walks')
-    add_fresh(parser)
 
 
 def asked_objects(text: str | None, dataset: Dataset) -> list[int]:
@@ -122,7 +116,7 @@ def main(context: Context) -> None:
         if not context.export(model).exists():
             say(f"warning: no {title(model, context.config)} here: it is left out; {context.make(model)} trains one")
             continue
-        sampler, about = LOADERS[model](context)
+        sampler, about = MODELS[model].load(context)
         refuse_other_pictures(context, {model: about}, dataset)
         if not sampler.takes_places:
             say(f"warning: the {title(model, context.config)} takes no places: it is left out")
@@ -139,4 +133,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Asks for one object at eight places.", main, add_arguments, alone=True)
+    run_command(COMMANDS["experiments.placed"], main)

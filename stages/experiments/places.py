@@ -8,7 +8,8 @@ from torch import Tensor
 from data.images import to_unit
 from models.condition import Condition
 from models.layouts import evenly
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.pictures import grid, png
@@ -77,4 +78,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Shows pictures with the places of their objects.", main, add_fresh, alone=True)
+    run_command(COMMANDS["experiments.places"], main)

@@ -1,27 +1,21 @@
 """`make progress`: five samples and their whole denoising, and the strip of red sphere, yellow cube, cyan cylinder."""
 
-import argparse
-
 import torch
 from torch import Tensor
 
 from models.layouts import evenly
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.evaluate import denoising_strip, recorded
-from stages.judged import refuse_other_pictures
-from stages.systems import LOADERS, title
+from stages.judge import refuse_other_pictures
+from stages.models import MODELS, title
 
 SAMPLES = 5
 COLUMNS = 12
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=("ldm", "ddpm"), help="(default: the configuration's)")
-    add_fresh(parser)
 
 
 def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
@@ -38,7 +32,7 @@ def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, lis
 def main(context: Context) -> None:
     model = context.arguments.model or context.config.diffusion
     dataset = load_dataset(context.config, context.device)
-    sampler, about = LOADERS[model](context)
+    sampler, about = MODELS[model].load(context)
     refuse_other_pictures(context, {model: about}, dataset)
     pictures, asked, times = denoisings(sampler, dataset, context)
     strip, strip_labels = denoising_strip(sampler, dataset, context)
@@ -54,4 +48,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Shows whole denoisings.", main, add_arguments, alone=True)
+    run_command(COMMANDS["experiments.progress"], main)

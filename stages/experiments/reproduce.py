@@ -4,143 +4,23 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from models.adversarial import LOSSES
-from models.diffusion import SCHEDULES
-from models.samplers import SPACINGS
-from models.wgan import BODIES, CRITIC_CONDITIONS, GENERATOR_CONDITIONS
-from stages.engine.checkpoint import read_about
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.errors import UserError
+from stages.engine.export import read_about
 from stages.engine.lock import locked
 from stages.engine.log import say
 from stages.engine.report.page import Page
 from stages.engine.schema import Config
 from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
-from stages.experiments.ablations import MULTIPLY_ADD, OF_X0, SIMPLE, TOLD, lacks, paths, section_of, unweighted
-from stages.judged import shown
-from stages.systems import TRAIN
-
-GUIDED = "eval.classifier_guidance=2.0"
-PATCHES = "configs/ddpm-patches.yaml"
-COSINE = ("ddpm.schedule=beta-cosine", "ddpm.timesteps=500")
-
-
-@dataclass(frozen=True)
-class System:
-    """A row: what it is, the model that is trained, what differs from the experiment, the report's (test, new_test).
-
-    `budget`: the report's own. `recipe`: the configuration whose section of the model, sampler and guidance this row
-    takes, whatever the experiment has. An experiment without a ddpm section is lent that of MULTIPLY_ADD.
-    """
-
-    words: str
-    model: str
-    changes: tuple[str, ...] = ()
-    reported: tuple[float, float] | None = None
-    budget: str | None = None
-    recipe: str | None = None
-
-
-# GANs that are told the label set alone, as the reports have them
-POOLED = ("gan.generator.entry=vector", "gan.critic.read=pooled")
-# those on a map of places, with what these need
-MAP = ("gan.generator.entry=map", "gan.generator.condition=modulation", "gan.attention=false")
-READ = (
-    *("gan.critic.read=places", "gan.critic.condition=projection+auxiliary"),
-    *("gan.critic.pool=sum", "gan.attention=false"),
-)
-
-
-def _choices(model: str, key: str, values: Iterable[str], words: str, *more: str) -> dict[str, System]:
-    """A row for each value of a key; `more` is changed in all of them."""
-    short = key.replace(".", "-").replace("_", "-")
-    return {f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more)) for v in values}
-
-
-def _pixels(words: str, *changes: str) -> System:
-    return System(f"pixel DDPM, {words}", "ddpm", changes)
-
-
-IN_PIXELS = "267,328 steps of 32"
-SYSTEMS: dict[str, System] = {
-    "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821), budget="534,656 steps of 32"),
-    "ldm-guided": System(
-        "the same, classifier guidance through the decoder", "ldm", (GUIDED,), (0.75, 0.78), budget="the same"
-    ),
-    "gan": System("WGAN-GP", "gan", (), (0.527, 0.678), budget="26,733 steps, 5 of the critic each, of 64"),
-    "gan-auxiliary": System(
-        "auxiliary-classifier WGAN-GP",
-        "gan",
-        (*POOLED, "gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising"),
-        (0.972, 0.845),
-        budget="not said",
-    ),
-    "ddpm-multiply-add": System(
-        "pixel DDPM, multiply-add", "ddpm", paths("up+down"), (0.653, 0.726), f"{IN_PIXELS}, width 256"
-    ),
-    "ddpm-up": System("conditions on its up path", "ddpm", paths("up"), (0.631, 0.678), f"{IN_PIXELS}, width 256"),
-    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not said"),
-    "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
-    "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),
-    "gan-placed": System("WGAN-GP on a map of places", "gan", (*MAP, *READ)),
-    "gan-placed-generator": System("its generator alone", "gan", (*MAP, POOLED[1])),
-    "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *READ)),
-    **_choices("gan", "loss", LOSSES, "adversarial loss", *POOLED),
-    **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition", *POOLED),
-    **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition", *POOLED),
-    **_choices("gan", "body", BODIES, "body", *POOLED),
-    "gan-attention": System("self-attention", "gan", (*POOLED, "gan.attention=true")),
-    **{
-        f"ldm-told-{name.replace(' ', '-')}": System(f"the LDM is told: {name}", "ldm", changes)
-        for name, changes in TOLD.items()
-    },
-    **_choices("ldm", "prediction", OF_X0, "prediction", *SIMPLE),
-    **_choices("ldm", "prediction", ("mean",), "prediction", *SIMPLE, "eval.sampler=ancestral"),
-    "ldm-bound": System(
-        "prediction: noise, the bound's weights", "ldm", ("ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null")
-    ),
-    **_choices("ldm", "schedule", SCHEDULES, "schedule"),
-    "ldm-zero-terminal-snr": System(
-        "linear schedule, zero terminal SNR",
-        "ldm",
-        ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", "ldm.prediction=v", *SIMPLE),
-    ),
-    **_choices("ddpm", "prediction", OF_X0, "pixel DDPM, prediction", *unweighted("ddpm")),
-    **_choices(
-        "ddpm", "prediction", ("mean",), "pixel DDPM, prediction", *unweighted("ddpm"), "eval.sampler=ancestral"
-    ),
-    **_choices("ddpm", "schedule", SCHEDULES, "pixel DDPM, schedule"),
-    "ddpm-bound": _pixels("the bound's weights", "ddpm.prediction=noise", "ddpm.bound=true", "ddpm.log_snr=null"),
-    "ddpm-ddim": _pixels("sampler: DDIM", "eval.sampler=ddim"),
-    "ddpm-classifier-free": _pixels("classifier-free guidance", "ddpm.label_dropout=0.1", "eval.guidance=3.0"),
-    "ddpm-classifier": _pixels("classifier guidance", GUIDED),
-    "ldm-unguided": System("without guidance", "ldm", ("eval.guidance=1.0", "eval.classifier_guidance=0.0")),
-    "ldm-classifier": System(
-        "classifier guidance alone, DDIM (algorithm 2)", "ldm", (GUIDED, "eval.guidance=1.0", "eval.sampler=ddim")
-    ),
-    "ldm-classifier-ancestral": System(
-        "classifier guidance alone, DDPM (algorithm 1)", "ldm", (GUIDED, "eval.guidance=1.0", "eval.sampler=ancestral")
-    ),
-    "ldm-ancestral": System("sampler: DDPM", "ldm", ("eval.sampler=ancestral",)),
-    **{
-        f"ldm-ddim-{spacing}": System(
-            f"sampler: DDIM, {spacing}", "ldm", ("eval.sampler=ddim", f"eval.spacing={spacing}")
-        )
-        for spacing in SPACINGS
-    },
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    rows = f"rows to run (default: all): {', '.join(SYSTEMS)}"
-    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM", help=rows)
-    parser.add_argument("--steps", type=int, help="at most so many steps a training (default: the configurations')")
-    add_fresh(parser)
+from stages.experiments.ablations import lacks, section_of
+from stages.experiments.systems import GUIDED, MULTIPLY_ADD, SYSTEMS, System
+from stages.judge import shown
+from stages.models import MODELS
 
 
 def asked_of(context: Context, system: System) -> list[str]:
@@ -181,7 +61,7 @@ def homes_of(context: Context) -> dict[str, Context]:
     Where it is the experiment's own section, that is the experiment itself; --fresh leaves it alone.
     """
     itself = replace(context, arguments=argparse.Namespace(**vars(context.arguments) | {"fresh": False}))
-    learned: dict[str, list[tuple[object, Context]]] = {m: [(getattr(context.config, m), itself)] for m in TRAIN}
+    learned: dict[str, list[tuple[object, Context]]] = {m: [(getattr(context.config, m), itself)] for m in MODELS}
     homes = {}
     for key, system in SYSTEMS.items():
         try:
@@ -213,7 +93,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
     if GUIDED in system.changes:
         other = ("uses={}", f"seed={context.config.seed + 1}", "evaluator.checkpoint=null")
         train_evaluator(context.derived(f"{context.config.name}-guide", *other))
-    TRAIN[system.model](replace(home, began=time.perf_counter()))
+    MODELS[system.model].train(replace(home, began=time.perf_counter()))
     evaluate(row)
     report = json.loads((row.folder("eval") / "report.json").read_text())
     about = read_about(row.export(system.model), "")
@@ -321,4 +201,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Runs every system of the reports and sets them side by side.", main, add_arguments, alone=True)
+    run_command(COMMANDS["experiments.reproduce"], main)

@@ -1,27 +1,20 @@
 """`make samplers`: DDPM with every timestep against DDIM and DPM-Solver++ with ever fewer: accuracy, time, ratio."""
 
-import argparse
-
 import matplotlib.pyplot as plt
 
-from stages.engine.command import Context, add_fresh, command
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.log import progress
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.evaluator import load_evaluator
-from stages.judged import evaluate_sets, refuse_other_pictures, shown
-from stages.systems import LOADERS, title
+from stages.judge import evaluate_sets, load_evaluator, refuse_other_pictures, shown
+from stages.models import MODELS, title
 
 DDIM_STEPS = (100, 50, 25, 10, 5)
 SOLVER_STEPS = (20, 10, 5)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=("ldm", "ddpm"), help="(default: the configuration's)")
-    add_fresh(parser)
 
 
 def choices(timesteps: int) -> dict[str, list[str]]:
@@ -61,7 +54,7 @@ def main(context: Context) -> None:
     model = context.arguments.model or context.config.diffusion
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
-    sampler, of_model = LOADERS[model](context)
+    sampler, of_model = MODELS[model].load(context)
     refuse_other_pictures(context, {"evaluator": about, model: of_model}, dataset)
     variants = choices(len(sampler.diffusion))
     if len(variants) < 2:
@@ -94,4 +87,4 @@ def main(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    command("Compares DDPM's sampler with DDIM's by accuracy and time.", main, add_arguments, alone=True)
+    run_command(COMMANDS["experiments.samplers"], main)

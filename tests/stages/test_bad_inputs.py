@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from stages.engine.checkpoint import load_export, save_export
+from stages.engine.export import load_export, save_export
 from stages.engine.lock import locked
 from tests.data.folder import write_folder
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from data.images import to_unit
 from models.condition import Condition
-from stages.engine.checkpoint import load_export
+from stages.engine.export import load_export
 from stages.engine.report import write_report
 from tests.conftest import HERE, SMOKE, make
 from tests.data.folder import write_folder
@@ -296,8 +296,8 @@ def test_nothing_a_user_names_becomes_markup(report, tmp_path):
 
 def test_the_export_carries_the_latents_own_mean_and_deviation(chain):
     """Encoded with them, the whole set has mean 0 and deviation 1 in every channel."""
-    from stages.engine.checkpoint import load_export, read_about
     from stages.engine.config import load
+    from stages.engine.export import load_export, read_about
     from stages.vae import build_vae
 
     data = read_about(chain / "smoke/vae/export.safetensors", "")["parents"]["data"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stages.engine.checkpoint import load_export, save_export
+from stages.engine.export import load_export, save_export
 from tests.data.folder import write_folder
 from tests.stages.test_bad_inputs import assert_one_line
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from models.evaluator import Evaluator
 from stages.ddpm import LEAST_DEVIATION, build_ddpm, load_ddpm, pixel_scale
-from stages.engine.checkpoint import load_export, save_export
 from stages.engine.config import flatten
+from stages.engine.export import load_export, save_export
 from tests.data.folder import write_folder
 from tests.stages.handful import context_with
 from tests.stages.test_bad_inputs import assert_one_line
@@ -125,7 +125,8 @@ def test_the_row_of_patches_has_its_own_recipe_whatever_the_experiment_has(tmp_p
     assert recipe_of(context, SYSTEMS["ddpm-patches"]) == FILE
     row = context.derived("row", *changes_of(context, "ddpm-patches")).config
     assert (row.ddpm.network, row.ddpm.prediction, row.ddpm.batch, row.ddpm.steps) == ("patches", "x0", 8, 3)
-    assert row.ddpm.wants_places == "ddpm.unet.places"
+    assert row.places_of("ddpm") == {"ddpm.unet.places=true": "ddpm.unet.places=false"}
     other = context.derived("row", *changes_of(context, "ddpm-places")).config
-    assert (other.ddpm.network, other.ddpm.wants_places) == ("multiply-add", "ddpm.places")
+    assert other.ddpm.network == "multiply-add"
+    assert other.places_of("ddpm") == {"ddpm.places=true": "ddpm.places=false"}
     assert other.ddpm.width == context.config.ddpm.width

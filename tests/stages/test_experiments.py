@@ -9,9 +9,9 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.engine.checkpoint import read_about
 from stages.engine.command import Context
 from stages.engine.config import derive, load
+from stages.engine.export import read_about
 from stages.experiments.ablations import GROUPS
 from stages.experiments.pace import PLAIN, plain
 from stages.experiments.reproduce import SYSTEMS, changes_of, homes_of, named, told_of

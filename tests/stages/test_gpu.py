@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.engine.checkpoint import read_about
+from stages.engine.export import read_about
 
 pytestmark = pytest.mark.gpu
 STAGES = ("evaluator", "vae", "ldm", "gan")

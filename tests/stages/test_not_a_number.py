@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from stages.engine.checkpoint import load_export, save_export
+from stages.engine.export import load_export, save_export
 from stages.engine.optim import Optimizer
 from tests.stages.test_bad_inputs import assert_one_line
 from tests.stages.test_resume import digest, lines

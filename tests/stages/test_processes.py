@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from stages.engine.checkpoint import load_export
 from stages.engine.config import load
+from stages.engine.export import load_export
 from tests.conftest import HERE, SMOKE
 
 SMALL = "evaluator.learning_rate=1e-5"

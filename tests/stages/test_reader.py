@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from models.condition import Condition
-from stages.engine.checkpoint import load_export, read_about
 from stages.engine.draws import Draws
-from stages.judged import evaluate_held_out
-from stages.reader import ReaderTask, figures_on_real, load_reader, nothing_to_read, readable, words_of
+from stages.engine.export import load_export, read_about
+from stages.judge import evaluate_held_out, load_reader
+from stages.reader import ReaderTask, figures_on_real, nothing_to_read, readable, words_of
 from tests.data.folder import write_folder
 from tests.stages.handful import DEVICE, context_with, noise_pictures
 

@@ -16,7 +16,7 @@ def lines(folder):
 
 
 def digest(folder):
-    from stages.engine.checkpoint import load_export
+    from stages.engine.export import load_export
 
     return load_export(folder / "export.safetensors", "")[1]["sha256"]
 

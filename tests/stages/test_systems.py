@@ -13,9 +13,9 @@ from PIL import Image
 
 from models.evaluator import Evaluator
 from stages import ldm
-from stages.engine.checkpoint import read_about, save_export
 from stages.engine.command import Context
 from stages.engine.config import load
+from stages.engine.export import read_about, save_export
 from stages.engine.optim import Optimizer
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder

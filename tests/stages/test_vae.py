@@ -7,21 +7,20 @@ import pytest
 import torch
 
 import stages.vae
+from data.foreground import median_picture, pixel_weights
 from models.condition import Condition
 from models.vqvae import VQVAE
-from stages.engine.checkpoint import load_export
 from stages.engine.config import load
 from stages.engine.dataset import load_dataset
 from stages.engine.draws import Draws
 from stages.engine.errors import UserError
+from stages.engine.export import load_export
 from stages.engine.log import read_metrics
 from stages.engine.schema import Vae
 from stages.vae import (
     VaeTask,
     build_vae,
     measure_vae,
-    median_picture,
-    pixel_weights,
     shows_nothing,
     window_of,
     windows,

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import matplotlib
 
-from stages.engine.checkpoint import write_atomically
+from stages.engine.files import write_atomically
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.engine.checkpoint import write_atomically
+from stages.engine.files import write_atomically
 from stages.engine.report import write_texts
 
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.engine.checkpoint import Checkpoints, load_export, read_about, save_export, write_atomically
+from stages.engine.checkpoint import Checkpoints
 from stages.engine.errors import Interrupted, UserError
+from stages.engine.export import load_export, read_about, save_export
+from stages.engine.files import write_atomically
 
 
 def checkpoints(folder, keep=2):

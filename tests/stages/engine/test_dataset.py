@@ -9,10 +9,10 @@ import torch
 from data.labels import CLEVR
 from models.condition import Condition
 from stages.engine import dataset
-from stages.engine.checkpoint import load_export, save_export
 from stages.engine.config import load
 from stages.engine.dataset import Dataset, drawn_rows, load_dataset, on_disk
 from stages.engine.errors import UserError
+from stages.engine.export import load_export, save_export
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
 

@@ -9,10 +9,10 @@ from models.condition import Condition
 from models.diffusion import Diffusion
 from models.layouts import LayoutPrior
 from models.samplers import sampling_timesteps
+from stages.diffusion import DiffusionSampler, denoising_errors
 from stages.engine.command import Context
 from stages.engine.config import load
-from stages.engine.denoising import DiffusionSampler, denoising_errors
-from stages.evaluator import guide_of
+from stages.judge import guide_of
 from tests.conftest import SMOKE
 
 DEVICE = torch.device("cpu")
@@ -92,7 +92,7 @@ def likelihood(guide, images):
 def guided_sampler(monkeypatch):
     """A guide, and a sampler through it of pictures (3, 4, 4) that are not decoded, with its settings."""
     guide = Guide()
-    monkeypatch.setattr("stages.evaluator.load_evaluator", lambda context, classes, role: (guide, {}))
+    monkeypatch.setattr("stages.judge.load_evaluator", lambda context, classes, role: (guide, {}))
     changes = ["ldm.prediction=x0", "ldm.schedule=beta-cosine", "ldm.timesteps=12", "uses.guide=other"]
     config = load(SMOKE, [*changes, f"eval.classifier_guidance={SCALE}", "eval.guidance=1"])
     c = Context(config, DEVICE, torch.float32, None, 0.0, None)

@@ -1,21 +1,90 @@
-"""A model's pictures on the test sets, and what the judge finds in them: of `make eval` and of the experiments."""
+"""The two judges, evaluator and reader: loading them, asking them, and a model's figures over sampling seeds."""
 
 import time
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from data.images import to_unit
 from models.condition import Condition
 from models.evaluator import Evaluator, accuracy, top_k_hits
-from models.reader import Reader, placing
+from models.reader import Found, Reader, found, label_scores, placing
+from stages.diffusion import DiffusionSampler
 from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
-from stages.engine.denoising import DiffusionSampler
 from stages.engine.errors import UserError
+from stages.engine.export import load_export
 from stages.engine.sampling import Sampler, without_places
-from stages.evaluator import scores
-from stages.reader import read
+from stages.engine.schema import Reader as ReaderSection
+from stages.engine.trained import load_trained
+
+
+def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> tuple[Evaluator, dict]:
+    """The experiment's evaluator, or its guide, frozen on the device, and what its export says of itself."""
+    remedy = f"run {context.make('evaluator')}" if role == "evaluator" else "train the evaluator of that experiment"
+    tensors, about = load_export(context.export(role), remedy)
+    network = Evaluator(classes)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError:
+        raise UserError(
+            f"{context.export(role)} was made for other objects; run {context.make('evaluator FRESH=1')}"
+        ) from None
+    return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
+
+
+def load_reader(context: Context) -> tuple[Reader, dict]:
+    """The experiment's reader, frozen on the device, and what its export says of itself."""
+    trained = load_trained(context, "reader", ReaderSection, lambda settings, about: Reader(about["classes"]))
+    return trained.network, trained.about
+
+
+@torch.no_grad()
+def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
+    """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, classes) logits, in float32 as the lab's: near ties decide accuracy."""
+    network.eval()
+    return torch.cat([network.logits(as_input(part, context)) for part in images.split(batch)])
+
+
+def as_input(images: Tensor, context: Context) -> Tensor:
+    """(n, 3, 64, 64) uint8 or [-1, 1] -> [-1, 1] on the device, as the evaluator takes them."""
+    images = to_unit(images) if images.dtype == torch.uint8 else images
+    return images.to(context.device, memory_format=torch.channels_last)
+
+
+def accuracy_by(network: Evaluator, context: Context) -> Callable[[Tensor, Tensor], float]:
+    """The evaluator as a function of pictures (n, 3, 64, 64) in [-1, 1] and labels (n, classes): the accuracy."""
+    return lambda images, labels: accuracy(scores(network, images, context).cpu(), labels)
+
+
+def guide_of(context: Context, classes: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """For classifier guidance: pictures (b, 3, 64, 64) and labels -> log p(labels | picture) (b,), where one is asked.
+
+    The sum over all objects of the log-likelihood of the guide's sigmoid outputs: a picture has several labels.
+    """
+    if context.config.eval.classifier_guidance == 0:
+        return None
+    guide, _ = load_evaluator(context, classes, "guide")
+
+    def log_probability(images: Tensor, labels: Tensor) -> Tensor:
+        return -F.binary_cross_entropy_with_logits(guide.logits(images), labels, reduction="none").sum(1)
+
+    return log_probability
+
+
+@torch.no_grad()
+def read(reader: Reader, images: Tensor, context: Context, batch: int = 256) -> tuple[list[list[Found]], Tensor]:
+    """(n, 3, 64, 64) uint8 or [-1, 1] -> what each picture shows and where, and scores (n, classes) of the labels."""
+    reader.eval()
+    seen, scores = [], []
+    for part in images.split(batch):
+        logits, offsets = (out.cpu() for out in reader(as_input(part, context)))  # in float32, as the evaluator's
+        seen += found(logits, offsets)
+        scores.append(label_scores(logits))
+    return seen, torch.cat(scores)
 
 
 def hits_and_labels(judge: Evaluator, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,20 @@
+"""The words a configuration may choose from, without torch: Make, `--help` and bad configurations answer at once.
+
+Each tuple names the entries of one registry; tests/models/test_choices.py holds the two equal.
+"""
+
+MODELS = ("ldm", "gan", "ddpm")  # what draws pictures: stages/models.py
+DIFFUSION = ("ldm", "ddpm")  # those of them that denoise
+PREDICTIONS = ("noise", "v", "x0", "mean")  # what a diffusion network predicts: models/diffusion.py
+SCHEDULES = ("cosine", "linear", "beta-cosine", "sigmoid")  # of noise: models/diffusion.py
+SAMPLERS = ("ddim", "dpm-solver++", "ancestral")  # models/samplers.py
+EVERY_TIMESTEP = ("ancestral",)  # the samplers that take no number of steps
+SPACINGS = ("trailing", "uniform", "quadratic")  # of a sampler's timesteps: models/samplers.py
+QUANTIZERS = ("codebook", "fsq", "residual")  # models/quantizer.py
+BACKBONES = ("vgg", "alex", "squeeze")  # of LPIPS: models/perceptual.py
+LOSSES = ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan")  # adversarial: models/adversarial.py
+AUXILIARY_SCHEDULES = ("constant", "rising", "falling")  # of the label loss's weight: models/adversarial.py
+BODIES = ("residual", "dcgan")  # of generator and critic: models/wgan.py
+GENERATOR_CONDITIONS = ("concatenation", "modulation", "batch-norm")  # models/wgan.py
+CRITIC_CONDITIONS = ("projection", "auxiliary", "projection+auxiliary", "concatenation")  # models/wgan.py
+PLACED_CRITIC_CONDITIONS = CRITIC_CONDITIONS[:3]  # of a critic that reads at places: models/placed_gan.py

@@ -1,0 +1,32 @@
+"""LPIPS with its backbone's weights: from a file, from torch's hub cache, or downloaded."""
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+
+from models.perceptual import Perceptual, load_trunk, trunk_url
+from stages.engine.errors import UserError, oneline
+
+
+def load_perceptual(settings) -> Perceptual:
+    """LPIPS with its ImageNet trunk: a given file, torch's hub cache, or a download into it. Raises UserError."""
+    url = trunk_url(settings.network)
+    path = Path(settings.weights) if settings.weights else Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    without = "or do without: vae.perceptual.weight=0"
+    if not path.is_file() and not settings.weights:
+        try:
+            torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)
+        except (URLError, OSError, RuntimeError):
+            raise UserError(
+                f"LPIPS needs {path}, which cannot be downloaded here: put {path.name} there, {without}"
+            ) from None
+    try:
+        trunk = load_trunk(torch.load(path, map_location="cpu", weights_only=True))
+        return Perceptual(settings.network, trunk)
+    except FileNotFoundError:
+        raise UserError(f"LPIPS needs {path}, which is missing: put {Path(url).name} there, {without}") from None
+    except Exception as error:  # a pickle, a truncated file, another network: all end the same
+        raise UserError(
+            f"{path} does not hold torchvision's {Path(url).name} ({oneline(error)[:60]}): replace it, {without}"
+        ) from None

@@ -1,0 +1,174 @@
+"""The reports' systems and choices as data: the rows of `make reproduce` and the groups of `make ablations`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from models.choices import (
+    BODIES,
+    CRITIC_CONDITIONS,
+    GENERATOR_CONDITIONS,
+    LOSSES,
+    PREDICTIONS,
+    SCHEDULES,
+    SPACINGS,
+)
+
+OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it wants the ancestral sampler
+MULTIPLY_ADD, SMALL = "configs/ddpm-multiply-add.yaml", "configs/ddpm-small.yaml"  # the second: for two cores
+
+
+def unweighted(model: str) -> tuple[str, str]:
+    """Overrides by which every timestep's error weighs alike."""
+    return f"{model}.min_snr=null", f"{model}.log_snr=null"
+
+
+SIMPLE = unweighted("ldm")
+
+
+def told(order: bool, places: bool) -> tuple[str, ...]:
+    """Overrides by which the LDM is told the objects' order and places, or not, by a token an object in any case."""
+    said = f"ldm.network.order={str(order).lower()}", f"ldm.network.places={str(places).lower()}"
+    return "ldm.network.condition=tokens", *said
+
+
+def paths(where: str) -> tuple[str, str]:
+    """Overrides by which conditions enter the pixel DDPM there; on patches it has no such paths."""
+    return "ddpm.network=multiply-add", f"ddpm.paths={where}"
+
+
+# how much of a condition the LDM is told
+TOLD = {"the set": told(False, False), "order": told(True, False), "order and places": told(True, True)}
+# group -> the model, what is trained anew for each value, and what only sampling changes
+GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
+    "told": ("ldm", {name: [*changes] for name, changes in TOLD.items()}, {}),
+    "conditions": ("ddpm", {p.replace("+", " + "): [*paths(p)] for p in ("up", "up+down")}, {}),
+    "schedule": ("ldm", {s: [f"ldm.schedule={s}"] for s in SCHEDULES}, {}),
+    "prediction": (
+        "ldm",
+        {p: [f"ldm.prediction={p}", *SIMPLE] for p in OF_X0}
+        | {"mean": ["ldm.prediction=mean", *SIMPLE, "eval.sampler=ancestral"]}
+        | {"noise, bound": ["ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null"]},
+        {},
+    ),
+    "weights": (
+        "ldm",
+        {
+            "none": [*SIMPLE],
+            "min-SNR 5": ["ldm.min_snr=5.0", "ldm.log_snr=null"],
+            "log SNR, -1 ± 2": ["ldm.log_snr=[-1.0,2.0]"],
+        },
+        {},
+    ),
+    "guidance": ("ldm", {"": []}, {f"{g:g}": [f"eval.guidance={g}"] for g in (1.0, 2.0, 3.0, 4.0, 6.0)}),
+}
+
+
+GUIDED = "eval.classifier_guidance=2.0"
+PATCHES = "configs/ddpm-patches.yaml"
+COSINE = ("ddpm.schedule=beta-cosine", "ddpm.timesteps=500")
+
+
+@dataclass(frozen=True)
+class System:
+    """A row: what it is, the model that is trained, what differs from the experiment, the report's (test, new_test).
+
+    `budget`: the report's own. `recipe`: the configuration whose section of the model, sampler and guidance this row
+    takes, whatever the experiment has. An experiment without a ddpm section is lent that of MULTIPLY_ADD.
+    """
+
+    words: str
+    model: str
+    changes: tuple[str, ...] = ()
+    reported: tuple[float, float] | None = None
+    budget: str | None = None
+    recipe: str | None = None
+
+
+# GANs that are told the label set alone, as the reports have them
+POOLED = ("gan.generator.entry=vector", "gan.critic.read=pooled")
+# those on a map of places, with what these need
+MAP = ("gan.generator.entry=map", "gan.generator.condition=modulation", "gan.attention=false")
+READ = (
+    *("gan.critic.read=places", "gan.critic.condition=projection+auxiliary"),
+    *("gan.critic.pool=sum", "gan.attention=false"),
+)
+
+
+def _choices(model: str, key: str, values: Iterable[str], words: str, *more: str) -> dict[str, System]:
+    """A row for each value of a key; `more` is changed in all of them."""
+    short = key.replace(".", "-").replace("_", "-")
+    return {f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more)) for v in values}
+
+
+def _pixels(words: str, *changes: str) -> System:
+    return System(f"pixel DDPM, {words}", "ddpm", changes)
+
+
+IN_PIXELS = "267,328 steps of 32"
+SYSTEMS: dict[str, System] = {
+    "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821), budget="534,656 steps of 32"),
+    "ldm-guided": System(
+        "the same, classifier guidance through the decoder", "ldm", (GUIDED,), (0.75, 0.78), budget="the same"
+    ),
+    "gan": System("WGAN-GP", "gan", (), (0.527, 0.678), budget="26,733 steps, 5 of the critic each, of 64"),
+    "gan-auxiliary": System(
+        "auxiliary-classifier WGAN-GP",
+        "gan",
+        (*POOLED, "gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising"),
+        (0.972, 0.845),
+        budget="not said",
+    ),
+    "ddpm-multiply-add": System(
+        "pixel DDPM, multiply-add", "ddpm", paths("up+down"), (0.653, 0.726), f"{IN_PIXELS}, width 256"
+    ),
+    "ddpm-up": System("conditions on its up path", "ddpm", paths("up"), (0.631, 0.678), f"{IN_PIXELS}, width 256"),
+    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not said"),
+    "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
+    "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),
+    "gan-placed": System("WGAN-GP on a map of places", "gan", (*MAP, *READ)),
+    "gan-placed-generator": System("its generator alone", "gan", (*MAP, POOLED[1])),
+    "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *READ)),
+    **_choices("gan", "loss", LOSSES, "adversarial loss", *POOLED),
+    **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition", *POOLED),
+    **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition", *POOLED),
+    **_choices("gan", "body", BODIES, "body", *POOLED),
+    "gan-attention": System("self-attention", "gan", (*POOLED, "gan.attention=true")),
+    **{
+        f"ldm-told-{name.replace(' ', '-')}": System(f"the LDM is told: {name}", "ldm", changes)
+        for name, changes in TOLD.items()
+    },
+    **_choices("ldm", "prediction", OF_X0, "prediction", *SIMPLE),
+    **_choices("ldm", "prediction", ("mean",), "prediction", *SIMPLE, "eval.sampler=ancestral"),
+    "ldm-bound": System(
+        "prediction: noise, the bound's weights", "ldm", ("ldm.prediction=noise", "ldm.bound=true", "ldm.log_snr=null")
+    ),
+    **_choices("ldm", "schedule", SCHEDULES, "schedule"),
+    "ldm-zero-terminal-snr": System(
+        "linear schedule, zero terminal SNR",
+        "ldm",
+        ("ldm.schedule=linear", "ldm.zero_terminal_snr=true", "ldm.prediction=v", *SIMPLE),
+    ),
+    **_choices("ddpm", "prediction", OF_X0, "pixel DDPM, prediction", *unweighted("ddpm")),
+    **_choices(
+        "ddpm", "prediction", ("mean",), "pixel DDPM, prediction", *unweighted("ddpm"), "eval.sampler=ancestral"
+    ),
+    **_choices("ddpm", "schedule", SCHEDULES, "pixel DDPM, schedule"),
+    "ddpm-bound": _pixels("the bound's weights", "ddpm.prediction=noise", "ddpm.bound=true", "ddpm.log_snr=null"),
+    "ddpm-ddim": _pixels("sampler: DDIM", "eval.sampler=ddim"),
+    "ddpm-classifier-free": _pixels("classifier-free guidance", "ddpm.label_dropout=0.1", "eval.guidance=3.0"),
+    "ddpm-classifier": _pixels("classifier guidance", GUIDED),
+    "ldm-unguided": System("without guidance", "ldm", ("eval.guidance=1.0", "eval.classifier_guidance=0.0")),
+    "ldm-classifier": System(
+        "classifier guidance alone, DDIM (algorithm 2)", "ldm", (GUIDED, "eval.guidance=1.0", "eval.sampler=ddim")
+    ),
+    "ldm-classifier-ancestral": System(
+        "classifier guidance alone, DDPM (algorithm 1)", "ldm", (GUIDED, "eval.guidance=1.0", "eval.sampler=ancestral")
+    ),
+    "ldm-ancestral": System("sampler: DDPM", "ldm", ("eval.sampler=ancestral",)),
+    **{
+        f"ldm-ddim-{spacing}": System(
+            f"sampler: DDIM, {spacing}", "ldm", ("eval.sampler=ddim", f"eval.spacing={spacing}")
+        )
+        for spacing in SPACINGS
+    },
+}

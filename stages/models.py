@@ -1,0 +1,65 @@
+"""The models that draw pictures, in ONE table: how each is trained, loaded and called. Other lists read it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stages import ddpm, gan, ldm
+from stages.engine.command import Context
+from stages.engine.sampling import Sampler
+from stages.engine.schema import Config
+
+Curve = tuple[list[str], str, bool]  # metrics in one plot, its words, a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model. Its name is its section in the configuration and its folder in an experiment.
+
+    `train(context)` is its stage; `load(context)` gives a sampler and what its export says of itself; `title(config)`
+    is what people call it; `curves` are its plots in a report; `placing` is the override that makes it take places.
+    """
+
+    train: Callable[[Context], None]
+    load: Callable[[Context], tuple[Sampler, dict]]
+    title: Callable[[Config], str]
+    curves: tuple[Curve, ...]
+    placing: str
+
+
+def _title_of_gan(config: Config) -> str:
+    return "WGAN-GP" if config.gan.loss == "wgan-gp" else f"GAN, {config.gan.loss}"
+
+
+def _curves(metrics: tuple[str, ...], words: str, name: str, logarithmic: bool) -> tuple[Curve, ...]:
+    accuracy = (["accuracy_test", "accuracy_new_test"], f"{name}, accuracy", False)
+    return ([*metrics], words, logarithmic), accuracy
+
+
+MODELS: dict[str, Model] = {
+    "ldm": Model(
+        ldm.main,
+        ldm.load_sampler,
+        lambda config: "Latent diffusion",
+        _curves(("loss",), "latent diffusion", "latent diffusion", True),
+        "ldm.network.places=true",
+    ),
+    "gan": Model(
+        gan.main,
+        gan.load_gan,
+        _title_of_gan,
+        _curves(("wasserstein", "score_gap"), "GAN, what the critic tells apart", "GAN", False),
+        "gan.generator.entry=map gan.generator.condition=modulation",
+    ),
+    "ddpm": Model(
+        ddpm.main,
+        ddpm.load_ddpm,
+        lambda config: "Pixel diffusion",
+        _curves(("loss",), "pixel diffusion", "pixel diffusion", True),
+        "ddpm.places=true",
+    ),
+}
+
+
+def title(model: str, config: Config) -> str:
+    """What people call a model."""
+    return MODELS[model].title(config)
