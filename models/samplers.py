@@ -1,7 +1,10 @@
-"""Ancestral sampling, DDIM and DPM-Solver++; guidance with and without a classifier, as wrappers of the denoiser.
+"""DDIM, DPM-Solver++ and ancestral sampling; guidance with and without a classifier, as wrappers of the denoiser.
 
-A *denoiser* is a callable (x_t (b, c, h, w), t (b,) int64) -> the network's prediction (b, c, h, w). A *score* is one
--> the gradient of log p(y | x_t) by x_t, (b, c, h, w). All samplers yield (t, x after the step, predicted x_0).
+A *denoiser* maps x_t (b, c, h, w) and t (b,) int64 to the network's prediction (b, c, h, w). A *score* maps them to
+the gradient of log p(y | x_t) by x_t, (b, c, h, w).
+
+Every solver takes (denoiser, diffusion, noise, times) and yields (t, x after the step, predicted x_0) for each of the
+falling timesteps `times`, so that schedule and solver combine freely. What it takes besides is in SAMPLERS.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,14 +20,14 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def _trailing(timesteps: int, steps: int) -> list[int]:
-    """Evenly from the noisy end (arXiv 2305.08891, 3.3)."""
+    """Even steps from the noisy end (arXiv 2305.08891, section 3.3)."""
     return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
 
 
 def _end_to_end(power: int) -> Callable[[int, int], list[int]]:
-    """T - 1 and 0 among them, as a power of even places: 2 is dense where little noise is left.
+    """Timesteps from T - 1 to 0 by a power of even fractions: a power of 2 is dense where little noise is left.
 
-    After arXiv 2010.02502, appendix D.2, whose own floor(c i) leaves the noisy end out.
+    After arXiv 2010.02502, appendix D.2, whose own floor(c i) leaves out the noisy end.
     """
 
     def times(timesteps: int, steps: int) -> list[int]:
@@ -38,30 +41,31 @@ SPACINGS = {"trailing": _trailing, "uniform": _end_to_end(1), "quadratic": _end_
 
 
 def spaced_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> list[int]:
-    """Up to `steps` timesteps from T - 1 down, none twice, by one of SPACINGS."""
+    """Returns up to `steps` timesteps, falling from T - 1, none twice. `spacing` is one of SPACINGS."""
     return list(dict.fromkeys(max(0, t) for t in SPACINGS[spacing](timesteps, steps)))
 
 
 def usable_timesteps(diffusion: Diffusion) -> int:
-    """How many timesteps sampling may use, from the clean end.
+    """Returns how many timesteps sampling may use, counted from the clean end.
 
-    With noise or mean prediction it begins where abar is 0.001: nearer to T alpha all but vanishes, and
-    x_0 = (x - sigma eps) / alpha would blow up any error of the network, several hundred times at T - 1.
+    With noise or mean prediction it starts where abar is 0.001: nearer to T alpha almost vanishes, and
+    x_0 = (x - sigma eps) / alpha would amplify an error of the network several hundred times.
     """
     if diffusion.prediction in ("noise", "mean"):
         return max(1, int((diffusion.alpha_bar >= VANISHED).sum()))
     return len(diffusion)
 
 
-def _ancestral_timesteps(diffusion: Diffusion) -> int:
-    """All of them, or with noise or mean prediction those that are well posed."""
-    if diffusion.prediction not in ("noise", "mean"):
-        return len(diffusion)
-    return max(1, int(diffusion.well_posed().sum()))
+def every_timestep(diffusion: Diffusion) -> list[int]:
+    """Returns all timesteps, falling; with noise or mean prediction only those that are well posed."""
+    last = len(diffusion)
+    if diffusion.prediction in ("noise", "mean"):
+        last = max(1, int(diffusion.well_posed().sum()))
+    return [*range(last - 1, -1, -1)]
 
 
 def sampling_timesteps(diffusion: Diffusion, steps: int, spacing: str = "trailing") -> list[int]:
-    """The timesteps DDIM visits, falling, none twice."""
+    """Returns the timesteps that a solver with `steps` steps visits, falling, none twice."""
     return spaced_timesteps(usable_timesteps(diffusion), steps, spacing)
 
 
@@ -69,18 +73,17 @@ def ddim(
     denoiser: Denoiser,
     diffusion: Diffusion,
     noise: Tensor,
-    steps: int,
+    times: list[int],
     eta: float = 0.0,
     draw_noise: Callable[[], Tensor] | None = None,
-    spacing: str = "trailing",
+    score: Score | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """DDIM (arXiv 2010.02502, eq. 12 and 16) from `noise` (b, c, h, w).
+    """Samples by DDIM (arXiv 2010.02502, eq. 12 and 16) from `noise` (b, c, h, w).
 
-    The step before the last of the list is the list's own next timestep, and after its end abar is 1, so the last
-    x equals the predicted x_0. eta > 0 asks `draw_noise` for fresh noise at every step.
+    Each step goes to the next timestep in `times`; after the last abar is 1, so the last x is the predicted x_0.
+    eta > 0 calls `draw_noise` for fresh noise at every step. A `score` guides as in `score_guided`.
     """
-    x = noise
-    times = sampling_timesteps(diffusion, steps, spacing)
+    x, denoiser = noise, score_guided(denoiser, diffusion, score) if score else denoiser
     for t, following in zip(times, [*times[1:], None], strict=True):
         index = torch.full((len(x),), t, device=x.device)
         x0, eps = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
@@ -95,15 +98,16 @@ def ddim(
 
 
 def dpm_solver(
-    denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, steps: int, spacing: str = "trailing"
+    denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, times: list[int], score: Score | None = None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """DPM-Solver++(2M), deterministic (arXiv 2211.01095, algorithm 2): DDIM that also looks at the step before.
+    """Samples by DPM-Solver++(2M), deterministic (arXiv 2211.01095, algorithm 2).
 
     With lambda = log(alpha / sigma) and h its growth over a step, x_0 is extrapolated linearly in lambda from the last
-    two predictions. The first step and the last, which ends at sigma = 0, are DDIM's.
+    two predictions. The first step and the last, which ends at sigma = 0, are DDIM's. A `score` guides as in
+    `score_guided`.
     """
-    x, before = noise, None  # `before`: the last step's x_0 and h
-    times = sampling_timesteps(diffusion, steps, spacing)
+    x, denoiser = noise, score_guided(denoiser, diffusion, score) if score else denoiser
+    before = None  # the previous step's x_0 and h
     for t, following in zip(times, [*times[1:], None], strict=True):
         index = torch.full((len(x),), t, device=x.device)
         x0, _ = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
@@ -126,17 +130,18 @@ def ancestral(
     denoiser: Denoiser,
     diffusion: Diffusion,
     noise: Tensor,
+    times: list[int],
     draw_noise: Callable[[], Tensor],
     score: Score | None = None,
     clip: float | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """DDPM's sampler, every timestep, with the posterior's variance (arXiv 2006.11239, algorithm 2).
+    """Samples as DDPM does, with the posterior's variance (arXiv 2006.11239, algorithm 2). `times` is every timestep.
 
     With a `score` each mean is shifted by variance x score: classifier guidance (arXiv 2105.05233, algorithm 1).
     `clip` bounds the predicted x_0, for pictures.
     """
     x = noise
-    for t in range(_ancestral_timesteps(diffusion) - 1, -1, -1):
+    for t in times:
         index = torch.full((len(x),), t, device=x.device)
         x0, _ = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
         x0 = x0 if clip is None else x0.clamp(-clip, clip)
@@ -156,10 +161,10 @@ def guided(
     timesteps: int,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoiser:
-    """Classifier-free guidance: u + scale (c - u) (arXiv 2207.12598), within an interval of t / T (arXiv 2404.07724).
+    """Classifier-free guidance u + scale (c - u) (arXiv 2207.12598) within an interval of t / T (arXiv 2404.07724).
 
     `both` computes conditional and unconditional predictions of one x in one pass, concatenated. Outside the
-    interval, and at scale 1, only the conditional is computed; at scale 0 only the unconditional.
+    interval, and at scale 1, only the conditional one is computed; at scale 0 only the unconditional one.
     """
     low, high = interval
 
@@ -175,7 +180,7 @@ def guided(
 
 
 def score_of(log_probability: Callable[[Tensor, Tensor], Tensor], scale: float) -> Score:
-    """scale times the gradient of a classifier's log p(y | x_t), given as (x_t, t) -> (b,)."""
+    """Returns the score scale x grad log p(y | x_t); `log_probability` maps (x_t, t) to log p(y | x_t), (b,)."""
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -187,9 +192,9 @@ def score_of(log_probability: Callable[[Tensor, Tensor], Tensor], scale: float) 
 
 
 def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Denoiser:
-    """Classifier guidance for DDIM: eps - sigma_t score, in what the network predicts (arXiv 2105.05233, alg. 2).
+    """Classifier guidance for DDIM: eps - sigma_t score, as the network predicts it (arXiv 2105.05233, algorithm 2).
 
-    Not where abar is below 0.001, for there a change of eps changes x_0 without measure.
+    Where abar is below 0.001 the score is left out: there a small change of eps changes x_0 without bound.
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -205,32 +210,23 @@ def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Deno
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """run(denoiser, diffusion, draw_noise, score or None, steps=, spacing=, eta=, clip=): each takes what it needs.
+class Solver:
+    """A way to sample: `solve(denoiser, diffusion, noise, times, **options)`, with the options it takes by name.
 
-    `every_timestep`: it takes no number of steps.
+    `every_timestep`: it visits all of them and takes no number of steps.
     """
 
-    run: Callable[..., Iterator[tuple[int, Tensor, Tensor]]]
+    solve: Callable[..., Iterator[tuple[int, Tensor, Tensor]]]
+    options: tuple[str, ...]
     every_timestep: bool = False
 
-
-def _ddim(denoiser, diffusion, draw, score, *, steps, spacing, eta, **unused):
-    denoiser = score_guided(denoiser, diffusion, score) if score else denoiser
-    return ddim(denoiser, diffusion, draw(), steps, eta, draw, spacing)
-
-
-def _dpm_solver(denoiser, diffusion, draw, score, *, steps, spacing, **unused):
-    denoiser = score_guided(denoiser, diffusion, score) if score else denoiser
-    return dpm_solver(denoiser, diffusion, draw(), steps, spacing)
-
-
-def _ancestral(denoiser, diffusion, draw, score, *, clip, **unused):
-    return ancestral(denoiser, diffusion, draw(), draw, score, clip)
+    def times(self, diffusion: Diffusion, steps: int, spacing: str) -> list[int]:
+        """Returns the timesteps it visits, falling."""
+        return every_timestep(diffusion) if self.every_timestep else sampling_timesteps(diffusion, steps, spacing)
 
 
 SAMPLERS = {
-    "ddim": Sampler(_ddim),
-    "dpm-solver++": Sampler(_dpm_solver),
-    "ancestral": Sampler(_ancestral, every_timestep=True),  # DDPM's
+    "ddim": Solver(ddim, ("eta", "draw_noise", "score")),
+    "dpm-solver++": Solver(dpm_solver, ("score",)),
+    "ancestral": Solver(ancestral, ("draw_noise", "score", "clip"), every_timestep=True),  # DDPM's
 }

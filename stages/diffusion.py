@@ -9,6 +9,7 @@ from models.condition import Condition
 from models.diffusion import Diffusion, weighted_timesteps
 from models.layouts import LayoutPrior
 from models.samplers import SAMPLERS, Score, guided, score_of
+from models.self_condition import Remembering, first_estimate, predict
 from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.compiled import compile_network
@@ -56,17 +57,11 @@ class DiffusionSampler:
     def _denoiser(self, condition: Condition, how: Eval):
         """Conditional, unconditional and doubled predictions of one batch, guided as `how` says."""
 
-        last: list[Tensor] = []  # the last x_0, where the network wants it
+        remembering = Remembering(self.network, self.diffusion)
 
         def predict(x: Tensor, t: Tensor, keep: list[bool]) -> Tensor:
-            keep_rows = torch.tensor(keep, device=x.device).repeat_interleave(len(condition))
-            copies = len(keep)
-            inputs = x.repeat(copies, 1, 1, 1), t.repeat(copies), condition.repeat(copies)
             with self.context.autocast():
-                prediction = apply(self.network, *inputs, keep_rows, last[-1].repeat(copies, 1, 1, 1) if last else None)
-            if wants_estimate(self.network):  # the conditional one: guided, x_0 lies beyond what training showed
-                last[:] = [self.diffusion.to_x0_and_noise(prediction[: len(x)], x, t)[0].detach()]
-            return prediction
+                return remembering(x, t, condition, keep)
 
         return guided(
             lambda x, t: predict(x, t, [True]),
@@ -92,9 +87,11 @@ class DiffusionSampler:
         return score_of(log_probability, how.classifier_guidance)
 
     def _steps(self, condition: Condition, how: Eval, draw: Callable[[], Tensor]):
-        denoiser, score = self._denoiser(condition, how), self._score(condition, how)
-        options = {"steps": how.steps, "spacing": how.spacing, "eta": how.eta, "clip": how.clip}
-        return SAMPLERS[how.sampler].run(denoiser, self.diffusion, draw, score, **options)
+        solver, denoiser = SAMPLERS[how.sampler], self._denoiser(condition, how)
+        known = {"eta": how.eta, "clip": how.clip, "score": self._score(condition, how), "draw_noise": draw}
+        options = {name: known[name] for name in solver.options}
+        times = solver.times(self.diffusion, how.steps, how.spacing)
+        return solver.solve(denoiser, self.diffusion, draw(), times, **options)
 
     @property
     def takes_places(self) -> bool:
@@ -126,32 +123,6 @@ class DiffusionSampler:
         return in_batches(condition, keys, how.batch, self.context.device, make)
 
 
-def wants_estimate(network: nn.Module) -> bool:
-    """True for a network whose last prediction of x_0 is an input of the next."""
-    return getattr(network, "self_condition", False)
-
-
-def apply(network: nn.Module, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None, estimate: Tensor | None):
-    """The network's prediction, the estimate given to those alone that take one."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    return network(x, t, condition, keep, estimate) if wants_estimate(network) else network(x, t, condition, keep)
-
-
-@torch.no_grad()
-def first_estimate(
-    network: nn.Module, diffusion: Diffusion, xt: Tensor, t: Tensor, condition: Condition, keep
-) -> Tensor:
-    """x_0 (b, c, h, w) as the network predicts it without an estimate, for every other row; zeros for the rest.
-
-    Self-conditioning is trained so (arXiv 2208.04202, section 3.2): as often without an estimate as with one.
-    """
-    half = slice(distributed.rank() * len(xt) % 2, None, 2)  # of the global batch
-    prediction = apply(network, xt[half], t[half], condition[half], None if keep is None else keep[half], None)
-    estimate = torch.zeros_like(xt)
-    estimate[half] = diffusion.to_x0_and_noise(prediction, xt[half], t[half])[0]
-    return estimate
-
-
 def denoising_errors(
     context: Context,
     network: nn.Module,
@@ -165,8 +136,8 @@ def denoising_errors(
     """Mean squared error (b,) of the network's prediction from x0 (b, c, h, w), noised to timesteps t (b,)."""
     xt = diffusion.noised(x0, noise, t)
     with context.autocast():
-        estimate = first_estimate(network, diffusion, xt, t, condition, keep) if wants_estimate(network) else None
-        prediction = apply(network, xt, t, condition, keep, estimate)
+        estimate = first_estimate(network, diffusion, xt, t, condition, keep, distributed.rank() * len(xt))
+        prediction = predict(network, xt, t, condition, keep, estimate)
     return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
 
 

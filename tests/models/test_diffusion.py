@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from models.choices import PREDICTIONS
 from models.diffusion import (
-    PREDICTIONS,
     SCHEDULES,
     Diffusion,
     beta_cosine_alpha_bar,
@@ -12,7 +12,7 @@ from models.diffusion import (
     linear_alpha_bar,
     weighted_timesteps,
 )
-from models.samplers import ancestral
+from models.samplers import ancestral, every_timestep
 
 
 def test_cosine_schedule_at_both_ends_and_in_the_middle():
@@ -157,7 +157,8 @@ def test_the_bounds_weight_is_the_same_loss_whatever_is_predicted(prediction):
 def test_the_bound_weighs_every_timestep_that_the_ancestral_sampler_visits(schedule, prediction):
     diffusion = Diffusion.create(schedule, 1000, prediction)
     weights = diffusion.loss_weight(torch.arange(1000), None, bound=True)
-    visited = [t for t, _, _ in ancestral(lambda x, t: x, diffusion, torch.zeros(1, 1, 1, 1), lambda: torch.zeros(1))]
+    noise, times = torch.zeros(1, 1, 1, 1), every_timestep(diffusion)
+    visited = [t for t, _, _ in ancestral(lambda x, t: x, diffusion, noise, times, lambda: torch.zeros(1))]
     assert weights.nonzero().flatten().tolist() == sorted(visited)
     assert len(visited) == 1000 if "linear" in schedule or "beta" in schedule else 990 < len(visited) < 1000
     if prediction == "noise":

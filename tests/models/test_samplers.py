@@ -7,9 +7,9 @@ from models.samplers import (
     ancestral,
     ddim,
     dpm_solver,
+    every_timestep,
     guided,
     sampling_timesteps,
-    score_guided,
     score_of,
     spaced_timesteps,
 )
@@ -38,7 +38,7 @@ def test_ddim_with_an_oracle_recovers_x0(prediction, steps):
     x0 = torch.randn(3, 6, 8, 8)
 
     oracle = oracle_of(diffusion, x0)
-    *_, (_, last, predicted) = ddim(oracle, diffusion, torch.randn(3, 6, 8, 8), steps)
+    *_, (_, last, predicted) = ddim(oracle, diffusion, torch.randn(3, 6, 8, 8), sampling_timesteps(diffusion, steps))
     torch.testing.assert_close(last, predicted)
     tolerance = 2e-2 if prediction == "noise" else 1e-4  # x_0 from eps at alpha ~ 1e-4 loses digits
     torch.testing.assert_close(last, x0, atol=tolerance, rtol=tolerance)
@@ -53,7 +53,7 @@ def test_ddim_is_exact_for_gaussian_data():
         return x * sigma / (alpha.square() * deviation**2 + sigma.square())
 
     noise = torch.randn(2000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    *_, (_, last, _) = ddim(ideal, diffusion, noise, 500)
+    *_, (_, last, _) = ddim(ideal, diffusion, noise, sampling_timesteps(diffusion, 500))
     assert (last / noise).std() < 1e-3  # the map is a scaling
     assert (last.std() / noise.std()).item() == pytest.approx(deviation, rel=0.02)
 
@@ -68,7 +68,7 @@ def test_eta_one_keeps_the_variance():
     def draw():
         return torch.randn(4000, 1, 1, 1, generator=generator)
 
-    *_, (_, last, _) = ddim(ideal, diffusion, draw(), 100, eta=1.0, draw_noise=draw)
+    *_, (_, last, _) = ddim(ideal, diffusion, draw(), sampling_timesteps(diffusion, 100), 1.0, draw)
     assert last.std().item() == pytest.approx(1.0, abs=0.04)
 
 
@@ -114,7 +114,9 @@ def test_a_network_that_errs_a_little_still_samples(prediction):
     def oracle(x, t):
         return exact(x, t) + 1e-2 * torch.randn(x.shape, generator=generator)
 
-    *_, (_, last, _) = ddim(oracle, diffusion, torch.randn(x0.shape, generator=generator), 50)
+    *_, (_, last, _) = ddim(
+        oracle, diffusion, torch.randn(x0.shape, generator=generator), sampling_timesteps(diffusion, 50)
+    )
     assert (last - x0).abs().mean() < 0.1
 
 
@@ -150,8 +152,8 @@ def test_ancestral_is_ddim_with_eta_one_over_every_timestep():
         generator = torch.Generator().manual_seed(7)
         return lambda: torch.randn(start.shape, generator=generator)
 
-    *_, (_, theirs, _) = ddim(denoiser, diffusion, start, 50, eta=1.0, draw_noise=draws())
-    *_, (_, ours, _) = ancestral(denoiser, diffusion, start, draws())
+    *_, (_, theirs, _) = ddim(denoiser, diffusion, start, sampling_timesteps(diffusion, 50), 1.0, draws())
+    *_, (_, ours, _) = ancestral(denoiser, diffusion, start, every_timestep(diffusion), draws())
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -166,7 +168,7 @@ def test_ancestral_with_an_oracle_recovers_x0(prediction):
     def draw():
         return torch.randn(x0.shape, generator=generator)
 
-    *_, (_, last, _) = ancestral(oracle, diffusion, draw(), draw)
+    *_, (_, last, _) = ancestral(oracle, diffusion, draw(), every_timestep(diffusion), draw)
     torch.testing.assert_close(last, x0, atol=2e-2, rtol=2e-2)
 
 
@@ -184,9 +186,9 @@ def _guided_mean(sampler, prediction, scale):
 
     score = score_of(lambda x, t: -(x - 2).square().flatten(1).sum(1) / 2, scale)
     if sampler == "ancestral":
-        *_, (_, last, _) = ancestral(ideal, diffusion, draw(), draw, score)
+        *_, (_, last, _) = ancestral(ideal, diffusion, draw(), every_timestep(diffusion), draw, score)
     else:
-        *_, (_, last, _) = ddim(score_guided(ideal, diffusion, score), diffusion, draw(), 200, 1.0, draw)
+        *_, (_, last, _) = ddim(ideal, diffusion, draw(), sampling_timesteps(diffusion, 200), 1.0, draw, score)
     return last.mean().item()
 
 
@@ -209,7 +211,7 @@ def test_dpm_solver_with_an_oracle_recovers_x0(prediction, steps):
     x0 = torch.randn(3, 6, 8, 8)
 
     oracle = oracle_of(diffusion, x0)
-    *_, (_, last, _) = dpm_solver(oracle, diffusion, torch.randn(3, 6, 8, 8), steps)
+    *_, (_, last, _) = dpm_solver(oracle, diffusion, torch.randn(3, 6, 8, 8), sampling_timesteps(diffusion, steps))
     torch.testing.assert_close(last, x0, atol=2e-2, rtol=2e-2)
 
 
@@ -232,7 +234,7 @@ def test_dpm_solver_is_nearer_to_the_flow_than_ddim_in_as_many_steps(schedule, s
     times = sampling_timesteps(diffusion, steps)
     exact = spread(times[-1]) / spread(times[0])
     errors = [
-        abs(list(sampler(ideal, diffusion, torch.ones(1, 1, 1, 1), steps))[-2][1].item() - exact)
+        abs(list(sampler(ideal, diffusion, torch.ones(1, 1, 1, 1), times))[-2][1].item() - exact)
         for sampler in (ddim, dpm_solver)
     ]
     assert errors[1] < 0.4 * errors[0]
