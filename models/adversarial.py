@@ -74,6 +74,49 @@ LOSSES = {
 }
 
 
+@dataclass(frozen=True)
+class CriticWeights:
+    """Weights of a critic's loss terms beside its scores: `gradient_penalty`, `zero_centred_penalties`, labels."""
+
+    penalty: float = 10.0  # lambda of arXiv 1704.00028
+    gamma: float = 0.05  # gamma of arXiv 2501.05441; half of it weighs the penalties
+    auxiliary: float = 1.0
+
+
+def critic_loss(
+    loss: AdversarialLoss,
+    critic: Callable[[Tensor, Condition], tuple[Tensor, Tensor | None]],
+    real: Tensor,
+    fake: Tensor,
+    condition: Condition,
+    weights: CriticWeights,
+    mix: Tensor | None = None,
+    penalised: int | None = None,
+    average: Callable[[Tensor], Tensor] = lambda value: value,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the critic's loss on real and generated x (b, c, h, w) each, and its terms by name.
+
+    `critic(x, condition)` gives scores (b,) and logits or None. `mix` (b, 1, 1, 1) in [0, 1] is for a loss with a
+    gradient penalty. `penalised`: the penalties are measured on so many of the first rows (default: all). `average`:
+    as `cell_loss` takes it. Terms: `gap`, and where the loss has them `penalty`, `slope` and `auxiliary`.
+    """
+    scores, logits = critic(torch.cat([real, fake]), condition.repeat(2))
+    real_scores, fake_scores = scores.chunk(2)
+    terms = {"gap": real_scores.mean() - fake_scores.mean()}
+    total, rows = loss.critic(real_scores, fake_scores), slice(penalised)
+    if loss.penalised:
+        of_penalty = real[rows], fake[rows], condition[rows], mix[rows]
+        terms["penalty"], terms["slope"] = gradient_penalty(critic, *of_penalty)
+        total = total + weights.penalty * terms["penalty"]
+    elif loss.zero_centred:
+        terms["penalty"] = zero_centred_penalties(critic, real[rows], fake[rows], condition[rows])
+        total = total + weights.gamma / 2 * terms["penalty"]
+    if logits is not None:
+        terms["auxiliary"] = auxiliary_loss(logits[: len(real)], condition, average)
+        total = total + weights.auxiliary * terms["auxiliary"]
+    return total, terms
+
+
 def auxiliary_loss(
     logits: Tensor, condition: Condition, average: Callable[[Tensor], Tensor] = lambda value: value
 ) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from models.adversarial import (
     AUXILIARY_SCHEDULES,
     LOSSES,
+    CriticWeights,
     auxiliary_loss,
-    gradient_penalty,
-    zero_centred_penalties,
+    critic_loss,
 )
 from models.condition import Condition
 from models.layouts import LayoutPrior
@@ -102,6 +102,11 @@ def load_gan(context: Context) -> tuple[GanSampler, dict]:
     return GanSampler(context, generator, settings, vae, layouts), about
 
 
+def auxiliary_weight(settings: Gan, step: int) -> float:
+    """Returns the weight of the generator's label loss at a step, as `auxiliary_schedule` has it over the run."""
+    return settings.auxiliary * AUXILIARY_SCHEDULES[settings.auxiliary_schedule](step / settings.steps)
+
+
 class GanTask:
     """`critic_steps` critic updates, each one combined backward, then one generator update."""
 
@@ -155,21 +160,28 @@ class GanTask:
     def _noise(self, draws: Draws) -> Tensor:
         return self.generator.noise_of(draws.normal, self.dataset.conditions.slots)
 
+    def _score(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        with self.context.autocast():
+            return self.critic(x, condition)
+
     def _critic_step(self, step: int, draws: Draws, index: Tensor, fake: Tensor) -> dict[str, Tensor]:
         s = self.settings
         real, condition = self._real_batch(index), self.dataset.conditions[index]
-        with self.context.autocast():
-            both, logits = self.critic(torch.cat([real, fake]), condition.repeat(2))
-        real_scores, fake_scores = both.chunk(2)
-        loss = self.loss.critic(real_scores, fake_scores)
-        gap = real_scores.mean() - fake_scores.mean()
-        metrics = {"wasserstein" if self.loss.penalised or self.loss.clipped else "score_gap": gap}
-        penalty, found = self._penalty(step, draws, real, fake, condition)
-        metrics |= found
-        loss = loss + penalty
-        if logits is not None:
-            metrics["auxiliary_real"] = auxiliary_loss(logits[: len(real)], condition, distributed.average)
-            loss = loss + s.auxiliary * metrics["auxiliary_real"]
+        first, last = s.gamma
+        gamma = last + (first - last) * (1 + math.cos(math.pi * step / s.steps)) / 2
+        loss, terms = critic_loss(
+            self.loss,
+            self._score,
+            real,
+            fake,
+            condition,
+            CriticWeights(s.penalty, gamma, s.auxiliary),
+            draws.uniform(1, 1, 1) if self.loss.penalised else None,
+            max(1, round(len(real) * s.penalty_share)),
+            distributed.average,
+        )
+        gap = "wasserstein" if self.loss.penalised or self.loss.clipped else "score_gap"
+        metrics = {{"gap": gap, "auxiliary": "auxiliary_real"}.get(name, name): term for name, term in terms.items()}
         metrics["critic_gradient_norm"] = self.optimizers[1].update(loss, step)
         metrics |= {f"layer {name}": norm for name, norm in self.optimizers[1].layer_norms.items()}
         if self.loss.clipped:
@@ -177,30 +189,6 @@ class GanTask:
                 torch._foreach_clamp_min_(self.optimizers[1].parameters, -s.weight_clip)
                 torch._foreach_clamp_max_(self.optimizers[1].parameters, s.weight_clip)
         return metrics
-
-    def _penalty(
-        self, step: int, draws: Draws, real: Tensor, fake: Tensor, condition: Condition
-    ) -> tuple[Tensor | float, dict[str, Tensor]]:
-        """The loss's own gradient penalty with its weight, and what to log of it."""
-        s, count = self.settings, max(1, round(len(real) * self.settings.penalty_share))
-        real, fake, condition = real[:count], fake[:count], condition[:count]
-        if self.loss.penalised:
-            mix = draws.uniform(1, 1, 1)[:count]
-            with self.context.autocast():
-                penalty, slope = gradient_penalty(self.critic, real, fake, condition, mix)
-            return s.penalty * penalty, {"penalty": penalty, "slope": slope}
-        if self.loss.zero_centred:
-            with self.context.autocast():
-                penalty = zero_centred_penalties(self.critic, real, fake, condition)
-            first, last = s.gamma
-            gamma = last + (first - last) * (1 + math.cos(math.pi * step / s.steps)) / 2
-            return gamma / 2 * penalty, {"penalty": penalty}
-        return 0.0, {}
-
-    def _auxiliary_weight(self, step: int) -> float:
-        """Of the generator's classification loss: as the schedule says, from or to nothing over the run."""
-        s = self.settings
-        return s.auxiliary * AUXILIARY_SCHEDULES[s.auxiliary_schedule](step / s.steps)
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s = self.settings
@@ -217,7 +205,7 @@ class GanTask:
         loss = self.loss.generator(scored, real_scores)
         if logits is not None:
             metrics["auxiliary_fake"] = auxiliary_loss(logits, condition, distributed.average)
-            loss = loss + self._auxiliary_weight(step) * metrics["auxiliary_fake"]
+            loss = loss + auxiliary_weight(s, step) * metrics["auxiliary_fake"]
         metrics["generator_gradient_norm"] = self.optimizers[0].update(loss, step)
         self.ema.update(step)
         return metrics

@@ -26,9 +26,10 @@ def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> t
     """The experiment's evaluator, or its guide, frozen on the device, and what its export says of itself."""
     remedy = f"run {context.make('evaluator')}" if role == "evaluator" else "train the evaluator of that experiment"
     tensors, about = load_export(context.export(role), remedy)
-    network = Evaluator(classes)
+    with torch.device("meta"):  # its eleven million weights would be drawn at random and then replaced
+        network = Evaluator(classes)
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict(tensors, assign=True)
     except RuntimeError:
         raise UserError(
             f"{context.export(role)} was made for other objects; run {context.make('evaluator FRESH=1')}"

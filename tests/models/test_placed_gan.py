@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from models.adversarial import gradient_penalty
-from models.condition import Condition
 from models.choices import PLACED_CRITIC_CONDITIONS as CRITIC_CONDITIONS
+from models.condition import Condition
 from models.placed_gan import PlacedCritic, PlacedGenerator
 
 HERE, THERE, FAR = (0.3, 0.3), (0.7, 0.7), (15 / 16, 1 / 16)

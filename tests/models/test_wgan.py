@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from models.adversarial import gradient_penalty
+from models.choices import CRITIC_CONDITIONS, GENERATOR_CONDITIONS
 from models.condition import Condition
-from models.wgan import CRITIC_CONDITIONS, GENERATOR_CONDITIONS, Critic, Generator, SelfAttention
+from models.wgan import Critic, Generator, SelfAttention
 
 
 def one_each(first, last):

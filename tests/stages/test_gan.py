@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import stages.gan
+from models.choices import GENERATOR_CONDITIONS
 from models.condition import Condition, joined
 from models.layouts import LayoutPrior
-from models.wgan import GENERATOR_CONDITIONS
 from stages.engine.config import load
 from stages.engine.draws import Draws
 from stages.engine.errors import UserError
-from stages.gan import GanSampler, GanTask, build_critic, build_generator
+from stages.gan import GanSampler, GanTask, auxiliary_weight, build_critic, build_generator
 from tests.conftest import HERE, SMOKE
 from tests.stages.handful import DEVICE, context_with, noise_pictures
 
@@ -75,8 +75,8 @@ def test_other_losses_clip_nothing(task_of, loss):
     [("constant", [2.0, 2.0, 2.0]), ("rising", [0.0, 1.0, 1.8]), ("falling", [2.0, 1.0, 0.2])],
 )
 def test_the_auxiliary_weight_at_the_first_the_middle_and_the_last_step(schedule, expected):
-    task = SimpleNamespace(settings=SimpleNamespace(steps=10, auxiliary=2.0, auxiliary_schedule=schedule))
-    assert [GanTask._auxiliary_weight(task, step) for step in (0, 5, 9)] == pytest.approx(expected)
+    settings = SimpleNamespace(steps=10, auxiliary=2.0, auxiliary_schedule=schedule)
+    assert [auxiliary_weight(settings, step) for step in (0, 5, 9)] == pytest.approx(expected)
 
 
 def test_the_auxiliary_schedule_is_the_generator_s_alone(task_of):

@@ -13,7 +13,7 @@ from stages.diffusion import DiffusionSampler
 from stages.engine import schema
 from stages.engine.config import load
 from stages.engine.optim import learning_rate
-from stages.gan import GanTask
+from stages.gan import auxiliary_weight
 from tests.conftest import HERE, SMOKE
 
 
@@ -35,9 +35,9 @@ def algorithm(name):
     return sampler._steps(Condition.of_lists([[]], 24), config.eval, lambda: torch.zeros(1, 6, 8, 8)).gi_code
 
 
-def auxiliary_weight(schedule):
+def weight_of_labels(schedule):
     settings = SimpleNamespace(steps=4, auxiliary=1.0, auxiliary_schedule=schedule)
-    return GanTask._auxiliary_weight(SimpleNamespace(settings=settings), 1)
+    return auxiliary_weight(settings, 1)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def auxiliary_weight(schedule):
         (schema.Eval, "spacing", lambda spacing: tuple(spaced_timesteps(1000, 10, spacing))),
         (schema.Training, "decay", lambda decay: learning_rate(30, 100, 1.0, 0, decay)),
         (schema.Evaluator, "decay", lambda decay: learning_rate(30, 100, 1.0, 0, decay)),
-        (schema.Gan, "auxiliary_schedule", auxiliary_weight),
+        (schema.Gan, "auxiliary_schedule", weight_of_labels),
     ],
 )
 def test_where_there_is_no_registry_each_choice_does_something_of_its_own(section, key, effect):
