@@ -24,7 +24,7 @@ from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.log import progress, read_metrics, say
 from stages.engine.machine import describe_device, versions
-from stages.engine.pictures import grid, png
+from stages.engine.pictures import captioned, grid, png
 from stages.engine.report import curve, write_report
 from stages.engine.run import differences, move_aside
 from stages.engine.schema import Eval
@@ -175,6 +175,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
             continue
         samples[model][name] = _captioned(images, condition.labels, judge, dataset, context)
         (folder / f"{model}-{name}.png").write_bytes(png(grid(images), 2))
+        (folder / f"{model}-{name}-captioned.png").write_bytes(captioned(samples[model][name]))
     if not distributed.is_main():
         return
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})

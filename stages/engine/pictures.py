@@ -4,7 +4,7 @@ import io
 
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 
@@ -23,4 +23,26 @@ def png(picture: Tensor, scale: int = 1) -> bytes:
     image = Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy())
     buffer = io.BytesIO()
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def captioned(pictures: list[dict], columns: int = 8, side: int = 128) -> bytes:
+    """Draws pictures with the objects asked for below them, those that the judge missed in red, as a PNG file.
+
+    `pictures`: as a report has them, {"png": bytes, "labels": [{"name": str, "hit": bool}, ...]}. `side`: pixels of a
+    picture in the result.
+    """
+    font, line, gap = ImageFont.load_default(12), 15, 8
+    lines = max(len(picture["labels"]) for picture in pictures)
+    rows, height = -(-len(pictures) // columns), side + line * lines + gap
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * height + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, picture in enumerate(pictures):
+        x, y = gap + i % columns * (side + gap), gap + i // columns * height
+        sheet.paste(Image.open(io.BytesIO(picture["png"])).resize((side, side), Image.Resampling.LANCZOS), (x, y))
+        for j, label in enumerate(picture["labels"]):
+            text, colour = (label["name"], "#333") if label["hit"] else (f"× {label['name']}", "#c00")
+            pen.text((x + 2, y + side + 2 + line * j), text, colour, font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
     return buffer.getvalue()
