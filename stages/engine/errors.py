@@ -1,12 +1,12 @@
-"""The one way a stage tells its user of a mistake: a line that says what, where and the mend."""
+"""Reports mistakes to the user in one line: what is wrong, where, and how to fix it."""
 
 import errno
 
-MENDS = {
+FIXES = {
     errno.ENOSPC: "free space, or choose another place with root=DIR",
     errno.EDQUOT: "free space, or choose another place with root=DIR",
-    errno.EACCES: "mend its permissions, or choose another place with root=DIR",
-    errno.EPERM: "mend its permissions, or choose another place with root=DIR",
+    errno.EACCES: "fix its permissions, or choose another place with root=DIR",
+    errno.EPERM: "fix its permissions, or choose another place with root=DIR",
     errno.EROFS: "choose a place that can be written to with root=DIR",
     errno.EMFILE: "allow more open files with `ulimit -n 4096`",
     errno.ENAMETOOLONG: "shorten it",
@@ -15,7 +15,7 @@ MENDS = {
 
 
 class UserError(Exception):
-    """A mistake of the user's, or a state only the user can mend. Printed as `error: ...`, exit status 2."""
+    """A mistake by the user, or a state only the user can fix. It is printed as `error: ...`, with exit status 2."""
 
     def __init__(self, text: str):
         # names come from files and may hold anything: a line break or an escape code must not reach the terminal
@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop by a signal. No `except Exception` may take it for a fault."""
+    """A signal asked the run to stop. It is no Exception, so that `except Exception` does not catch it."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")
@@ -31,20 +31,20 @@ class Interrupted(BaseException):
 
 
 def oneline(error: BaseException) -> str:
-    """The first line of an exception's text, or its type's name where it has none."""
+    """Returns the first line of an exception's text, or its type's name if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 def of_the_system(error: OSError, place: object = None) -> UserError:
-    """What the system refused, as one line: place, reason, mend. `place` where the error itself names none."""
+    """Returns what the system refused as one line: place, reason, fix. Give `place` if the error does not name it."""
     where = place or error.filename or "the output folder"
-    mend = MENDS.get(error.errno, "see to it and run again")
-    return UserError(f"{where}: {error.strerror or oneline(error)}; {mend}")
+    fix = FIXES.get(error.errno, "fix this and run again")
+    return UserError(f"{where}: {error.strerror or oneline(error)}; {fix}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU raises OutOfMemoryError or a RuntimeError of its libraries, a CPU a RuntimeError of its allocator."""
+    """Returns True if memory ran out: OutOfMemoryError, or a RuntimeError of a GPU's libraries or a CPU's allocator."""
     texts = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed")
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts))
