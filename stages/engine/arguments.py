@@ -1,4 +1,4 @@
-"""A command's arguments, without torch: `--help` and mistakes in a configuration are answered before it is imported."""
+"""Parses a command's arguments without torch: `--help` and configuration mistakes are answered before its import."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from stages.engine.errors import UserError
 
 
 def add_fresh(parser: argparse.ArgumentParser) -> None:
-    """The flag of every stage that keeps a run folder."""
+    """Adds --fresh, the flag of every stage that keeps a run folder."""
     parser.add_argument(
         "--fresh", action="store_true", help="start again; an old run is moved aside, nothing is deleted"
     )
@@ -22,7 +22,7 @@ def add_fresh(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command says of itself. `flags` adds its own; one that is `alone` is not for several processes."""
+    """Describes a command. `flags` adds further flags; with `alone` it refuses to run in several processes."""
 
     description: str
     flags: Callable[[argparse.ArgumentParser], None] = add_fresh
@@ -30,32 +30,32 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as every other mistake: one line `error: ...`, exit status 2."""
+    """Reports a wrong argument like any other mistake: one line `error: ...`, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; `{self.prog} --help` lists what there is\n")
+        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
 
 
 def started_module() -> str | None:
-    """The module that `python -m` is starting, while its packages are still being imported; else None."""
+    """Returns the module that `python -m` is starting while its packages are still being imported, else None."""
     if sys.argv[0] != "-m" or "-m" not in sys.orig_argv:
         return None
     return sys.orig_argv[sys.orig_argv.index("-m") + 1]
 
 
 def running_module() -> str:
-    """The module that runs, as `python -m` is given it."""
+    """Returns the name of the running module, as given to `python -m`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return started_module() or (spec.name if spec else Path(sys.argv[0]).stem)
 
 
 def read_arguments(command: Command) -> argparse.Namespace:
-    """The command line. Exits with status 0 after `--help`, with 2 and one line after a mistake."""
+    """Parses the command line. Exits with status 0 after `--help`, with 2 and one line after a mistake."""
     parser = Parser(
         prog=f"python -m {running_module()}",
         description=command.description,
         epilog="Overrides come last: section.key=value, such as ldm.steps=2000 or root=/tmp/out. "
-        "Exit status: 0 done, 2 a mistake in what was asked (one line says which), 130 or 143 interrupted.",
+        "Exit status: 0 done, 2 user error (one line explains it), 130 or 143 interrupted.",
     )
     parser.add_argument(
         "--config", default="configs/demo.yaml", metavar="FILE", help="the experiment (default: %(default)s)"
@@ -68,19 +68,19 @@ def read_arguments(command: Command) -> argparse.Namespace:
 
 
 def read_configuration(command: Command, arguments: argparse.Namespace) -> Config:
-    """The configuration that the arguments name. Raises UserError."""
+    """Loads the configuration that the arguments name. Raises UserError."""
     if command.alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{running_module()} runs in one process: start it without torchrun")
     return load(arguments.config, arguments.overrides)
 
 
 def answer_early(command: Command) -> None:
-    """Reads the command line and the configuration for their mistakes alone, and exits where there is one."""
+    """Checks the command line and the configuration, and exits if either has a mistake."""
     arguments = read_arguments(command)
     try:
         read_configuration(command, arguments)
     except UserError as error:
         if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(2)  # the main process speaks for all, and torchrun ends this one
+            time.sleep(2)  # the main process reports for all, and torchrun ends this one
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""A stage as a command: arguments, configuration, device, signals, exit status."""
+"""Runs a stage as a command: arguments, configuration, device, signals, exit status."""
 
 import argparse
 import json
@@ -21,21 +21,21 @@ from stages.engine.config import Config, derive
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
 
-SERVING = ("evaluator", "reader", "guide", "vae")  # stages whose exports serve an experiment's variants
+SERVING = ("evaluator", "reader", "guide", "vae")  # stages whose exports an experiment's variants reuse
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage is given."""
+    """Holds what every stage is given."""
 
     config: Config
     device: torch.device
     dtype: torch.dtype  # of autocast regions
     arguments: argparse.Namespace
     began: float  # time.perf_counter() at the command's start
-    held: ExitStack  # what is let go of when the command ends
-    holding: set[Path] = field(default_factory=set)  # folders among it
-    is_variant: bool = False  # of an experiment that trains several: no target of its own
+    held: ExitStack  # what is released when the command ends
+    holding: set[Path] = field(default_factory=set)  # the stage folders that are locked
+    is_variant: bool = False  # one of the trainings of an experiment: no Make target runs it alone
 
     def autocast(self) -> AbstractContextManager:
         """Runs convolutions and matrix products in bfloat16 where the processor has it."""
@@ -45,18 +45,18 @@ class Context:
         return Path(self.config.root) / self.config.name / stage
 
     def export(self, stage: str) -> Path:
-        """Where the stage's export lies: in this experiment, or in the one that `uses` names.
+        """Returns the path of the stage's export, in this experiment or in the one that `uses` names.
 
-        The `guide` of classifier guidance is another experiment's evaluator: the judge must be a stranger to it.
+        The `guide` of classifier guidance is another experiment's evaluator, because it must not be the judge.
         """
         experiment = self.config.uses.get(stage, self.config.name)
         folder = "evaluator" if stage == "guide" else stage
         return Path(self.config.root) / experiment / folder / "export.safetensors"
 
     def derived(self, name: str, *overrides: str) -> "Context":
-        """This experiment with changes, under another name: its pictures, its evaluators, reader and autoencoder serve.
+        """Returns a variant: this experiment with changes, under another name. `overrides` as on the command line.
 
-        No model does: the variant's is its own. `overrides` as on the command line.
+        It reuses the pictures, evaluators, reader and autoencoder, but no model: a variant trains that itself.
         """
         c = self.config
         uses = {stage: c.uses.get(stage, c.name) for stage in SERVING if stage != "guide" or "guide" in c.uses}
@@ -65,7 +65,7 @@ class Context:
         return replace(self, config=derive(c, settings), began=time.perf_counter(), is_variant=True)
 
     def hold(self, stage: str) -> Path:
-        """The stage's folder, this command's alone until it ends. Raises UserError where another command has it."""
+        """Locks the stage's folder until this command ends and returns it. Raises UserError if another one holds it."""
         folder = self.folder(stage)
         if folder not in self.holding:
             self.held.enter_context(locked(folder))
@@ -73,7 +73,7 @@ class Context:
         return folder
 
     def make(self, words: str) -> str:
-        """The Make command of this experiment, for a remedy: `make ldm CONFIG=configs/smoke.yaml`."""
+        """Returns a Make command of this experiment for an error message: `make ldm CONFIG=configs/smoke.yaml`."""
         if self.is_variant:
             return "the same command" + (" with --fresh" if "FRESH" in words else "")
         return f"`make {words} CONFIG={self.arguments.config}`"
@@ -85,18 +85,18 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
-            raise ValueError("only cpu and cuda are known here")
+            raise ValueError("only cpu and cuda are supported")
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"device {name!r} cannot be used ({oneline(error)[:80]}); device=cpu always can") from None
+        raise UserError(f"device {name!r} cannot be used ({oneline(error)[:80]}); device=cpu always works") from None
     return device
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """True where bfloat16 products run in hardware: AVX512-BF16 or AMX on a CPU, Ampere or later on a GPU."""
+    """Returns True if the hardware multiplies bfloat16: AVX512-BF16 or AMX on a CPU, Ampere or later on a GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     try:
@@ -107,7 +107,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def context_of(config: Config, arguments: argparse.Namespace, began: float, held: ExitStack) -> Context:
-    """What a command gives its body: the device, the precision and torch's settings that the configuration asks for."""
+    """Makes a command's context and sets up the device, precision and torch settings that the configuration names."""
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
         torch.use_deterministic_algorithms(True)
@@ -125,9 +125,9 @@ def _on_signal(number: int, frame: object) -> None:
 
 
 def run_command(command: Command, body: Callable[[Context], None]) -> None:
-    """Runs `body` as the command's main. Exit status: 0 done, 2 the user's mistake, 130 or 143 interrupted.
+    """Runs `body` as the command's main. Exit status: 0 done, 2 user error, 130 or 143 interrupted.
 
-    stages/__init__.py has already answered SIGINT and SIGTERM, `--help` and mistakes while torch was being imported.
+    While torch is imported, stages/__init__.py already handles SIGINT, SIGTERM, `--help` and mistakes.
     """
     began = time.perf_counter()
     arguments = read_arguments(command)
@@ -143,10 +143,10 @@ def run_command(command: Command, body: Callable[[Context], None]) -> None:
         _end(f"error: {error}", 2)
     except Interrupted as stop:
         without = " without --fresh" if getattr(arguments, "fresh", False) else ""
-        _end(f"interrupted: {stop}; the same command{without} goes on from here", stop.exit_status)
+        _end(f"interrupted: {stop}; run the same command{without} to resume", stop.exit_status)
     except (RuntimeError, MemoryError) as error:
         if _is_lost_connection(error):
-            _end(f"error: another process has ended ({oneline(error)[:100]}); its own message says why", 2)
+            _end(f"error: another process has ended ({oneline(error)[:100]}); its message says why", 2)
         if not is_out_of_memory(error):
             if (of_compiler := of_the_compiler(error)) is None:
                 raise
@@ -157,22 +157,22 @@ def run_command(command: Command, body: Callable[[Context], None]) -> None:
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    """What a collective raises where another process has ended."""
+    """Returns True for what a collective operation raises when another process has ended."""
     text = str(error).lower()
     return distributed.world_size() > 1 and any(word in text for word in ("connection", "gloo", "nccl"))
 
 
 def _of_thread(arguments: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer meets a full disk in a thread of its own: the main one meets it too, and says so."""
+    """Hides a thread's OSError: on a full disk TensorBoard's writer thread fails, and the main thread reports it."""
     if not isinstance(arguments.exc_value, OSError):
         threading.__excepthook__(arguments)
 
 
 def _end(message: str, status: int) -> None:
     if not distributed.is_main():
-        time.sleep(2)  # where the main process fails too it speaks for all, and torchrun ends this one
+        time.sleep(2)  # if the main process fails too, it reports for all, and torchrun ends this one
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     if distributed.world_size() > 1:
-        os._exit(status)  # another process may wait in a collective: leave, and torchrun ends the rest
+        os._exit(status)  # another process may be waiting in a collective: exit, and torchrun ends the rest
     sys.exit(status)
