@@ -16,7 +16,7 @@ from stages.engine.schema import Config, Denoising, Gan, Network
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number (YAML 1.1 wants 1.0e-4) and a key given twice is an error."""
+    """Loads safe YAML, reads 1e-4 as a number (YAML 1.1 requires 1.0e-4), and rejects a key that is given twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -57,7 +57,7 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path}: not UTF-8 text; a configuration is a YAML file such as configs/demo.yaml") from None
     except OSError as error:
         raise of_the_system(error, f"cannot read {path}") from None
-    except ValueError as error:  # no file can have such a name
+    except ValueError as error:  # no file can have this name
         raise UserError(f"cannot read {path}: {oneline(error)}; a configuration is a file in configs/") from None
     content = _parse(text, str(path))
     if not isinstance(content, dict):
@@ -66,13 +66,13 @@ def _read(path: Path) -> dict:
 
 
 def _read_extended(path: Path, depth: int = 0) -> dict:
-    """A file over the one that its key `extends` names, beside it: sections are merged, values replace values."""
+    """Reads a file and merges it over the file beside it that `extends` names: sections merge, values are replaced."""
     content = _read(path)
     base = content.pop("extends", None)
     if base is None:
         return content
     if not isinstance(base, str) or depth > 4:
-        raise UserError(f"{path}: extends names one file beside it, such as iclevr.yaml, and no circle")
+        raise UserError(f"{path}: extends must name one file beside it, such as iclevr.yaml, and form no circle")
     below = _read_extended(path.parent / base, depth + 1)
     below.pop("name", None)
     return _merged(below, content)
@@ -99,11 +99,11 @@ def _override(content: dict, text: str) -> None:
 
 
 def _is_text(path: list[str]) -> bool:
-    """True where the key holds a string: such a value is taken as written, whatever YAML would make of it."""
+    """Returns True if the key holds a string: its value is taken as written and not parsed as YAML."""
     try:
         field = _section_at(tuple(path[:-1])).model_fields[path[-1]]
     except (KeyError, AttributeError):
-        return False  # no such key: said later, with the nearest name
+        return False  # an unknown key is reported later, with the nearest name
     return field.annotation in (str, str | None)
 
 
@@ -116,7 +116,7 @@ def _section_at(path: tuple) -> type[BaseModel]:
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    """The first fault as one line: the key's path, what is wrong, the nearest valid name."""
+    """Returns the first fault as one line: the key's path, what is wrong, the nearest valid name."""
     fault = error.errors()[0]
     path = fault["loc"]
     key = ".".join(map(str, path))
@@ -126,7 +126,7 @@ def _explain(error: ValidationError, where: str) -> str:
         hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(names)}"
         return f"{where}: unknown key {key}; {hint}"
     if fault["type"] == "missing":
-        return f"{where}: {key} is missing; configs/demo.yaml shows it"
+        return f"{where}: {key} is missing; see configs/demo.yaml for an example"
     message = fault["msg"].replace("Input should", "should")
     return f"{where}: {key} {message}, not {_shown(fault['input'])[:60]}"
 
@@ -134,14 +134,14 @@ def _explain(error: ValidationError, where: str) -> str:
 def _shown(value: object) -> str:
     try:
         return json.dumps(value, default=str)
-    except (TypeError, ValueError):  # keys that are no text, a YAML alias to itself
+    except (TypeError, ValueError):  # keys that are not text, or a YAML alias to itself
         return repr(value)
 
 
 def load(path: str | Path, overrides: list[str] = ()) -> Config:
-    """The configuration in a file, with overrides. The experiment is the file's stem unless `name` says otherwise.
+    """Loads a configuration file with overrides. The experiment is named after the file unless `name` is set.
 
-    Raises UserError, one line, for whatever is wrong with either.
+    Raises a one-line UserError for any mistake in either.
     """
     path = Path(path)
     content = _read_extended(path)
@@ -150,7 +150,7 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
 
 
 def derive(config: Config, overrides: list[str]) -> Config:
-    """A configuration with further overrides. Raises UserError as `load` does."""
+    """Returns a configuration with further overrides. Raises UserError as `load` does."""
     return _validated(config.model_dump(mode="json"), overrides, Path(f"{config.name}, derived"))
 
 
@@ -168,12 +168,12 @@ def _validated(content: dict, overrides: list[str], path: Path) -> Config:
 
 
 def _plain(name: str) -> bool:
-    """True for a name that is one folder, and no path."""
+    """Returns True for a name that is a single folder, not a path."""
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
 
 
 def _check(config: Config, where: Path) -> None:
-    """Rules that are not of one key alone."""
+    """Checks the rules that involve several keys."""
     for key, value in flatten(config).items():
         if isinstance(value, str) and not value.isprintable():
             raise UserError(f"{where}: {key} {value!r} holds a character that cannot be printed; choose another name")
@@ -191,19 +191,19 @@ def _check(config: Config, where: Path) -> None:
             f"or use vae.cell_weight instead"
         )
     if config.vae.fsq.levels % 2 == 0:
-        raise UserError(f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) must be odd, so that 0 is a level; say 7")
+        raise UserError(f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) must be odd so that 0 is a level; set 7")
     if config.vae.quantizer == "fsq" and config.vae.fsq.levels**config.vae.latent_channels >= 2**63:
         raise UserError(
-            f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) in vae.latent_channels ({config.vae.latent_channels}) "
-            f"channels are more codes than 64 bits number; lower one of them"
+            f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) with vae.latent_channels "
+            f"({config.vae.latent_channels}) give more codes than 64 bits can count; lower one of them"
         )
     if config.vae.quantizer == "residual" and config.vae.residual.codes**config.vae.residual.quantizers >= 2**63:
         raise UserError(
             f"{where}: vae.residual.codes ({config.vae.residual.codes}) to the power of vae.residual.quantizers "
-            f"({config.vae.residual.quantizers}) are more codes than 64 bits number; lower one of them"
+            f"({config.vae.residual.quantizers}) are more codes than 64 bits can count; lower one of them"
         )
     if len(config.vae.channels) != 3:
-        raise UserError(f"{where}: vae.channels needs three numbers, one a resolution (64 -> 32 -> 16 -> 8 pixels)")
+        raise UserError(f"{where}: vae.channels needs three numbers, one per resolution (64 -> 32 -> 16 -> 8 pixels)")
     if not config.eval.seeds:
         raise UserError(f"{where}: eval.seeds is empty; five seeds are usual: [0, 1, 2, 3, 4]")
     low, high = config.eval.interval
@@ -228,35 +228,35 @@ def _check(config: Config, where: Path) -> None:
     if config.ddpm and config.ddpm.network == "patches":
         _check_network(config.ddpm.unet, "ddpm.unet", where)
         if config.ddpm.places:
-            raise UserError(f"{where}: ddpm.places is of network=multiply-add; for patches say ddpm.unet.places=true")
+            raise UserError(f"{where}: ddpm.places needs network=multiply-add; for patches set ddpm.unet.places=true")
         if config.eval.clip is not None and config.eval.sampler == "ancestral" and "ddpm" in config.models:
             raise UserError(
-                f"{where}: eval.clip ({config.eval.clip:g}) bounds x_0, which is no picture with ddpm.network=patches "
-                f"but its pixels in units of their deviations; say eval.clip=null"
+                f"{where}: eval.clip ({config.eval.clip:g}) bounds x_0, which with ddpm.network=patches is measured in "
+                f"the pixels' deviations; set eval.clip=null"
             )
 
 
 def _check_gan(gan: Gan, where: Path) -> None:
-    """Rules between the keys of the GAN's two networks, so that neither ignores one."""
+    """Checks the keys of the GAN's two networks together, so that neither network ignores one."""
     generator, critic = gan.generator, gan.critic
     if generator.entry == "map" and generator.condition != "modulation":
         raise UserError(
-            f"{where}: gan.generator.entry=map modulates its norms by noise and labels; say "
+            f"{where}: gan.generator.entry=map modulates its norms by noise and labels; set "
             f"gan.generator.condition=modulation, not {generator.condition}"
         )
     if critic.read == "places" and critic.condition not in PLACED_CRITIC_CONDITIONS:
         raise UserError(
-            f"{where}: gan.critic.read=places knows no gan.critic.condition={critic.condition}; say one of "
+            f"{where}: gan.critic.read=places does not support gan.critic.condition={critic.condition}; set one of "
             f"{', '.join(PLACED_CRITIC_CONDITIONS)}"
         )
     if critic.read == "places" and critic.pool != "sum":
         raise UserError(
-            f"{where}: gan.critic.read=places sums its features over the map; say gan.critic.pool=sum, not "
+            f"{where}: gan.critic.read=places sums its features over the map; set gan.critic.pool=sum, not "
             f"{critic.pool}"
         )
     if gan.attention and gan.needs_places:
         raise UserError(
-            f"{where}: gan.attention=true is of gan.generator.entry=vector with gan.critic.read=pooled; say both, or "
+            f"{where}: gan.attention=true needs gan.generator.entry=vector and gan.critic.read=pooled; set both, or "
             f"gan.attention=false"
         )
     sides = {"generator": 8 if generator.entry == "map" else 4, "critic": 8 if critic.read == "places" else 4}
@@ -264,36 +264,36 @@ def _check_gan(gan: Gan, where: Path) -> None:
         widths, needed = getattr(gan, key).channels, 1 + int(math.log2(gan.size // side))
         if len(widths) < needed:
             raise UserError(
-                f"{where}: gan.{key}.channels {list(widths)} are too few: give at least {needed}, one a resolution "
-                f"between {side}x{side} and the {gan.size}x{gan.size} that gan.space and gan.stem make"
+                f"{where}: gan.{key}.channels {list(widths)} are too few: give at least {needed}, one per resolution "
+                f"between {side}x{side} and the {gan.size}x{gan.size} that gan.space and gan.stem set"
             )
 
 
 def _check_network(network: Network, key: str, where: Path) -> None:
-    """Rules between the keys of a cross-attention UNet, which the section `key` describes."""
+    """Checks the keys of a cross-attention UNet together. `key` is the name of its section."""
     if (network.heads is None) == (network.head_width is None):
         raise UserError(f"{where}: give one of {key}.heads and {key}.head_width, and null for the other")
     if network.condition == "vector" and network.wants_layouts:
         raise UserError(
-            f"{where}: {key}.condition=vector is one token for the whole set, without order or places; say "
+            f"{where}: {key}.condition=vector is one token for the whole set, without order or places; set "
             f"{key}.condition=tokens, or order=false and places=false"
         )
     widths = [network.channels * m for m in network.multipliers]
     if network.channels % 2 or len(widths) > 4:
-        raise UserError(f"{where}: {key}.channels must be even, and multipliers at most four (8x8 to 1x1)")
+        raise UserError(f"{where}: {key}.channels must be even, with at most four multipliers (8x8 to 1x1)")
     if any(w % (network.heads or max(1, w // network.head_width)) for w in widths):
         raise UserError(f"{where}: the heads must divide every width of {key} ({widths}); change head_width or heads")
 
 
 def _check_denoising(section: Denoising, stage: str, config: Config, where: Path) -> None:
-    """Rules between a diffusion model's keys and, where it is sampled, those of the sampling."""
+    """Checks a diffusion model's keys together and, if it is evaluated, with the keys of `eval`."""
     if section.zero_terminal_snr and section.prediction in ("noise", "mean"):
         raise UserError(
             f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
         )
     if section.zero_terminal_snr and (section.min_snr or section.log_snr) and not section.bound:
         raise UserError(
-            f"{where}: {stage}.zero_terminal_snr ends in pure noise, which min_snr and log_snr give no weight: say "
+            f"{where}: {stage}.zero_terminal_snr ends in pure noise, which min_snr and log_snr give no weight; set "
             f"{stage}.min_snr=null {stage}.log_snr=null"
         )
     if section.bound and section.log_snr:
@@ -307,7 +307,7 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
 
 
 def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:
-    """A section as {dotted key: value}, without its neutral keys."""
+    """Returns a section as {dotted key: value}, without its neutral keys."""
     neutral = getattr(section, "NEUTRAL", frozenset())
     content = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
     flat = {}
@@ -325,7 +325,7 @@ DERIVED = ("diffusion", "drawer")
 
 
 def main() -> None:
-    """Prints one value of a configuration, for the Makefile: a key's, or what follows from several (DERIVED)."""
+    """Prints one value of a configuration for the Makefile: that of a key, or one derived from several (DERIVED)."""
     import argparse
 
     parser = argparse.ArgumentParser(description="Checks a configuration; prints it, or one of its values.")

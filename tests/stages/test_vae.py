@@ -244,7 +244,7 @@ def test_an_export_that_knows_no_quantisers_is_a_codebook_decoded_by_codes():
         (["vae.quantizer=vq"], r"vae.quantizer should be 'codebook', 'fsq' or 'residual'"),
         (["vae.fsq.levels=6"], r"vae.fsq.levels \(6\) must be odd"),
         (["vae.quantizer=fsq", "vae.fsq.start=6"], r"vae.fsq.start \(6\) must be below vae.steps"),
-        (["vae.quantizer=fsq", "vae.latent_channels=23"], r"more codes than 64 bits number"),
+        (["vae.quantizer=fsq", "vae.latent_channels=23"], r"more codes than 64 bits can count"),
         (["vae.quantizer=residual", "vae.residual.quantizers=7"], r"quantizers \(7\) are more codes than 64 bits"),
     ],
 )
