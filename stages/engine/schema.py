@@ -1,4 +1,4 @@
-"""The configuration's typed sections, one class a section of the YAML file. A default is what most runs want."""
+"""Defines the configuration's typed sections, one class per section of the YAML file. Defaults suit most runs."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -33,7 +33,7 @@ Betas = Annotated[
 Models = Annotated[tuple[Literal[*MODELS], ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
-PictureDraws = Literal["uniform", "by-labels"]  # each picture once an epoch, or as often as it has labels
+PictureDraws = Literal["uniform", "by-labels"]  # each picture once per epoch, or once per label
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -43,28 +43,28 @@ Gammas = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_tuple)]
 
 
 class Section(BaseModel):
-    """A section: unknown keys and wrong types are errors, values do not change."""
+    """The base of all sections: unknown keys and wrong types are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
-    folder: str | None = None  # a folder in the lab's layout; none: the scenes that `make scenes` renders
-    validation_every: Positive = 20  # without a validation.json, each n-th scene is held out of training
-    withhold: Share = 0.0  # share of the sets of two and more labels whose pictures no training sees
+    folder: str | None = None  # a folder in the lab's layout; null: the scenes that `make scenes` renders
+    validation_every: Positive = 20  # without a validation.json, every n-th scene is held out of training
+    withhold: Share = 0.0  # share of the sets of two or more labels whose pictures are not trained on
 
 
 class Render(Section):
-    scenes: Positive = 6003  # of up to three pictures each
+    scenes: Positive = 6003  # each of up to three pictures
     validation_scenes: Positive = 200  # held out of training
-    size: Positive = 64  # pixels a side
-    samples: Positive = 4  # rays a pixel and lamp
-    camera_distance: Annotated[float, Field(ge=8.5)] = 11.0  # closer than i-CLEVR's makes objects larger
+    size: Positive = 64  # pixels per side
+    samples: Positive = 4  # rays per pixel and lamp
+    camera_distance: Annotated[float, Field(ge=8.5)] = 11.0  # a smaller one makes objects larger than i-CLEVR's
     seed: Seed = 0
 
 
 class Training(Section):
-    """What every trained stage has. `batch` counts all processes together."""
+    """Keys that every trained stage has. `batch` counts all processes together."""
 
     steps: Positive
     batch: Positive
@@ -79,16 +79,16 @@ class Training(Section):
     log_every: Positive = 50
     preview_every: Positive = 500
     checkpoint_every: Positive = 500
-    keep: Annotated[int, Field(ge=2)] = 2  # checkpoints kept: the newest and those before it, should it be damaged
+    keep: Annotated[int, Field(ge=2)] = 2  # checkpoints kept: the newest, and older ones in case it is damaged
 
-    # Keys that may change between a run and its continuation: they do not touch what is learned.
+    # Keys that may change when a run is resumed: they do not affect what is learned.
     NEUTRAL: ClassVar = frozenset({"log_every", "preview_every", "checkpoint_every", "keep"})
 
 
 class Evaluator(Training):
-    checkpoint: str | None = None  # the lab's checkpoint.pth; none: one is trained here
-    low_resolution: Share = 0.5  # share of each batch passed through 32x32, as the lab's was
-    cell_weight: NonNegative = 0.0  # of a second loss on what each cell of the 8x8 features shows, by the places
+    checkpoint: str | None = None  # the lab's checkpoint.pth; null: one is trained here
+    low_resolution: Share = 0.5  # share of each batch downscaled to 32x32 and back, as for the lab's
+    cell_weight: NonNegative = 0.0  # weight of a second loss: what each cell of the 8x8 features shows, by the places
     steps: Positive = 1000
     batch: Positive = 128
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -96,7 +96,7 @@ class Evaluator(Training):
 
 
 class Reader(Training):
-    low_resolution: Share = 0.25  # share of each batch passed through 32x32, as the evaluator's
+    low_resolution: Share = 0.25  # share of each batch downscaled to 32x32 and back, as for the evaluator
     steps: Positive = 600
     batch: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
@@ -107,7 +107,7 @@ class Reader(Training):
 class Perceptual(Section):
     weight: NonNegative = 0.0
     network: Literal[*BACKBONES] = "vgg"
-    weights: str | None = None  # the backbone's file; none: torch's hub cache
+    weights: str | None = None  # the backbone's file; null: torch's hub cache
 
 
 class Discriminator(Section):
@@ -116,7 +116,7 @@ class Discriminator(Section):
     adaptive_limit: Annotated[float, Field(gt=0)] = 1.0
     start: Natural = 0  # the step from which it is used
     channels: Positive = 64
-    layers: Annotated[int, Field(ge=1, le=4)] = 3  # of stride 2, but for the last: 64x64 has room for four
+    layers: Annotated[int, Field(ge=1, le=4)] = 3  # all of stride 2 except the last: 64x64 has room for four
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
 
 
@@ -124,14 +124,14 @@ class Codebook(Section):
     codes: Positive = 1024
     decay: Share = 0.99
     commitment: NonNegative = 0.25
-    dead_below: NonNegative = 1.0  # codes with a smaller average count a batch are replaced
+    dead_below: NonNegative = 1.0  # codes with a smaller average count per batch are replaced
     rotation_trick: bool = False
     init: Literal["kmeans", "uniform"] = "kmeans"  # from the latents of 16 batches, or at random
     start: Natural = 0  # until this step the autoencoder learns without quantisation, so that k-means finds structure
 
 
 class Fsq(Section):
-    start: Natural = 0  # until this step nothing is quantised: latents begin small, and would all round to 0
+    start: Natural = 0  # until this step nothing is quantised: latents are small at first and would all round to 0
     levels: Annotated[int, Field(ge=3)] = 7  # of each latent channel; odd, so that 0 is one of them
 
 
@@ -144,23 +144,23 @@ class Residual(Section):
 
 
 class Vae(Training):
-    channels: Widths = (64, 96, 128)  # of the three resolutions, finest first
+    channels: Widths = (64, 96, 128)  # at the three resolutions, finest first
     stem: Literal[1, 2] = 2  # 2: unshuffle 2x2 pixels into channels before the first convolution
-    stem_channels: Positive | None = None  # none: as channels[0]
+    stem_channels: Positive | None = None  # null: as channels[0]
     blocks: Positive = 1  # residual blocks at each resolution
-    middle_blocks: Natural = 1  # at the coarsest
+    middle_blocks: Natural = 1  # at the coarsest resolution
     norm: Literal["group", "none"] = "group"
     latent_channels: Positive = 6
     quantizer: Literal[*QUANTIZERS] = "codebook"
     codebook: Codebook = Codebook()
     fsq: Fsq = Fsq()
     residual: Residual = Residual()
-    decodes: Literal["codes", "latents"] = "codes"  # what samplers' latents pass on their way to the decoder
-    decoder_noise: NonNegative = 0.0  # the decoder learns from latents with noise of deviation |N(0, this)| of theirs
-    unquantized: Share = 0.0  # share of rows whose latents the decoder learns from as they are
-    cell_weight: NonNegative = 0.0  # of a linear classifier's loss on what each cell of the latents shows
-    label_weight: NonNegative = 0.0  # of a linear classifier's loss on the latents, which then tell the objects apart
-    windows_until: Natural = 0  # until this step it learns from a quarter of each picture, about an object
+    decodes: Literal["codes", "latents"] = "codes"  # what the decoder gets from a sampler's latents
+    decoder_noise: NonNegative = 0.0  # decoder input noise in training: deviation |N(0, this)| of the latents'
+    unquantized: Share = 0.0  # share of rows whose latents the decoder learns from unquantised
+    cell_weight: NonNegative = 0.0  # weight of a linear classifier's loss on what each cell of the latents shows
+    label_weight: NonNegative = 0.0  # weight of a linear classifier's loss on the latents: they tell objects apart
+    windows_until: Natural = 0  # until this step it learns from a quarter of each picture, around an object
     foreground: NonNegative = 0.0  # extra weight of pixels that differ from the median picture
     perceptual: Perceptual = Perceptual()
     discriminator: Discriminator = Discriminator()
@@ -176,40 +176,40 @@ class Network(Section):
 
     channels: Positive = 96
     multipliers: Widths = (1, 2)
-    blocks: Positive = 2  # residual blocks a level
+    blocks: Positive = 2  # residual blocks per level
     head_width: Positive | None = 32
     heads: Positive | None = None  # instead of head_width
-    depth: Positive = 1  # transformer layers a block
-    expansion: Natural = 2  # of the feed-forward in a transformer layer; 0: none
+    depth: Positive = 1  # transformer layers per block
+    expansion: Natural = 2  # of the feed-forward part of a transformer layer; 0: no feed-forward
     context: Positive = 128  # width of the label tokens
-    condition: Literal["tokens", "vector"] = "tokens"  # a token a label, or one token for the whole set
-    order: bool = False  # a token also says which in the list its object is
-    places: bool = False  # a token also says where its object stands, and a map of the places enters the first layer
-    pooled: bool = False  # the labels are added to the time embedding as well
+    condition: Literal["tokens", "vector"] = "tokens"  # a token per label, or one token for the whole set
+    order: bool = False  # a token also says its object's position in the list
+    places: bool = False  # a token also says where its object is, and a map of the places enters the first layer
+    pooled: bool = False  # the labels are also added to the time embedding
     dropout: Share = 0.0
-    self_condition: bool = False  # its last prediction of x_0 is an input of the next
+    self_condition: bool = False  # each prediction of x_0 is an input of the next
 
     @property
     def wants_layouts(self) -> bool:
-        """True where the order of the objects or their places are an input: more than the set of labels."""
+        """True if the order of the objects or their places are an input, not only the set of labels."""
         return self.order or self.places
 
 
 class Denoising(Training):
-    """What latent and pixel diffusion share."""
+    """Keys that latent and pixel diffusion share."""
 
     prediction: Literal[*PREDICTIONS] = "v"
     schedule: Literal[*SCHEDULES] = "cosine"
-    zero_terminal_snr: bool = False  # the schedule rescaled to end in pure noise; wants min_snr and log_snr null
-    timesteps: Positive = 1000  # linear: with fewer its betas are larger, so that it ends as near to noise
-    min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # none: unweighted
-    log_snr: Bell | None = None  # of log SNR: v's error weighs as much as its place under the bell is high
-    bound: bool = False  # the variational bound's weights; like log_snr's, whatever min_snr says
-    timestep_draws: Literal["uniform", "weighted"] = "uniform"  # or as often as a timestep's loss weighs
+    zero_terminal_snr: bool = False  # rescale the schedule to end in pure noise; needs min_snr and log_snr null
+    timesteps: Positive = 1000  # linear: fewer timesteps have larger betas, so that it ends equally near to noise
+    min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # null: unweighted
+    log_snr: Bell | None = None  # weights v's error by a bell curve over log SNR
+    bound: bool = False  # the variational bound's weights; like log_snr, it overrides min_snr
+    timestep_draws: Literal["uniform", "weighted"] = "uniform"  # weighted: as often as a timestep's loss weighs
     picture_draws: PictureDraws = "uniform"
-    label_dropout: Share = 0.1  # share of rows that are trained without their condition, for guidance
-    place_dropout: Share = 0.2  # share of rows trained without their places, where the network takes places
-    compile: bool = False  # torch.compile: pays in long trainings; wants a compiler
+    label_dropout: Share = 0.1  # share of rows trained without their condition, for guidance
+    place_dropout: Share = 0.2  # share of rows trained without their places, if the network reads places
+    compile: bool = False  # torch.compile: pays off in long trainings; needs a compiler
 
 
 class Ldm(Denoising):
@@ -219,20 +219,20 @@ class Ldm(Denoising):
 
     @property
     def needs_places(self) -> dict[str, str]:
-        """What asks for the objects' places, and what to say to do without: {override: override}."""
+        """The settings that need the objects' places, and how to do without them: {override: override}."""
         return {"network.places=true": "network.places=false"} if self.network.places else {}
 
 
 class Ddpm(Denoising):
-    """Pixel diffusion: by the multiply-add U-Net, or on 8x8 patches by the cross-attention UNet."""
+    """Pixel diffusion by the multiply-add U-Net, or on 8x8 patches by the cross-attention UNet."""
 
     network: Literal["multiply-add", "patches"] = "multiply-add"
-    width: Annotated[int, Field(gt=0, multiple_of=8)] = 256  # of multiply-add, in groups of eight
+    width: Annotated[int, Field(gt=0, multiple_of=8)] = 256  # of multiply-add, a multiple of eight
     paths: Literal["up", "up+down"] = "up+down"  # of multiply-add: where the conditions enter
     places: bool = False  # of multiply-add: a map of the places enters the first layer
     bottleneck: Positive = 64  # of patches: channels through which a patch's 192 values enter
     unet: Network = Network()  # of patches
-    plateau_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # on the learning rate where no accuracy rises ...
+    plateau_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate when no accuracy has risen ...
     plateau_patience: Positive = 5  # ... for that many previews
 
     NEUTRAL: ClassVar = Training.NEUTRAL - {"preview_every"}  # previews drive the plateau
@@ -241,55 +241,55 @@ class Ddpm(Denoising):
 
     @property
     def needs_places(self) -> dict[str, str]:
-        """What asks for the objects' places, and what to say to do without: {override: override}."""
+        """The settings that need the objects' places, and how to do without them: {override: override}."""
         if self.network == "patches":
             return {"unet.places=true": "unet.places=false"} if self.unet.places else {}
         return {"places=true": "places=false"} if self.places else {}
 
     @property
     def wants_layouts(self) -> bool:
-        """True where the order of the objects or their places are an input: more than the set of labels."""
+        """True if the order of the objects or their places are an input, not only the set of labels."""
         return self.unet.wants_layouts if self.network == "patches" else self.places
 
 
 class Generator(Section):
-    entry: Literal["vector", "map"] = "vector"  # at 4x4 from one vector, or at 8x8 with every object at its place
+    entry: Literal["vector", "map"] = "vector"  # from one vector at 4x4, or at 8x8 with every object at its place
     noise: Positive = 64
-    object_noise: Natural = 6  # numbers of noise of each object, with entry=map
-    channels: Widths = (512, 256, 128, 64)  # from 4x4 on (a map: 8x8); the last is that of the full resolution
+    object_noise: Natural = 6  # noise values per object, with entry=map
+    channels: Widths = (512, 256, 128, 64)  # from 4x4 (a map: 8x8) to the full resolution
     label_width: Positive = 64
-    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"  # with entry=map: modulation alone
+    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"  # with entry=map: modulation only
 
 
 class Critic(Section):
     read: Literal["pooled", "places"] = "pooled"  # places: scores and labels are read at the objects' places
-    channels: Widths = (64, 128, 256, 512)  # from the full resolution down to 4x4 (to places: 8x8)
-    pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum alone
-    condition: Literal[*CRITIC_CONDITIONS] = "projection"  # with read=places: not concatenation
+    channels: Widths = (64, 128, 256, 512)  # from the full resolution to 4x4 (read=places: 8x8)
+    pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum only
+    condition: Literal[*CRITIC_CONDITIONS] = "projection"  # with read=places: no concatenation
 
 
 class Gan(Training):
     loss: Literal[*LOSSES] = "wgan-gp"
     body: Literal[*BODIES] = "residual"
-    attention: bool = False  # self-attention at 8x8 in both networks; not on a map or to places
+    attention: bool = False  # self-attention at 8x8 in both networks; not with entry=map or read=places
     space: Literal["pixels", "latents"] = "pixels"
     stem: Literal[1, 2] = 1  # in pixel space, 2: both networks work on 2x2 unshuffled pixels
     generator: Generator = Generator()
     critic: Critic = Critic()
-    critic_learning_rate: Annotated[float, Field(gt=0)] | None = None  # none: as the generator's
-    critic_steps: Positive = 5  # a generator step
+    critic_learning_rate: Annotated[float, Field(gt=0)] | None = None  # null: the generator's
+    critic_steps: Positive = 5  # per generator step
     penalty: NonNegative = 10.0  # lambda of wgan-gp
-    weight_clip: Annotated[float, Field(gt=0)] = 0.01  # of wgan: the critic's weights lie within +- this
-    gamma: Gammas = (0.05, 0.005)  # of r3gan's penalties, from the first step to the last along half a cosine
-    penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the batch that the penalty is measured on
-    auxiliary: NonNegative = 1.0  # weight of the label classification, where critic.condition has it
+    weight_clip: Annotated[float, Field(gt=0)] = 0.01  # of wgan: the critic's weights stay within +- this
+    gamma: Gammas = (0.05, 0.005)  # of r3gan's penalties: from the first to the last step, along half a cosine
+    penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the batch that the penalty is measured on
+    auxiliary: NonNegative = 1.0  # weight of the label classification, if critic.condition has one
     layer_norms: bool = False  # log the gradient norm of every layer of the critic
     picture_draws: PictureDraws = "uniform"
-    auxiliary_schedule: Literal[*AUXILIARY_SCHEDULES] = "constant"  # of the generator's, linear in the step
+    auxiliary_schedule: Literal[*AUXILIARY_SCHEDULES] = "constant"  # of the generator's weight, linear in the step
 
     @property
     def size(self) -> int:
-        """The side of what both networks work on."""
+        """The side length of what both networks work on."""
         return 8 if self.space == "latents" else 64 // self.stem
 
     @property
@@ -298,7 +298,7 @@ class Gan(Training):
 
     @property
     def needs_places(self) -> dict[str, str]:
-        """What asks for the objects' places, and what to say to do without: {override: override}."""
+        """The settings that need the objects' places, and how to do without them: {override: override}."""
         needs = {"generator.entry=map": "generator.entry=vector"} if self.generator.entry == "map" else {}
         return needs | ({"critic.read=places": "critic.read=pooled"} if self.critic.read == "places" else {})
 
@@ -308,26 +308,26 @@ class Eval(Section):
     sampler: Literal[*SAMPLERS] = "ddim"  # ancestral: DDPM's, every timestep
     steps: Positive = 50  # of DDIM and DPM-Solver++
     spacing: Literal[*SPACINGS] = "trailing"  # of their timesteps
-    eta: Share = 0.0  # of DDIM: 0 is deterministic, 1 as random as DDPM
-    clip: Annotated[float, Field(gt=0)] | None = None  # of the ancestral sampler's x_0, in its own units
+    eta: Share = 0.0  # of DDIM: 0 is deterministic, 1 as random as DDPM's sampler
+    clip: Annotated[float, Field(gt=0)] | None = None  # bound on the ancestral sampler's x_0, in the units of x_0
     guidance: NonNegative = 1.0  # classifier-free; 1: none
-    classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: none
-    places: Literal["chosen", "unknown"] = "chosen"  # where none is given: drawn from training layouts, or left open
-    interval: Pair = (0.0, 1.0)  # of t / T in which classifier-free guidance acts
-    compile: bool = False  # torch.compile for the denoiser: pays from some thousand network calls on
-    batch: Positive = 32  # pictures sampled at once; part of the result, as it decides how sums are rounded
+    classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: no classifier guidance
+    places: Literal["chosen", "unknown"] = "chosen"  # places not given: drawn from training layouts, or left unknown
+    interval: Pair = (0.0, 1.0)  # range of t / T in which classifier-free guidance acts
+    compile: bool = False  # torch.compile for the denoiser: pays off after some thousand network calls
+    batch: Positive = 32  # pictures sampled at once; affects results, since it decides how sums are rounded
 
 
 class Config(Section):
     name: str
     seed: Seed = 0
     root: str = "checkpoints"
-    device: str = "auto"  # auto: cuda where there is one
+    device: str = "auto"  # auto: cuda if available
     deterministic: bool = False  # on a GPU: only algorithms that repeat bit for bit; a CPU always does
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the processor has it
-    models: Models = ("ldm", "gan")  # those that `make eval` trains and evaluates
-    reported: dict[str, Pair] = {}  # model -> a report's own (test, new_test), shown beside ours
-    uses: dict[str, str] = {}  # stage -> the experiment whose export serves: nothing is trained twice
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast if the processor has it
+    models: Models = ("ldm", "gan")  # what `make eval` trains and evaluates
+    reported: dict[str, Pair] = {}  # model -> a report's (test, new_test) accuracy, shown beside ours
+    uses: dict[str, str] = {}  # stage -> the experiment whose export is reused: nothing is trained twice
     data: Data = Data()
     render: Render = Render()
     evaluator: Evaluator = Evaluator()
@@ -345,12 +345,12 @@ class Config(Section):
 
     @property
     def drawer(self) -> str:
-        """What `make sample` draws from: the diffusion model of `models`, or else the first of them."""
+        """The model that `make sample` draws from: the diffusion model of `models`, or else the first of them."""
         return self.diffusion if self.diffusion in self.models else self.models[0]
 
     @property
     def needs_places(self) -> dict[str, str]:
-        """What the configured models need places for, and what to say to do without: {key: override}."""
+        """The keys for which the configured models need places, and how to do without: {key: override}."""
         needs = {}
         if self.evaluator.cell_weight > 0 and self.evaluator.checkpoint is None:
             needs["evaluator.cell_weight"] = "evaluator.cell_weight=0.0"
@@ -361,7 +361,7 @@ class Config(Section):
         return needs
 
     def places_of(self, model: str) -> dict[str, str]:
-        """The same for one model alone, whether `models` names it or not."""
+        """Returns `needs_places` for one model, whether `models` names it or not."""
         section = getattr(self, model)
         return (
             {} if section is None else {f"{model}.{on}": f"{model}.{off}" for on, off in section.needs_places.items()}
@@ -369,6 +369,6 @@ class Config(Section):
 
     @property
     def needs_vae(self) -> bool:
-        """True where one of `models` works on latents."""
+        """True if one of `models` works on latents."""
         sections = (getattr(self, model) for model in self.models)
         return any(section is not None and section.on_latents for section in sections)
