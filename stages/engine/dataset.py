@@ -1,4 +1,4 @@
-"""The image set of an experiment, packed once into one file and held on the device."""
+"""Loads an experiment's pictures, packed once into one file and held on the device."""
 
 import math
 import mmap
@@ -24,13 +24,13 @@ from stages.engine.log import progress, say
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures (n, 3, 64, 64) uint8 and what they show: of training, and held out.
+    """Training and held-out pictures, (n, 3, 64, 64) uint8, and what they show.
 
-    All on the device, but for training pictures that are too many for it: those stay in the pack, mapped from the
-    disk. On a CPU they always are (but with data.withhold): the system keeps in memory what is used, as far as it can.
+    All are on the device, except training pictures that are too many for it: they stay in the pack, mapped from the
+    disk. On a CPU they always do (except with data.withhold): the system keeps in memory as much as it can.
 
-    `sha256` is of pictures, label sets and split, `places_sha256` of the objects' order and places ("" where no place
-    is known): what is trained on label sets alone stays valid when places are found.
+    `sha256` covers pictures, label sets and split; `places_sha256` covers the objects' order and places ("" if no place
+    is known). A network that is trained on label sets alone therefore stays valid when places are found.
     """
 
     images: Tensor
@@ -45,55 +45,55 @@ class Dataset:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Multi-hot (n, k) float, of the training pictures."""
+        """The training pictures' labels, multi-hot (n, k) float."""
         return self.conditions.labels
 
     @cached_property
     def held_out_labels(self) -> Tensor:
-        """Multi-hot (n, k) float, of the held-out pictures."""
+        """The held-out pictures' labels, multi-hot (n, k) float."""
         return self.held_out_conditions.labels
 
     @cached_property
     def most_objects(self) -> int:
-        """Objects that a training picture shows at most: the slots of an order that training teaches."""
+        """The largest number of objects in a training picture: training teaches that many slots of an order."""
         return int(self.conditions.present.sum(1).max())
 
     @property
     def layouts(self) -> dict[str, str]:
-        """Parents of what reads the objects' order or places. The order has its own where no place is known."""
+        """Parent hashes of networks that read the objects' order or places. Without places, the order adds one."""
         order = {} if self.places_sha256 else {"order": sha256_of({"objects": self.conditions.objects})}
         return {"places": self.places_sha256, **order}
 
     def must_know_places(self, needs: dict[str, str]) -> None:
-        """Raises UserError where no place is known and something needs one, as `Config.places_of` has it."""
+        """Raises UserError if no place is known and `needs`, as from `Config.places_of`, names a key that needs one."""
         if not self.places_sha256:
             _refuse_needed_places(needs, self.folder)
 
     def pictures(self, index: Tensor) -> Tensor:
-        """Training pictures (b, 3, 64, 64) in [-1, 1] on the device."""
+        """Returns training pictures (b, 3, 64, 64) in [-1, 1] on the device."""
         return to_unit(self.images[index.to(self.images.device)].to(self.conditions.device))
 
 
 def drawn_rows(labels: Tensor, how: str) -> Tensor:
-    """Multi-hot (n, k) -> the n pictures' indices as an epoch has them: each once, or as often as it has labels.
+    """Returns an epoch's picture indices from multi-hot labels (n, k): each picture once, or once per label.
 
-    Tests ask for labels, and accuracy counts them: by labels a picture of three is worth three of one.
+    Accuracy counts labels: with `by-labels` a picture of three objects counts as much as three pictures of one.
     """
     rows = torch.arange(len(labels), device=labels.device)
     return rows.repeat_interleave(labels.sum(1).long()) if how == "by-labels" else rows
 
 
 def data_folder(config: Config) -> Path:
-    """Where the pictures are: the configured folder, or what `stages.render` drew for this experiment."""
+    """Returns the folder of the pictures: the configured one, or what `stages.render` drew for this experiment."""
     return Path(config.data.folder) if config.data.folder else Path(config.root) / config.name / "render"
 
 
 def _pack(config: Config, folder: Path) -> tuple[ImageSet, dict]:
-    """The folder's pack, written where it is missing, and what the pack says about itself."""
+    """Returns the folder's pack, which is written first if it is missing, and the pack's description."""
     path = Path(config.root) / "packs" / f"{fingerprint(folder, config.data.validation_every)}.safetensors"
     remedy, packed = "run the same command again", distributed.patient_barrier()
     if not path.is_file() and distributed.is_main():
-        with locked(path.parent, wait=True):  # one command packs, another takes what it packed
+        with locked(path.parent, wait=True):  # one command packs, the others wait and use its pack
             if not path.is_file():
                 _write_pack(path, config, folder)
     packed()
@@ -102,7 +102,7 @@ def _pack(config: Config, folder: Path) -> tuple[ImageSet, dict]:
 
 
 def _write_pack(path: Path, config: Config, folder: Path) -> None:
-    for stale in path.parent.glob(".*.tmp"):  # of a command that was killed: this one holds the lock
+    for stale in path.parent.glob(".*.tmp"):  # left by a killed command: this one holds the lock
         stale.unlink()
     images = read_folder(
         folder,
@@ -116,7 +116,7 @@ def _write_pack(path: Path, config: Config, folder: Path) -> None:
         "objects": images.vocabulary.names,
         "folder": str(folder),
         "places": images.source,
-        "pictures_sha256": sha256_of(pictures),  # as it was when a pack held no more than those
+        "pictures_sha256": sha256_of(pictures),  # of these alone, as when a pack held nothing else
         "places_sha256": sha256_of(places) if (images.places >= 0).any() else "",
     }
     save_export(path, pictures | places, about)
@@ -125,13 +125,13 @@ def _write_pack(path: Path, config: Config, folder: Path) -> None:
 
 
 def on_disk(folder: Path, *shape: int) -> Tensor:
-    """A uint8 tensor of zeros in a nameless file of `folder`, gone with the tensor: it may be larger than memory."""
+    """Returns a uint8 tensor of zeros in an unnamed file of `folder`, deleted with it: it may be larger than memory."""
     size = math.prod(shape)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and would be a signal later
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, but a signal later
             else:
                 file.truncate(size)
             return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8).view(shape)
@@ -140,32 +140,32 @@ def on_disk(folder: Path, *shape: int) -> Tensor:
 
 
 def placed(images: Tensor, device: torch.device) -> Tensor:
-    """The pictures on the device if they take at most half of what is free there, else where they are."""
+    """Moves the pictures to the device if they take at most half of its free memory, else leaves them in place."""
     if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return images
     return images.to(device)
 
 
 def _refuse_needed_places(needs: dict[str, str], folder: Path) -> None:
-    """Raises UserError where something needs places, of a folder that knows none: {key: what to say to do without}."""
+    """Raises UserError if `needs` is not empty: {key that needs places: override that does without them}."""
     if needs:
         raise UserError(
-            f"{folder}: no object's place is known, which {', '.join(needs)} must know; add a places.json (README, "
-            f"'Your own data'), or do without: {' '.join(needs.values())}"
+            f"{folder}: no object's place is known, but {', '.join(needs)} cannot work without; add a places.json "
+            f"(README, 'Your own data'), or do without: {' '.join(needs.values())}"
         )
 
 
 def load_dataset(config: Config, device: torch.device) -> Dataset:
-    """The experiment's pictures, packed on first use. Raises UserError with the fault of a bad folder."""
+    """Loads the experiment's pictures, which are packed on first use. Raises UserError that names a folder's fault."""
     folder = data_folder(config)
     if config.data.folder is None and not (folder / "train.json").exists():
         raise UserError(
             f"{folder} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)"
         )
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such data folder; give the folder that holds train.json")
+        raise UserError(f"{folder}: no such data folder; set data.folder to the folder that holds train.json")
     try:
-        test_sets = read_test_sets(folder, read_vocabulary(folder / "objects.json"))  # its faults before the long part
+        test_sets = read_test_sets(folder, read_vocabulary(folder / "objects.json"))  # its faults before slow packing
         images, about = _pack(config, folder)
     except DataError as error:
         raise UserError(str(error)) from None
