@@ -1,4 +1,4 @@
-"""Checkpoints: all that resuming a run needs, written atomically, checked when read, never executed."""
+"""Checkpoints hold all that a run needs to resume: written atomically, checked when read, never executed."""
 
 import hashlib
 import io
@@ -35,10 +35,10 @@ class Checkpoints:
         return path
 
     def load_latest(self) -> dict | None:
-        """The newest readable checkpoint's state on the CPU, or None where there is none.
+        """Loads the state of the newest readable checkpoint on the CPU, or returns None if there is no checkpoint.
 
-        Damaged ones before it are warned of and renamed, out of the count of those kept. Where none can be read, or
-        the system refuses one that may be whole, nothing changes and UserError is raised.
+        Damaged newer ones are renamed with a warning, so that `keep` does not count them. If none can be read, or the
+        system refuses to read one that may be intact, nothing changes and UserError is raised.
         """
         if distributed.is_main():
             for stale in self.folder.glob(".*.tmp"):
@@ -47,7 +47,7 @@ class Checkpoints:
         for path in reversed(self._found()):
             try:
                 state = self._read(path)
-            except FileNotFoundError:  # damaged too: the main process has looked already, and renamed it
+            except FileNotFoundError:  # it was damaged: the main process has already renamed it
                 continue
             except OSError as error:
                 raise of_the_system(error, f"cannot read {path}") from None

@@ -1,4 +1,4 @@
-"""Exports: safetensors files with what the next stage needs, and a JSON header that says what they were made from."""
+"""Exports are safetensors files for the next stage, with a JSON header that says what they were made from."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.engine.errors import UserError, of_the_system, oneline
 from stages.engine.files import write_atomically
 
-DTYPES = {  # of exports, as safetensors names them
+DTYPES = {  # safetensors' names for the types that exports hold
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -29,12 +29,12 @@ DTYPES = {  # of exports, as safetensors names them
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """A contiguous CPU tensor's memory, not a copy: a pack may be as large as memory."""
+    """Returns a contiguous CPU tensor's memory without a copy: a pack may be as large as memory."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def sha256_of(tensors: dict[str, Tensor]) -> str:
-    """The digest of tensors' names, types, shapes and content: what an export is known by."""
+    """Returns the digest of tensors' names, types, shapes and content, which identifies an export."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -44,7 +44,7 @@ def sha256_of(tensors: dict[str, Tensor]) -> str:
 
 
 def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """The parts of a safetensors file: the header's length, the header, each tensor's memory.
+    """Yields the parts of a safetensors file: the header's length, the header, each tensor's memory.
 
     The library would first copy all tensors into one string. Wider types come first, so that all are aligned.
     """
@@ -73,15 +73,15 @@ def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
 
 
 def read_about(path: Path, remedy: str) -> dict:
-    """An export's `about` with its `sha256`, without reading the tensors. `remedy` ends the error of a bad one."""
+    """Returns an export's `about` with its `sha256`, without reading the tensors. `remedy` ends its error message."""
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
     try:
         path.open("rb").close()
-    except OSError as error:  # safetensors takes every refusal for a file that is not there
+    except OSError as error:  # safetensors reports every refusal as a missing file
         raise of_the_system(error, f"cannot read {path}") from None
     try:
-        with safe_open(path, framework="np") as file:  # torch's would reserve memory for all of it
+        with safe_open(path, framework="np") as file:  # torch's would reserve memory for the whole file
             header = file.metadata() or {}
         words = hashlib.sha256(header["about"].encode()).hexdigest()
         if header.get("about_sha256", words) != words:
@@ -93,19 +93,19 @@ def read_about(path: Path, remedy: str) -> dict:
 
 @contextmanager
 def of_this_version(path: Path, remedy: str) -> Iterator[None]:
-    """Within it, settings and tensors of an export that this version's networks do not take raise UserError."""
+    """Context manager that reports an export that does not fit this version's networks as a UserError."""
     try:
         yield
     except (ValidationError, RuntimeError, KeyError, ValueError) as error:
         raise UserError(
-            f"{path} was made by another version of this project ({oneline(error)[:80]}); make it anew with {remedy}"
+            f"{path} was made by another version of this project ({oneline(error)[:80]}); make it again with {remedy}"
         ) from None
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file as views of the file: not to be written to, and never more than is used.
+    """Returns the tensors of a safetensors file as read-only views of the file: only used parts take memory.
 
-    The library's views can be written to, so that the system reserves memory for all of them, or refuses.
+    The library's views are writable, so that the system reserves memory for all of them, or refuses.
     """
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
@@ -115,16 +115,16 @@ def _mapped(path: Path) -> dict[str, Tensor]:
     for name, found in header.items():
         if name != "__metadata__":
             first, last = (start + place for place in found["data_offsets"])
-            with warnings.catch_warnings(action="ignore"):  # torch says that it cannot be written to
+            with warnings.catch_warnings(action="ignore"):  # torch warns that it is read-only
                 flat = torch.frombuffer(memory, dtype=torch.uint8, count=last - first, offset=first)
             tensors[name] = flat.view(types[found["dtype"]]).view(found["shape"])
     return tensors
 
 
 def load_export(path: Path, remedy: str, mapped: bool = False) -> tuple[dict[str, Tensor], dict]:
-    """An export's tensors on the CPU and its `about`; the checksum in the header must hold.
+    """Loads an export's tensors on the CPU and its `about`, and verifies the checksum in the header.
 
-    `mapped`: they stay in the file, and may be larger than memory.
+    `mapped`: the tensors stay in the file and may be larger than memory.
     """
     about = read_about(path, remedy)
     try:

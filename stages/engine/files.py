@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Writes files completely or not at all."""
 
 import os
 from contextlib import suppress
@@ -8,7 +8,7 @@ from stages.engine.errors import of_the_system
 
 
 def write_atomically(path: Path, *content: bytes | memoryview) -> None:
-    """Writes a whole file or none: temporary file in the same folder, fsync, rename, fsync of the folder."""
+    """Writes a file completely or not at all: temporary file in the same folder, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,7 +18,7 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:  # an interruption too: a pack's may be as large as the disk
+    except BaseException as error:  # also when interrupted: the file of a pack may be as large as the disk
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):

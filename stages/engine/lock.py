@@ -1,4 +1,4 @@
-"""One command a folder: a second one in it would overwrite the first one's files."""
+"""Allows one command per folder: a second one would overwrite the first one's files."""
 
 import fcntl
 import os
@@ -12,12 +12,12 @@ from stages.engine.errors import UserError
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a stage's folder, or raises UserError where another command does, or waits for it.
+    """Locks a stage's folder. If another command holds the lock, raises UserError or, with `wait`, waits for it.
 
     The main process holds it for all.
 
-    The lock lies beside the folder, `.vae.lock` for `vae/`, so that the folder may be moved aside under it. The
-    system lets go of it when the process ends, however it ends: none can be left behind.
+    The lock file is beside the folder, `.vae.lock` for `vae/`, so that the folder can be moved aside while it is
+    locked. The system releases the lock when the process ends for any reason: none can be left behind.
     """
     if not distributed.is_main():
         yield
@@ -30,10 +30,10 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             file.seek(0)
             raise UserError(
                 f"{folder} is in use by another run (process {file.read().strip() or 'unknown'}); wait for it, "
-                f"stop it, or give this one a `name=`"
+                f"stop it, or set another `name=` for this one"
             ) from None
         except OSError:
-            pass  # a file system without locks: the run is worth more than the guard
+            pass  # a file system without locks: run without one rather than not at all
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
