@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard, preview pictures, and a progress bar or plain lines."""
+"""Reports a run's progress: metrics.jsonl, TensorBoard, preview pictures, and a progress bar or plain lines."""
 
 import json
 import sys
@@ -17,14 +17,14 @@ from stages.engine.pictures import png
 
 
 def say(text: str) -> None:
-    """One line to the user, from the main process only, above any progress bar."""
+    """Prints one line for the user, from the main process only, above any progress bar."""
     if distributed.is_main():
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
 
 
 def progress(items, title: str, total: int | None = None):
-    """An iterator with a progress bar on a terminal; elsewhere a line at the start and at each quarter."""
+    """Iterates with a progress bar on a terminal; elsewhere prints a line at the start and at each quarter."""
     if not distributed.is_main():
         yield from items
         return
@@ -41,7 +41,7 @@ def progress(items, title: str, total: int | None = None):
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; empty where there is none. A line cut by a full disk is passed over."""
+    """Returns the lines of a metrics.jsonl, or none if it does not exist. Skips a line that a full disk cut off."""
     found = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(ValueError):
@@ -49,15 +49,15 @@ def read_metrics(path: Path) -> list[dict]:
     return found
 
 
-Metric = Tensor | tuple[Tensor, Tensor]  # of a step: a scalar, or a sum and of how many, where that varies
+Metric = Tensor | tuple[Tensor, Tensor]  # of a step: a scalar, or (sum, count) where the count varies
 
 
 class MetricsLog:
-    """Means of a step's metrics over each log interval.
+    """Writes the means of the steps' metrics over each log interval.
 
-    Metrics are summed on the device and read once an interval; the sums not yet written are part of the
+    Metrics are summed on the device and read once per interval; the sums not yet written are part of the
     checkpoint, so a resumed run writes the lines an uninterrupted one would. On resume, lines of steps after the
-    checkpoint are cut off.
+    checkpoint are removed.
     """
 
     def __init__(self, folder: Path, every: int, steps: int, batch: int, title: str):
@@ -74,7 +74,7 @@ class MetricsLog:
         return self.folder / "metrics.jsonl"
 
     def begin(self, step: int) -> None:
-        """Opens the files at `step`, cutting what a lost continuation wrote."""
+        """Opens the files at `step` and removes what an interrupted run wrote after it."""
         self._since, self._since_step = time.perf_counter(), step
         if not distributed.is_main():
             return
@@ -83,7 +83,7 @@ class MetricsLog:
             lines = self.path.read_text(errors="replace").splitlines()
             kept = "".join(line + "\n" for line in lines if _step_of(line) <= step)
             write_atomically(self.path, kept.encode())
-        from torch.utils.tensorboard import SummaryWriter  # a second of imports that `--help` does without
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, which `--help` avoids
 
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         interactive = sys.stderr.isatty()
@@ -92,7 +92,7 @@ class MetricsLog:
         )
 
     def add(self, metrics: dict[str, Metric]) -> None:
-        """Adds one step's metrics. Nothing waits for the device."""
+        """Adds one step's metrics without waiting for the device."""
         for name, value in metrics.items():
             total, count = value if isinstance(value, tuple) else (value, 1)
             total = total.detach().float()
@@ -110,7 +110,7 @@ class MetricsLog:
             counts = torch.stack([torch.as_tensor(self._counts[n], device=sums.device).float() for n in names])
             sums, counts = distributed.average(torch.stack([sums, counts]))
             means = zip(names, (sums / counts).tolist(), counts.tolist(), strict=True)
-            values = {name: mean for name, mean, count in means if count > 0}  # nothing of a kind that never came
+            values = {name: mean for name, mean, count in means if count > 0}  # leaves out metrics that never occurred
         now = time.perf_counter()
         rate = (step - self._since_step) / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
@@ -118,7 +118,7 @@ class MetricsLog:
         self.write(step, values, rate)
 
     def write(self, step: int, values: dict[str, float], rate: float | None = None, **clock: float) -> None:
-        """Appends one line of metrics; rate and clock are the machine's and not part of the run's result."""
+        """Appends one line of metrics; rate and clock depend on the machine and are not part of the run's result."""
         if not distributed.is_main():
             return
         line = {"step": step, **values}

@@ -1,4 +1,4 @@
-"""One training run: its folder, what it was made from, and the loop.
+"""Manages one training run: its folder, its inputs and the loop.
 
 checkpoints/<experiment>/<stage>/
     step-*.ckpt  config.yaml  metrics.jsonl  tensorboard/  previews/  export.safetensors
@@ -30,39 +30,39 @@ from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 
-AGREE_EVERY = 8  # steps: to agree that they were asked to stop, several processes wait for their GPUs
-# of an identity: how a finished run was made, not what it is
+AGREE_EVERY = 8  # steps: processes must wait for their GPUs to agree whether they were asked to stop
+# keys of an identity that say how a finished run was made, not what it is
 HOW = ("precision", "processes", "parent eval.", *(f"{model}.compile" for model in DIFFUSION))
 
-# of an identity: what older runs read and did not name. Whether they read it is another key's to say
+# keys of an identity that older runs did not record, although they may have read them: another key says whether
 UNNAMED = ("parent places", "parent order")
 
-OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # what torch says of weights that do not fit
+OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # torch's messages for weights that do not fit
 
 
 class Task(Protocol):
-    """What a stage gives the loop."""
+    """The interface between a stage and the loop."""
 
     parts: dict[str, object]  # everything with a state_dict: networks, averages, optimisers
     optimizers: list[Optimizer]
 
     def step(self, step: int, draws: Draws) -> dict[str, Metric]:
-        """One optimiser step. Returns metrics on the device."""
+        """Takes one optimiser step. Returns metrics on the device."""
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Slow metrics, and pictures (3, h, w) in [0, 1], at `step`."""
+        """Returns slow metrics and pictures (3, h, w) in [0, 1], at `step`."""
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
-        """Tensors and facts for the next stage."""
+        """Returns tensors and facts for the next stage."""
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """ "key: old -> new" for each key that differs."""
+    """Returns "key: old -> new" for each key that differs."""
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
 
 
 def move_aside(folder: Path) -> Path:
-    """Renames a run's folder to the first free <stage>.old-N. Nothing is deleted."""
+    """Renames a run's folder to the first free <stage>.old-N and returns the new path. Nothing is deleted."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
@@ -71,7 +71,7 @@ def move_aside(folder: Path) -> Path:
 
 
 def page_folder(context: Context, name: str) -> Path:
-    """An experiment's folder, this command's alone. With --fresh that of an earlier one is moved aside: ask once."""
+    """Locks and returns an experiment's folder. With --fresh, moves an old report aside first: call once a command."""
     folder = context.hold(name)
     if getattr(context.arguments, "fresh", False) and (folder / "report.json").exists():
         say(f"{context.config.name}/{name}: the old report is now {move_aside(folder)}")
@@ -79,12 +79,12 @@ def page_folder(context: Context, name: str) -> Path:
 
 
 class Run:
-    """The run of one stage. `parents` are the hashes of what it is made from: the data, other stages' exports."""
+    """The run of one stage. `parents` are the hashes of its inputs: the data and other stages' exports."""
 
     def __init__(self, context: Context, stage: str, parents: dict[str, str]):
         self.context, self.stage, self.parents = context, stage, parents
         self.settings = getattr(context.config, stage)
-        begun = context.folder(stage) in context.holding  # by this very command: it is fresh already
+        begun = context.folder(stage) in context.holding  # by this command: it is fresh already
         self.folder = context.hold(stage)
         self.identity = {
             **flatten(self.settings, f"{stage}."),
@@ -100,11 +100,11 @@ class Run:
         return f"{self.context.config.name}/{self.stage}"
 
     def finished(self) -> bool:
-        """True, and said, where this very run has left its export. Raises UserError where another run has."""
+        """Returns True, and prints it, if this run's export exists. Raises UserError if it is from a different run."""
         path = self.context.export(self.stage)
         if user_of := self.context.config.uses.get(self.stage):
-            read_about(path, f"train it first in the experiment {user_of}, or take {self.stage} out of `uses`")
-            say(f"{self.title}: that of the experiment {user_of} serves: {path}")
+            read_about(path, f"train it first in the experiment {user_of}, or remove {self.stage} from `uses`")
+            say(f"{self.title}: using the export of experiment {user_of}: {path}")
             return True
         if self.fresh or not path.exists():
             return False
@@ -121,19 +121,19 @@ class Run:
         if changes:
             shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
             raise UserError(
-                f"{self.folder} holds another run ({shown}); go back to its settings, give this one a `name=`, or "
-                f"start anew with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"
+                f"{self.folder} holds another run ({shown}); restore its settings, set another `name=`, or start "
+                f"again with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"
             )
 
     def _defaults(self) -> dict[str, object]:
-        """What the keys of this stage's section mean where nothing is said: also in a run older than the key."""
+        """Returns the defaults of the keys of this stage's section. They also hold for a run older than a key."""
         fields = type(self.settings).model_fields.items()
         optional = {name: field.default for name, field in fields if not field.is_required()}
         plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in optional.items()}
         return flatten(plain, f"{self.stage}.")
 
     def make_way(self) -> None:
-        """With --fresh, moves the old run aside: once all that the new one needs is there."""
+        """With --fresh, moves the old run aside. Call it once everything that the new run needs is there."""
         if self.fresh and self.folder.exists() and distributed.is_main():
             say(f"{self.title}: the old run is now {move_aside(self.folder)}")
         distributed.barrier()
@@ -141,9 +141,9 @@ class Run:
     def train(self, task: Task, until: Callable[[dict], bool] | None = None) -> None:
         """Trains to the last step, from the last checkpoint if there is one, and exports.
 
-        With `until`, a run of one process ends at the first line of metrics.jsonl with a preview's metrics that
-        satisfies it, before its last step: at a checkpoint, from where it can go on, and without an export. Asked again
-        it sees all lines, those of steps too.
+        With `until`, a run of one process ends before its last step, at the first line of metrics.jsonl with a
+        preview's metrics that satisfies it. It ends with a checkpoint, from which it can resume, and without an export.
+        When the run is resumed, `until` sees all lines, including those of steps.
         """
         self.make_way()
         settings, device = self.settings, self.context.device
@@ -155,7 +155,7 @@ class Run:
         agree_every = AGREE_EVERY if distributed.world_size() > 1 and device.type == "cuda" else 1
         measures_memory = reset_peak(device)
 
-        def seconds() -> float:  # of all commands together, reading and encoding the set included
+        def seconds() -> float:  # of all commands together, including reading and encoding the pictures
             return seconds_before + time.perf_counter() - self.context.began
 
         def save(step: int) -> None:
@@ -196,7 +196,7 @@ class Run:
                 raise Interrupted(late)
         log.close()
         if enough:
-            say(f"{self.title}: good enough, it ends before step {settings.steps}")
+            say(f"{self.title}: good enough, ending before step {settings.steps}")
         else:
             self._export(task, seconds, measures_memory)
 
@@ -219,8 +219,8 @@ class Run:
             if isinstance(error, RuntimeError) and not OTHER_SHAPES.search(str(error)):
                 raise  # the device's, or out of memory
             raise UserError(
-                f"{self.folder} was begun by another version of this program, whose checkpoints do not fit; start anew "
-                f"with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"
+                f"{self.folder} was begun by another version of this program, whose checkpoints do not fit; start "
+                f"again with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"
             ) from None
         log.load_state_dict(state["log"], self.context.device)
         say(f"{self.title}: going on at step {state['step']} of {self.settings.steps}")
@@ -245,8 +245,8 @@ class Run:
         if step is not None:
             last = max(self.folder.glob("step-*.ckpt"), default="none yet")
             raise UserError(
-                f"{self.title}: a gradient was not finite at step {step} ({witness.words()}); nothing of it was saved, "
-                f"the last good checkpoint is {last}; start anew with --fresh and a lower {self.stage}.learning_rate "
+                f"{self.title}: a gradient was not finite at step {step} ({witness.words()}); that step was not saved, "
+                f"the last good checkpoint is {last}; start again with --fresh and a lower {self.stage}.learning_rate "
                 f"or precision=float32"
             )
 
@@ -273,9 +273,9 @@ class Run:
 
 
 class _StopFlag:
-    """Within it, SIGINT and SIGTERM are remembered so that the step can finish; a later one stops at once.
+    """Context manager that remembers SIGINT and SIGTERM so that the step can finish; a later one stops at once.
 
-    One that follows within seconds is the same one: Make and torchrun pass on what the terminal sends to all.
+    A signal within seconds of the first counts as the same: Make and torchrun pass on what the terminal sends to all.
     """
 
     def __init__(self):

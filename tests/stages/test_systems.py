@@ -316,7 +316,7 @@ def test_a_model_that_serves_the_experiment_serves_none_of_its_variants():
 
 def test_a_used_stage_is_not_trained_again(stage, root):
     status, said = stage("vae", *base(root, "user"))
-    assert (status, "experiment smoke serves" in said) == (0, True), said
+    assert (status, "using the export of experiment smoke" in said) == (0, True), said
     assert_one_line(*stage("vae", *base(root, "user")[:3], "uses={vae: nobody}"), "nobody", "is missing")
 
 
