@@ -1,4 +1,4 @@
-"""torch.compile for a network, where a configuration asks for it."""
+"""Compiles a network with torch.compile if the configuration asks for it."""
 
 import os
 import shlex
@@ -17,13 +17,13 @@ OF_THE_COMPILER = {
     "torch._inductor.exc.TritonMissing",
     "torch._inductor.exc.GPUTooOldForTriton",
 }
-FORMS = 64  # that torch keeps of one function, of all networks of a class together; its own 8 are soon used up
+FORMS = 64  # compiled forms torch keeps of one function, for all networks of a class; its default of 8 is soon used up
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """The compiler that torch.compile would call for this device and that cannot be run here; None if none lacks.
+    """Returns the name of the compiler that torch.compile needs for this device but cannot run, or None.
 
-    C++ for a CPU, as torch looks for it; C for a GPU, as Triton does.
+    A CPU needs C++, looked up as torch does; a GPU needs C, looked up as Triton does.
     """
     if device.type == "cuda":
         variable, usual = "CC", ["gcc", "clang"]
@@ -34,23 +34,23 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 def compile_network(network: nn.Module, device: torch.device, constant: bool = False) -> None:
-    """Compiles the network's calls, at its first and once more for each batch size. Its weights keep their names.
+    """Compiles the network at its first call and again for each new batch size. Its weights keep their names.
 
-    `constant`: the weights will never change again, so that on a CPU they are cast and packed once ("freezing"), not at
-    every call. What was compiled is kept on disk by torch and serves the next process. Raises UserError where a CPU has
-    no compiler, and for batch norms over several processes.
+    `constant`: the weights never change again, so that on a CPU they are cast and packed once ("freezing"), not at
+    every call. torch keeps the compiled code on disk for later processes. Raises UserError if there is no compiler, and
+    for batch norms over several processes.
     """
     if compiler := missing_compiler(device):
-        raise UserError(f"torch.compile wants a compiler, and {compiler} is none that can be run here; {MEND}")
+        raise UserError(f"torch.compile needs a compiler, and {compiler} cannot be run here; {MEND}")
     if distributed.has_global_batch_norms(network):
-        raise UserError("batch norms over several processes cannot be compiled: leave ddpm.compile false")
+        raise UserError("batch norms over several processes cannot be compiled: set ddpm.compile=false")
     import torch._dynamo.config  # seconds to import: only where it is asked for
     import torch._inductor.config
 
     compiled, frozen = torch.compile(network.forward, dynamic=False), constant and device.type == "cpu"
 
     def forward(*inputs: Tensor | None) -> Tensor:
-        # while it is called, not once for all: a network that still learns must not be frozen beside this one
+        # set for this call, not globally: a network that is still training must not be frozen too
         with torch._dynamo.config.patch(recompile_limit=FORMS), torch._inductor.config.patch(freezing=frozen):
             return compiled(*inputs)
 
@@ -58,9 +58,9 @@ def compile_network(network: nn.Module, device: torch.device, constant: bool = F
 
 
 def of_the_compiler(error: BaseException) -> UserError | None:
-    """What torch's compiler says of itself, as one line; None for any other error, the network's own among them."""
+    """Returns an error of torch's compiler as a one-line UserError; None for other errors, such as the network's."""
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     if not kinds & OF_THE_COMPILER:
         return None
     inner = getattr(error, "inner_exception", error)
-    return UserError(f"torch.compile failed here ({oneline(inner)[:100]}); if it wants a compiler, {MEND}")
+    return UserError(f"torch.compile failed here ({oneline(inner)[:100]}); if a compiler is missing, {MEND}")

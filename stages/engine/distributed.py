@@ -1,8 +1,8 @@
-"""Several processes under `torchrun`; one process is the same code with world size 1.
+"""Runs several processes under `torchrun`; one process runs the same code with world size 1.
 
-A batch is always the *global* batch. Each process computes its slice of it, and gradients are averaged in one
-flat all-reduce: no wrapper around the networks, so a critic's combined backward (gradient penalty included) and
-an autoencoder with a quantiser are treated alike.
+A batch is always the *global* batch. Each process computes its slice, and gradients are averaged in one flat
+all-reduce. Networks are not wrapped, so a critic's combined backward pass (gradient penalty included) and an
+autoencoder with a quantiser are treated alike.
 """
 
 import os
@@ -16,11 +16,11 @@ from torch.distributed.nn.functional import all_reduce
 
 from stages.engine.errors import UserError
 
-PATIENCE = timedelta(hours=12)  # to pack millions of pictures
+PATIENCE = timedelta(hours=12)  # enough to pack millions of pictures
 
 
 def start(device: torch.device) -> None:
-    """Joins `torchrun`'s process group, be it of one. Call before any network is built: the quantiser asks."""
+    """Joins `torchrun`'s process group, even one of size 1. Call before any network is built: the quantiser checks."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if (several or dist.is_torchelastic_launched()) and not dist.is_initialized():
         own = {"device_id": device} if device.type == "cuda" else {}
@@ -41,12 +41,12 @@ def world_size() -> int:
 
 
 def processes() -> int | str:
-    """How many, for a run's identity: one of `torchrun`'s is told from one without, whose batch norm is torch's own."""
+    """Returns the process count for a run's identity. One process under `torchrun` differs: its batch norm does."""
     return "1 of torchrun" if dist.is_initialized() and world_size() == 1 else world_size()
 
 
 def is_main() -> bool:
-    """True in the one process that writes files and talks."""
+    """Returns True in the one process that writes files and prints."""
     return rank() == 0
 
 
@@ -56,7 +56,7 @@ def barrier() -> None:
 
 
 def patient_barrier() -> Callable[[], None]:
-    """A barrier for what one process does while the others wait for hours: made by all before, passed by all after."""
+    """Returns a barrier that can wait hours for one process's work. All make it before the work and call it after."""
     if world_size() == 1:
         return lambda: None
     group = dist.new_group(timeout=PATIENCE, backend="gloo")
@@ -64,7 +64,7 @@ def patient_barrier() -> Callable[[], None]:
 
 
 def share_of(batch: int) -> slice:
-    """This process's rows of a global batch of `batch` rows."""
+    """Returns this process's rows of a global batch of `batch` rows."""
     world = world_size()
     if batch % world:
         raise UserError(f"a batch of {batch} cannot be shared by {world} processes: choose a multiple of {world}")
@@ -73,7 +73,7 @@ def share_of(batch: int) -> slice:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replaces every gradient by its mean over the processes, in one flat all-reduce."""
+    """Replaces every gradient with its mean over the processes, in one flat all-reduce."""
     if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -85,7 +85,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum of a tensor over the processes."""
+    """Returns the sum of a tensor over the processes."""
     if world_size() == 1:
         return value
     value = value.clone()
@@ -94,12 +94,12 @@ def total(value: Tensor) -> Tensor:
 
 
 def average(value: Tensor) -> Tensor:
-    """The mean of a tensor over the processes."""
+    """Returns the mean of a tensor over the processes."""
     return total(value) / world_size() if world_size() > 1 else value
 
 
 def any_process(value: int, device: torch.device) -> int:
-    """The largest of an integer over the processes: all agree whether, and by what, they were asked to stop."""
+    """Returns an integer's maximum over the processes, so that all agree whether a signal asked them to stop."""
     if world_size() == 1:
         return value
     flag = torch.tensor(value, device=device)
@@ -108,7 +108,7 @@ def any_process(value: int, device: torch.device) -> int:
 
 
 class _GlobalBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, in float32, on any device (torch's own is for GPUs only)."""
+    """Batch norm over the batches of all processes, in float32, on any device (SyncBatchNorm is for GPUs only)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -132,15 +132,15 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
 
 
 def has_global_batch_norms(network: nn.Module) -> bool:
-    """True for a network made by `with_global_batch_norms` under torchrun, where it has any batch norm."""
+    """Returns True if `with_global_batch_norms` has replaced any batch norm of the network, as under torchrun."""
     return any(isinstance(module, _GlobalBatchNorm) for module in network.modules())
 
 
 def with_global_batch_norms(network: nn.Module) -> nn.Module:
-    """The network, whose batch norms see the whole global batch under `torchrun`.
+    """Returns the network; under `torchrun` its batch norms then see the whole global batch.
 
-    Under one process of it too: torch's own batch norm is off by .2 % of a gradient on channels_last pictures on a
-    CPU, so that a run of one process is the run of two only where both use this one.
+    This includes one process under `torchrun`: on a CPU, torch's batch norm is off by .2 % of a gradient on
+    channels_last pictures, so runs of one and of two processes agree only if both use this one.
     """
     if dist.is_initialized():
         for module in network.modules():
