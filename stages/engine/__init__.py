@@ -1,1 +1,1 @@
-"""The machinery every stage runs on: configuration, loop, checkpoints, logging, several processes."""
+"""The machinery that all stages share: configuration, loop, checkpoints, logging, several processes."""

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, stream, step): a resumed run is the same run, and no generator state is stored.
+"""Draws random numbers as a function of (seed, stream, step): a resumed run repeats them without stored state.
 
 Every random tensor is drawn for the global batch and cut to this process's rows, so that two processes see
 what one process with the same global batch sees.
@@ -14,7 +14,7 @@ from stages.engine import distributed
 
 
 def seed_of(*key: object) -> int:
-    """A 63-bit seed from any key, the same on every machine (unlike `hash`)."""
+    """Returns a 63-bit seed from any key, the same on every machine (unlike `hash`)."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -26,7 +26,7 @@ def _permutation(seed: int, stream: str, epoch: int, size: int) -> Tensor:
 
 
 def batch_indices(seed: int, stream: str, step: int, batch: int, size: int) -> Tensor:
-    """Indices of global batch `step`: (batch,) int64. Epochs are seeded permutations laid end to end."""
+    """Returns the indices of global batch `step`: (batch,) int64. Epochs are seeded permutations laid end to end."""
     first, last = step * batch, (step + 1) * batch
     parts = []
     while first < last:
@@ -37,9 +37,9 @@ def batch_indices(seed: int, stream: str, step: int, batch: int, size: int) -> T
 
 
 class Draws:
-    """The random numbers of one step.
+    """Draws the random numbers of one step.
 
-    Each call draws for the global batch `(batch, ...)` and returns this process's rows. Calls are told apart by
+    Each call draws for the global batch `(batch, ...)` and returns this process's rows. Calls are distinguished by
     their order, so a step must make the same calls each time it is computed.
     """
 
@@ -49,33 +49,33 @@ class Draws:
         self._rows = distributed.share_of(batch)
 
     def indices(self, size: int, part: int = 0, parts: int = 1) -> Tensor:
-        """This process's (batch / world,) indices into a set of `size`: batch `part` of the step's `parts`."""
+        """Returns this process's (batch / world,) indices into a set of `size`: batch `part` of the step's `parts`."""
         order = batch_indices(self.seed, self.stream, self.step * parts + part, self.batch, size)
         return order[self._rows].to(self.device)
 
     def normal(self, *shape: int) -> Tensor:
-        """(batch / world, *shape) from N(0, 1)."""
+        """Draws (batch / world, *shape) from N(0, 1)."""
         return torch.randn(self.batch, *shape, generator=self._generator, device=self.device)[self._rows]
 
     def uniform(self, *shape: int) -> Tensor:
-        """(batch / world, *shape) from U[0, 1)."""
+        """Draws (batch / world, *shape) from U[0, 1)."""
         return torch.rand(self.batch, *shape, generator=self._generator, device=self.device)[self._rows]
 
     def stratified(self) -> Tensor:
-        """(batch / world,) from U[0, 1), one in each batch-th part of it (arXiv 2107.00630, appendix I.1)."""
+        """Draws (batch / world,) from U[0, 1), one in each of `batch` equal parts (arXiv 2107.00630, appendix I.1)."""
         places = torch.arange(self.batch, device=self.device)
         shifts = torch.rand(self.batch, generator=self._generator, device=self.device)
         return ((places + shifts) / self.batch)[self._rows]
 
     def number(self, high: int, name: str) -> int:
-        """One integer of {0, ..., high - 1} for the whole step, known to the host without asking the device."""
+        """Draws one integer from {0, ..., high - 1} for the whole step, on the host, without waiting for the device."""
         return seed_of(self.seed, self.stream, self.step, name) % high
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        """(batch / world, *shape) int64 from {0, ..., high - 1}."""
+        """Draws (batch / world, *shape) int64 from {0, ..., high - 1}."""
         return torch.randint(high, (self.batch, *shape), generator=self._generator, device=self.device)[self._rows]
 
 
 def sample_generator(*key: object) -> torch.Generator:
-    """A CPU generator for one sample, from its key: a sample does not depend on its batch or on its device."""
+    """Returns a CPU generator for one sample from its key: a sample does not depend on its batch or device."""
     return torch.Generator().manual_seed(seed_of(*key))

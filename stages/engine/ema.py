@@ -9,7 +9,7 @@ from torch import nn
 class Ema:
     """Keeps `average`, a copy of a network whose parameters trail the network's.
 
-    decay at update n: min(decay, (1 + n) / (10 + n)), so that the first steps are forgotten quickly. Buffers
+    The decay at update n is min(decay, (1 + n) / (10 + n)), so that the first steps are forgotten quickly. Buffers
     (a codebook, batch-norm statistics) are copied, not averaged: they are averages already.
     """
 

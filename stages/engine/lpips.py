@@ -1,4 +1,4 @@
-"""LPIPS with its backbone's weights: from a file, from torch's hub cache, or downloaded."""
+"""Loads LPIPS with its backbone's weights from a file, from torch's hub cache, or by download."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -10,10 +10,10 @@ from stages.engine.errors import UserError, oneline
 
 
 def load_perceptual(settings) -> Perceptual:
-    """LPIPS with its ImageNet trunk: a given file, torch's hub cache, or a download into it. Raises UserError."""
+    """Returns LPIPS with its ImageNet trunk from a file, torch's hub cache, or a download into it. Raises UserError."""
     url = trunk_url(settings.network)
     path = Path(settings.weights) if settings.weights else Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-    without = "or do without: vae.perceptual.weight=0"
+    without = "or set vae.perceptual.weight=0"
     if not path.is_file() and not settings.weights:
         try:
             torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)

@@ -1,4 +1,4 @@
-"""What a result may depend on, and what it costs: versions, the device, memory."""
+"""Describes what a result may depend on and what it costs: versions, the device, memory."""
 
 import platform
 import resource
@@ -10,7 +10,7 @@ import torch
 
 
 def versions() -> dict[str, str | None]:
-    """The versions a result may depend on."""
+    """Returns the versions a result may depend on."""
     packages = ("torch", "torchvision", "vector-quantize-pytorch", "lpips", "mitsuba", "numpy")
     found = {}
     for name in packages:
@@ -22,7 +22,7 @@ def versions() -> dict[str, str | None]:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, for provenance."""
+    """Returns the device in words, for provenance."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -34,7 +34,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def reset_peak(device: torch.device) -> bool:
-    """From here on `peak_memory` counts. False where the system cannot: on a CPU without Linux's /proc."""
+    """Starts `peak_memory`'s count. Returns False if the system cannot: on a CPU without Linux's /proc."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -46,9 +46,9 @@ def reset_peak(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held since `reset_peak`: of a GPU; of a CPU less the files' pages that are mapped now.
+    """Returns the most bytes held since `reset_peak`: on a GPU all, on a CPU less the file pages that are mapped now.
 
-    Those can be let go of. Without Linux's /proc: the most since the process began, files included.
+    Those pages can be released. Without Linux's /proc: the most since the process began, files included.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -6,16 +6,16 @@ from torch import Tensor, nn
 from models.blocks import Attention, FeedForward
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular values to about 1
-ITERATIONS = 4  # usual are 5: the fifth lifts only values below a hundredth of the norm
+ITERATIONS = 4  # 5 are usual, but the fifth lifts only values below a hundredth of the norm
 MOMENTUM = 0.95
-NARROWEST = 16  # a layer with fewer inputs or outputs than this enters or leaves the network: Adam's
-WIDEST = 256  # Adam's too are layers with more of both: on a CPU their products cost as much as the rest of the step
+NARROWEST = 16  # Adam takes layers with fewer inputs or outputs than this: those at the network's ends
+WIDEST = 256  # Adam also takes layers with more of both: on a CPU their products cost as much as the rest of the step
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """(k, m, n) -> (k, m, n) in `dtype` with the same singular vectors and singular values near 1.
+    """Returns (k, m, n) matrices in `dtype` with the same singular vectors and singular values near 1.
 
-    Between .68 and 1.14 where they were above a hundredth of the matrix' norm, less below.
+    The values are between .68 and 1.14 if they were above a hundredth of the matrix's norm, and smaller otherwise.
     """
     a, b, c = COEFFICIENTS
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
@@ -28,10 +28,10 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of convolutions and of the linear layers in attention and feed-forward, but for narrow and wide ones.
+    """Returns the weights of convolutions and of linear layers in attention and feed-forward, except narrow and wide.
 
-    What acts on one vector a picture (time, labels, FiLM) has gradients of few rows, and matrices as large; that stays
-    Adam's, as transposed convolutions do.
+    Adam keeps layers that act on one vector per picture (time, labels, FiLM), whose matrices are as large but whose
+    gradients come from few rows, and transposed convolutions.
     """
     inner = [m for m in network.modules() if isinstance(m, Attention | FeedForward)]
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -41,9 +41,9 @@ def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """A convolution's weight with its input channels last, as channels_last lays them out: then no copy is made.
+    """Returns a convolution's weight with its input channels last, as channels_last stores them, without a copy.
 
-    The order of a matrix's columns is nothing to its singular vectors.
+    The order of a matrix's columns does not change how it is orthogonalised.
     """
     return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
 
@@ -53,7 +53,7 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 class Muon:
-    """Steps of a weight as a matrix (outputs, inputs x taps): w -= rate x .2 sqrt(longer side) x orthogonal.
+    """Updates weights as matrices (outputs, inputs x taps): w -= rate x .2 sqrt(longer side) x orthogonal.
 
     The factor makes a step as large as Adam's usual one (arXiv 2502.16982, section 2.2). Matrices of one shape are
     orthogonalised together, in `dtype`.
@@ -67,7 +67,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float, bad: Tensor) -> None:
-        """`bad`, a bool on the device: the gradient is not finite, and nothing changes."""
+        """Updates the weights. Nothing changes if `bad`, a bool on the device: the gradient is not finite."""
         for group, momentum in zip(self.groups, self.momenta, strict=True):
             gradient = torch.where(bad, momentum, torch.stack([_matrix(w.grad) for w in group]))
             momentum.lerp_(gradient, 1 - MOMENTUM)

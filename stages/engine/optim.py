@@ -1,4 +1,4 @@
-"""Adam, or Muon, with a rate that is a function of the step, clipping, and a guard against non-finite gradients."""
+"""Adam and Muon with a learning rate that is a function of the step, clipping, and a guard against bad gradients."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from stages.engine.muon import Muon, hidden_weights
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
-    """The rate of 0-based `step` of `steps`: linear warm-up, then `constant`, `linear` or `cosine` decay to 0."""
+    """Returns the rate at 0-based `step` of `steps`: linear warm-up, then constant, or linear or cosine decay to 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -27,19 +27,19 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -
 
 
 class Optimizer:
-    """One network's updates: backward, mean over processes, clipping, a guarded step of Adam.
+    """Updates one network: backward pass, mean over processes, clipping, a guarded step of Adam.
 
-    With `optimizer: muon` the hidden layers' weights take Muon's steps, its products in `dtype`. A gradient that is
-    not finite leaves weights and moments untouched: fused Adam takes the verdict (`found_inf`) as a tensor, so nothing
-    waits for the device. `bad_step` remembers the first such step for the loop, which looks at its next log or
-    checkpoint and stops the run before anything is saved.
+    With `optimizer: muon` the hidden layers' weights take Muon's steps, with products in `dtype`. A gradient that is
+    not finite leaves weights and moments unchanged: fused Adam takes the verdict (`found_inf`) as a tensor, so nothing
+    waits for the device. `bad_step` records the first such step. The loop checks it at the next log line or
+    checkpoint, and stops the run before anything is saved.
     """
 
     def __init__(self, network: nn.Module, settings, dtype: torch.dtype = torch.float32):
         self.settings = settings
         self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.watch_layers, self.layer_norms = False, {}  # norm of each weight's gradient at the last update
-        self.factor = 1.0  # on the learning rate, for a task that lowers it by what it sees
+        self.factor = 1.0  # of the learning rate, for a task that lowers it during training
         self.parameters = [p for _, p in self.named]
         hidden = hidden_weights(network) if settings.optimizer == "muon" else []
         self.muon = Muon(hidden, settings.weight_decay, dtype) if hidden else None
@@ -53,12 +53,12 @@ class Optimizer:
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.parameters[0].device)
 
     def update(self, loss: Tensor, step: int) -> Tensor:
-        """One step down `loss`. Returns the norm of the gradient before clipping, on the device."""
+        """Takes one step down `loss`. Returns the norm of the gradient before clipping, on the device."""
         s = self.settings
         rate = self.factor * learning_rate(step, s.steps, s.learning_rate, s.warmup, s.decay)
         for group in self.adam.param_groups:
             group["lr"] = rate
-        loss.backward(inputs=self.parameters)  # these alone: the other networks of the loss get no gradient
+        loss.backward(inputs=self.parameters)  # only these: the other networks in the loss get no gradient
         distributed.average_gradients(self.parameters)
         present = [p for p in self.parameters if p.grad is not None]
         if self.watch_layers:
@@ -86,28 +86,28 @@ class Optimizer:
 
 
 class Witness:
-    """Keeps, on the device, the metrics of the first step whose gradient was not finite: nothing waits for it."""
+    """Keeps the metrics of the first step whose gradient was not finite, on the device and without waiting for it."""
 
     def __init__(self, optimizers: list[Optimizer]):
         self.optimizers, self.kept = optimizers, {}
         self._good = True
 
     def note(self, metrics: dict[str, Metric]) -> None:
-        """After each step, its metrics."""
+        """Records a step's metrics. Call after each step."""
         for name, value in metrics.items():
             if isinstance(value, tuple):
-                continue  # a sum over a part of the batch: the loss says it
+                continue  # a sum over part of the batch: the loss shows the fault too
             value = value.detach().float()
             known = name in self.kept and self._good is not True
             self.kept[name] = torch.where(self._good, value, self.kept[name]) if known else value
         self._good = torch.stack([o.bad_step for o in self.optimizers]).amax() < 0
 
     def words(self) -> str:
-        """ "loss nan, norm inf". Waits for the device."""
+        """Returns the kept metrics as in "loss nan, norm inf". Waits for the device."""
         return ", ".join(f"{name} {value.item():.4g}" for name, value in self.kept.items())
 
 
 def first_bad_step(optimizers: Iterable[Optimizer]) -> int | None:
-    """The first step whose gradient was not finite, or None. Waits for the device."""
+    """Returns the first step whose gradient was not finite, or None. Waits for the device."""
     steps = [int(o.bad_step) for o in optimizers]
     return min((s for s in steps if s >= 0), default=None)

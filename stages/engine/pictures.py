@@ -1,4 +1,4 @@
-"""Grids of pictures for previews and reports."""
+"""Makes grids of pictures for previews and reports."""
 
 import io
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
-    """(n, 3, h, w) in [-1, 1] -> one picture (3, H, W) in [0, 1], on white, `columns` a row."""
+    """Arranges (n, 3, h, w) in [-1, 1] as one picture (3, H, W) in [0, 1], on white, with `columns` per row."""
     images = images.detach().float().cpu().add(1).div(2).clamp(0, 1)
     missing = -len(images) % columns
     images = torch.cat([images, images.new_ones(missing, *images.shape[1:])])
@@ -18,7 +18,7 @@ def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
 
 
 def png(picture: Tensor, scale: int = 1) -> bytes:
-    """(3, h, w) in [0, 1] -> a PNG file, enlarged by whole pixels."""
+    """Encodes (3, h, w) in [0, 1] as a PNG file, each pixel enlarged to `scale` x `scale`."""
     pixels = picture.detach().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
     image = Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy())
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What every model's sampler shares: batches of one size, keys instead of generators, places for what has none."""
+"""Shared by all samplers: batches of one size, keys instead of generators, places for objects without one."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -17,28 +17,28 @@ Draw = Callable[..., Tensor]
 
 
 class Sampler(Protocol):
-    """A condition and a key for each sample -> pictures. A sample depends on its key, not on its batch."""
+    """Draws a picture for each condition and key. A sample depends on its key, not on its batch."""
 
-    takes_places: bool  # else it looks at the objects alone
+    takes_places: bool  # if not, it reads only the objects
 
     def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
-        """n conditions, n keys -> (n, 3, 64, 64) in [-1, 1]."""
+        """Draws (n, 3, 64, 64) in [-1, 1] from n conditions and n keys."""
 
 
 def takes_places(network: nn.Module) -> bool:
-    """True for a network that is told where objects stand."""
+    """Returns True if the network reads the objects' places."""
     return getattr(network, "places", False)
 
 
 def without_places(condition: Condition) -> Condition:
-    """The same objects, their places not known: the program chooses."""
+    """Returns the same objects with unknown places: the program chooses them."""
     return condition.only_placed(torch.zeros(len(condition), dtype=torch.bool, device=condition.device))
 
 
 def with_chosen_places(condition: Condition, keys: list[tuple], layouts: LayoutPrior, how: Eval) -> Condition:
-    """Every object at a place: those without one where a training layout has some, by the sample's key.
+    """Gives each object without a place one from a training layout, which the sample's key chooses.
 
-    `how.places` may say that unknown places stay unknown.
+    With `how.places` "unknown", unknown places stay unknown.
     """
     if how.places == "unknown":
         return condition
@@ -54,8 +54,8 @@ def in_batches(
 ) -> Tensor:
     """Calls make(condition of `batch` rows, draw, wanted) -> pictures for `batch` samples at a time, and joins them.
 
-    draw(*shape) gives noise (batch, *shape), each row from its own key. The last batch is padded to the same size and
-    only its first `wanted` rows count: the same arithmetic whatever else is asked for.
+    draw(*shape) gives noise (batch, *shape), each row from that sample's key. The last batch is padded to the same size
+    and only its first `wanted` rows count, so that a sample's arithmetic does not depend on the number of samples.
     """
     pictures = []
     for first in range(0, len(condition), batch):
@@ -75,9 +75,9 @@ def in_batches(
 def preview(
     sampler: Sampler, dataset: Dataset, accuracy: Callable[[Tensor, Tensor], float], how: Eval
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Accuracy on both test sets with one seed that the evaluation does not use, and the pictures: a curve, no result.
+    """Returns the accuracy on both test sets, and the pictures, to follow training: the evaluation uses other seeds.
 
-    `accuracy` is given pictures and their labels.
+    `accuracy` is called with pictures and their labels.
     """
     metrics, pictures = {}, {}
     for name, condition in dataset.test_sets.items():

@@ -1,4 +1,4 @@
-"""A trained network, as its export describes it."""
+"""Loads a trained network as its export describes it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from stages.engine.schema import Section
 
 
 class Trained(NamedTuple):
-    """What an export holds: the network, frozen on the device; its settings; what it says of itself; layouts."""
+    """The content of an export: the network, frozen on the device; its settings; its description; layouts."""
 
     network: nn.Module
     settings: Section
@@ -24,9 +24,9 @@ class Trained(NamedTuple):
 def load_trained(
     context: Context, stage: str, section: type[Section], build: Callable[[Section, dict], nn.Module]
 ) -> Trained:
-    """The trained network of a stage's export.
+    """Loads the trained network of a stage's export.
 
-    build(settings, about) makes the network. Raises UserError where the export is missing, damaged, or not of this
+    build(settings, about) makes the network. Raises UserError if the export is missing, damaged, or from another
     version.
     """
     path = context.export(stage)
