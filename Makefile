@@ -12,40 +12,42 @@ KILLS  ?= 25
 PYTHON ?= python3
 # Which model `make sample`, `progress` and `samplers` take, if not the configuration's first.
 MODEL  ?=
-# Further flags of an experiment, such as FLAGS="--steps 200".
+# Further flags for an experiment, such as FLAGS="--steps 200".
 FLAGS  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
-# FRESH=1 starts anew what is named on the command line, not what that needs.
+# FRESH=1 starts the targets on the command line again, but not their prerequisites.
 ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh) $(if $(filter $@,$(EXPERIMENTS)),$(FLAGS))
 SETS   = $(if $(DATA),"data.folder=$(DATA)") $(SET)
 OF_MODEL = $(if $(MODEL),--model $(MODEL))
 STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(2) -- $(SETS)
-# What the configuration says, and Make again for the targets that it names.
+# SAYS prints a value of the configuration; AGAIN calls Make again for the targets that it names.
 SAYS   = $$($(PY) -m stages.engine.config --config "$(CONFIG)" --print $(1) $(SETS))
 AGAIN  = --no-print-directory FRESH=
-# What of it stands on the command line comes first, with its FRESH=1.
+# Of these targets, those on the command line run first, with FRESH=1 if it is given.
 NAMED  = $(filter scenes evaluator reader vae ldm gan ddpm,$(MAKECMDGOALS))
 EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-out reproduce pace
 
-# Two trainings at once on one machine are slower than one after the other: never in parallel, also under -j.
+# Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
 .PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
-help: ## this list
+help: ## print this list
 	@echo "make TARGET [CONFIG=configs/NAME.yaml] [DATA=folder] [SET=\"section.key=value ...\"] [FRESH=1] [FLAGS=\"--an-experiment's ...\"]"
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1	/' | expand -t 14
+	@awk -F ':[^#]*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "A finished stage returns at once, an interrupted one goes on. configs/: $$(cd configs && ls *.yaml | tr '\n' ' ')"
+	@echo "A finished stage returns at once, an interrupted one resumes. configs/: $$(cd configs && ls *.yaml | tr '\n' ' ')"
 
-setup: $(READY) ## .venv with what requirements.lock pins
+##@ Pipeline
+
+setup: $(READY) ## install the versions in requirements.lock into .venv
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "error: $(PYTHON) must be Python 3.11 or newer; install it or say PYTHON=python3.12" >&2; exit 2; }
+	  { echo "error: $(PYTHON) must be Python 3.11 or newer; install it or set PYTHON=python3.12" >&2; exit 2; }
 	@rm -f $(READY)
 	@$(PYTHON) -m venv --clear .venv || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 2; }
@@ -55,35 +57,35 @@ $(READY): requirements.lock
 	  else $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; fi
 	@touch $(READY)
 
-demo: eval ## everything, from a bare machine to a report
-	@$(if $(FRESH),echo "FRESH=1 starts anew only what it names: make vae ldm gan FRESH=1" >&2)
+demo: eval ## run everything, from a bare machine to a report
+	@$(if $(FRESH),echo "FRESH=1 starts only named targets again: make vae ldm gan FRESH=1" >&2)
 
-scenes: setup ## draw the scenes of a configuration without data.folder
+scenes: setup ## render the scenes of a configuration without data.folder
 	$(call STAGE,render)
 
-evaluator: scenes ## the judge: the lab's checkpoint, or one trained here
+evaluator: scenes ## take the lab's evaluator checkpoint, or train an evaluator
 	$(call STAGE,evaluator)
 
-reader: scenes ## reads from pictures what they show and where: judges placing, where the data knows places
+reader: scenes ## train the network that finds objects and their places, if the data has places
 	$(call STAGE,reader)
 
-vae: evaluator ## stage 1: VQ-VAE
+vae: evaluator ## train stage 1, the VQ-VAE
 	$(call STAGE,vae)
 
-ldm: vae ## stage 2: latent diffusion
+ldm: vae ## train stage 2, latent diffusion
 	$(call STAGE,ldm)
 
-# The VAE, where gan.space is latents.
+# The VAE, if gan.space is latents.
 for-gan: evaluator $(filter vae,$(NAMED))
 	@space="$(call SAYS,gan.space)" && if [ "$$space" = latents ]; then $(MAKE) $(AGAIN) vae; fi
 
-gan: for-gan ## conditional WGAN-GP (trains the VAE first where gan.space is latents)
+gan: for-gan ## train the conditional WGAN-GP (and first the VAE, if gan.space is latents)
 	$(call STAGE,gan)
 
-ddpm: evaluator ## diffusion on pictures (a configuration with a ddpm section)
+ddpm: evaluator ## train diffusion on pictures (needs a configuration with a ddpm section)
 	$(call STAGE,ddpm)
 
-# What `models` names and is not on the command line.
+# Makes what `models` names, except targets on the command line.
 models: setup $(NAMED)
 	@rest=; models="$(call SAYS,models)" && for model in $$models; do \
 	  case " $(MAKECMDGOALS) " in *" $$model "*) ;; *) rest="$$rest $$model";; esac; done && \
@@ -95,56 +97,64 @@ for-diffusion for-drawer: for-%: setup $(NAMED)
 eval: models reader ## train what is missing, evaluate, write checkpoints/NAME/eval/report.html
 	$(call STAGE,evaluate)
 
-sample: for-drawer ## LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
+##@ Use
+
+sample: for-drawer ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
 	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
 	  $(OF_MODEL) --out "$(OUT)" $(SETS)
 
-progress: for-diffusion ## [MODEL=ldm|ddpm] whole denoisings of five samples, step by step
+##@ Experiments
+
+progress: for-diffusion ## [MODEL=ldm|ddpm] show the denoising of five samples, step by step
 	$(call STAGE,experiments.progress,$(OF_MODEL))
 
-samplers: for-diffusion ## [MODEL=ldm|ddpm] DDPM against DDIM with 100 to 5 steps: accuracy and time
+samplers: for-diffusion ## [MODEL=ldm|ddpm] compare DDPM with DDIM at 100 to 5 sampling steps: accuracy and time
 	$(call STAGE,experiments.samplers,$(OF_MODEL))
 
-placed: eval ## one object at eight asked places, FLAGS="--labels '...'", and how far off the reader finds it
+placed: eval ## draw one object at eight places, FLAGS="--labels '...'", and measure how far off it is
 	$(call STAGE,experiments.placed)
 
-places: scenes ## 32 training pictures with the places of their objects drawn in
+places: scenes ## show 32 training pictures with their objects' places marked
 	$(call STAGE,experiments.places)
 
-gradnorm: for-gan ## gradient norms by critic layer: weight clipping against the gradient penalty
+gradnorm: for-gan ## compare gradient norms by critic layer: weight clipping and gradient penalty
 	$(call STAGE,experiments.gradnorm)
 
-ablations: vae ## conditions, schedule, prediction, guidance: one choice at a time, small budgets
+ablations: vae ## change one choice at a time (conditions, schedule, prediction, guidance), with small budgets
 	$(call STAGE,experiments.ablations)
 
-compare: eval ## the models side by side: time, memory, accuracy, diversity
+compare: eval ## compare the models: time, memory, accuracy, diversity
 	$(call STAGE,experiments.compare)
 
-held-out: vae ## trained without a share of the label sets, and asked for them, for four and five objects
+held-out: vae ## train without some label sets, then ask for them, and for four and five objects
 	$(call STAGE,experiments.held_out)
 
-pace: evaluator ## how long until the LDM passes .80, by this recipe and by a plain one
-	$(call STAGE,experiments.pace)
-
-reproduce: vae ## every system of the reports, one page (weeks on a CPU: take FLAGS="--only ... --steps ...")
+reproduce: vae ## rebuild every system of the reports on one page (weeks on a CPU: use FLAGS="--only ... --steps ...")
 	$(call STAGE,experiments.reproduce)
 
-bench: setup ## training steps, sampling and reading beside the plain way, other packages and the machine's rates
+##@ Measuring
+
+pace: evaluator ## measure how long the LDM takes to pass .80, with this recipe and with a plain one
+	$(call STAGE,experiments.pace)
+
+bench: setup ## time training steps, sampling and reading beside plain code, other packages and the machine's rates
 	@$(PY) -m stages.benchmark.bench --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
 
-growth: setup ## a step's time and memory against batch, networks, pictures (12 KiB of disk each, twice) and processes
+growth: setup ## measure a step's time and memory by batch, networks, pictures (12 KiB of disk each, twice) and processes
 	@$(PY) -m stages.benchmark.growth --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
 
-test: setup ## the tests
+##@ Development
+
+test: setup ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
-lint: setup ## ruff's rules and format
+lint: setup ## check ruff's rules and format
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
-faults: setup ## the long tests: kills at random moments (KILLS=25 a stage), damaged files, full disks, processes
+faults: setup ## run the long tests: kills at random moments (KILLS=25 per stage), damaged files, full disks, processes
 	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
 
-lock: ## requirements.lock anew from pyproject.toml (needs uv)
+lock: ## write requirements.lock again from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --quiet -o requirements.lock
