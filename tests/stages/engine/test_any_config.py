@@ -1,4 +1,4 @@
-"""Whatever a user writes into a configuration or an override: a Config, or one line. Never a traceback."""
+"""Any text in a configuration or an override gives a Config or a one-line error, never a traceback."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def assert_config_or_line(path, overrides=()):
 
 
 def key_like():
-    """A key that exists, a part of one, one too deep, or anything."""
+    """Generates an existing key, part of one, a key that is too deep, or any text."""
     return st.sampled_from(KEYS) | st.sampled_from(KEYS).map(lambda k: k.rpartition(".")[0]) | TEXT | st.just("vae..x")
 
 

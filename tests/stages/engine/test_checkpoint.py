@@ -100,20 +100,20 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path):
 def test_export_round_trip_and_damage(tmp_path):
     path = tmp_path / "export.safetensors"
     digest = save_export(path, {"b": torch.arange(3), "a": torch.randn(2, 2)}, {"kind": "x"})
-    tensors, about = load_export(path, "mend it")
+    tensors, about = load_export(path, "fix it")
     assert tensors["b"].tolist() == [0, 1, 2]
-    assert about == {"kind": "x", "sha256": digest} == read_about(path, "mend it")
+    assert about == {"kind": "x", "sha256": digest} == read_about(path, "fix it")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"checksum differs.*mend it"):
-        load_export(path, "mend it")
+    with pytest.raises(UserError, match=r"checksum differs.*fix it"):
+        load_export(path, "fix it")
     path.write_bytes(content[:20])
-    with pytest.raises(UserError, match=r"damaged.*mend it"):
-        load_export(path, "mend it")
+    with pytest.raises(UserError, match=r"damaged.*fix it"):
+        load_export(path, "fix it")
     path.unlink()
-    with pytest.raises(UserError, match="missing: mend it"):
-        load_export(path, "mend it")
+    with pytest.raises(UserError, match="missing: fix it"):
+        load_export(path, "fix it")
 
 
 def test_an_export_is_what_safetensors_reads(tmp_path):

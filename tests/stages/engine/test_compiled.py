@@ -1,4 +1,4 @@
-"""A compiled network computes what it computed before, in training and in sampling."""
+"""A compiled network computes the same as before, in training and in sampling."""
 
 import shutil
 
@@ -21,7 +21,7 @@ def network(seed: int = 0) -> nn.Module:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_gradients_and_predictions_are_those_of_the_network_as_it_was():
-    """Networks of one shape share no frozen weights, and one that learns is not frozen by a pass without grad."""
+    """Networks of one shape share no frozen weights, and a pass without gradients does not freeze a trained network."""
     plain, compiled, frozen, other = network(), network(), network(), network(1)
     compile_network(compiled, CPU)
     for net in (frozen, other):

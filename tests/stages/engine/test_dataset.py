@@ -1,4 +1,4 @@
-"""Packs: what a dataset makes of them, what it is known by, and those larger than memory or than the device's."""
+"""Packs: how a dataset reads them, its hashes, and packs larger than memory or than the device's memory."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def opened(folder, *changes):
 
 
 def places_for(folder):
-    """A made-up place for each object, the same for a scene's pictures."""
+    """Makes up a place for each object, the same in all pictures of a scene."""
     labels = json.loads((folder / "train.json").read_text())
     return {name: [[0.1 * i, int(name[12:18]) / 20] for i in range(len(row))] for name, row in labels.items()}
 
@@ -84,14 +84,14 @@ def test_a_dataset_is_known_by_its_pictures_and_label_sets_and_apart_from_those_
     assert len(packs) == 3
     tensors, _ = load_export(packs[0], "")
     of_pictures = {name: tensors[name] for name in ("images", "labels", "held_out")}
-    assert save_export(tmp_path / "as-before", of_pictures, {}) == plain.sha256, "what a pack of no more than those had"
+    assert save_export(tmp_path / "as-before", of_pictures, {}) == plain.sha256, "the hash of a pack with only these"
 
 
 def test_conditions_are_the_lists_in_order_with_their_places(tmp_path):
     folder = write_folder(tmp_path / "d")
     (folder / "places.json").write_text(json.dumps(places_for(folder)))
     dataset, labels, places = opened(folder), json.loads((folder / "train.json").read_text()), places_for(folder)
-    apart = [name for name in labels if name[12:18] in ("000002", "000005")]  # each third scene
+    apart = [name for name in labels if name[12:18] in ("000002", "000005")]  # every third scene
     trained = [name for name in labels if name not in apart]
     for names, rows in ((trained, dataset.conditions), (apart, dataset.held_out_conditions)):
         lists = [[CLEVR.index[name] for name in labels[n]] for n in names]

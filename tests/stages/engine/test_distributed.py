@@ -1,4 +1,4 @@
-"""What processes share, computed in one: the arithmetic, not the transport."""
+"""Tests the arithmetic that processes share in a single process, without the transport."""
 
 import copy
 
@@ -10,7 +10,7 @@ from stages.engine import distributed
 
 
 def gradients(network, images, labels):
-    """Of binary cross-entropy, by the parameter's name, in float64."""
+    """Returns the gradients of binary cross-entropy by parameter name, in float64."""
     F.binary_cross_entropy_with_logits(network.logits(images), labels).backward()
     return {name: p.grad.double() for name, p in network.named_parameters()}
 

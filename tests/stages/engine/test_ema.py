@@ -6,7 +6,7 @@ from stages.engine.ema import Ema
 
 
 def test_closed_form_after_the_warm_up():
-    """With weights 1 from the start at 0, the average after n steps of decay d is 1 - d^n."""
+    """With an average of 0 at first and weights of 1, the average after n steps of decay d is 1 - d^n."""
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
     ema = Ema(network, 0.9)

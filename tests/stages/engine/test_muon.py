@@ -35,7 +35,7 @@ def test_layers_that_enter_or_leave_vectors_embeddings_and_wide_layers_are_adams
 
 
 def test_a_step_is_as_large_as_adams_in_the_mean_square():
-    """And it follows the gradient's directions, on a convolution in either memory format."""
+    """It also follows the gradient's directions, for a convolution in either memory format."""
     moved = []
     for memory in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
@@ -46,5 +46,5 @@ def test_a_step_is_as_large_as_adams_in_the_mean_square():
         optimizer.update(network(torch.randn(16, 32, 5, 5)).square().mean(), 0)
         moved.append(network.weight.detach() - before)
     torch.testing.assert_close(*moved, atol=2e-6, rtol=1e-3)
-    expected = settings.learning_rate * 0.2  # were all singular values 1; they are .7 to 1.1
+    expected = settings.learning_rate * 0.2  # as if all singular values were 1; they are .7 to 1.1
     assert moved[0].square().mean().sqrt().item() == pytest.approx(expected, rel=0.25)

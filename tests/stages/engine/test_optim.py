@@ -53,7 +53,7 @@ def test_only_its_own_network_gets_gradients():
 
 
 def test_the_factor_scales_the_step():
-    """Adam's first step is the rate itself, whatever the gradient."""
+    """Adam's first step equals the rate for any gradient."""
     for factor in (1.0, 0.5):
         network = nn.Linear(2, 1, bias=False)
         before, optimizer = network.weight.detach().clone(), optimizer_of(network, learning_rate=0.125)

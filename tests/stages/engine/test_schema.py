@@ -1,4 +1,4 @@
-"""The configuration's choices are those the code has: one added in one place only is noticed."""
+"""The configuration's choices match the code's: a choice that is added in only one of them is noticed."""
 
 from types import SimpleNamespace
 from typing import get_args
@@ -18,7 +18,7 @@ from tests.conftest import HERE, SMOKE
 
 
 def choices(section, key):
-    """The words that a key may be."""
+    """Returns the values that a key can have."""
     annotation = section.model_fields[key].annotation
     if key == "models":  # a tuple of them
         annotation = get_args(annotation)[0]
@@ -28,7 +28,7 @@ def choices(section, key):
 
 
 def algorithm(name):
-    """The sampling function that a sampler's name leads to."""
+    """Returns the sampling function that a sampler's name selects."""
     config = load(HERE / SMOKE, [f"eval.sampler={name}"])
     context = SimpleNamespace(device=torch.device("cpu"))
     sampler = DiffusionSampler(context, "ldm", torch.nn.Identity(), config.ldm, (6, 8, 8), lambda x: x, LayoutPrior())
