@@ -1,4 +1,4 @@
-"""`make faults`: checkpoints, exports and packs cut, flipped, or made to run something."""
+"""`make faults`: checkpoints, exports and packs that are cut, have a flipped bit, or try to run code."""
 
 import hashlib
 import io
@@ -30,11 +30,11 @@ def test_a_changed_word_in_an_export_s_header_is_damage(stage, chain, chain_copy
     word = b"red cube" if file == "packs" else b"latent_channels"
     path.write_bytes(content.replace(word, word[::-1]))
     shutil.rmtree(chain_copy / "smoke/ldm")
-    pictures = f"data.folder={chain}/smoke/render"  # those of the pack: a copied folder would be packed anew
+    pictures = f"data.folder={chain}/smoke/render"  # those of the pack: a copied folder would be packed again
     assert_one_line(*stage("ldm", f"root={chain_copy}", pictures), str(path), "checksum of its description")
 
 
-def test_where_no_checkpoint_can_be_read_nothing_starts_anew(stage, chain_copy):
+def test_where_no_checkpoint_can_be_read_nothing_starts_again(stage, chain_copy):
     folder, _ = ldm_folder(chain_copy)
     for path in folder.glob("step-*.ckpt"):
         path.write_bytes(path.read_bytes()[:-1])
@@ -75,7 +75,7 @@ def test_a_damaged_export_or_pack_is_one_line(stage, chain, chain_copy, file, ki
         damaged[place] ^= 16
     path.write_bytes(damaged)
     shutil.rmtree(chain_copy / "smoke/ldm")
-    pictures = f"data.folder={chain}/smoke/render"  # those of the pack: a copied folder would be packed anew
+    pictures = f"data.folder={chain}/smoke/render"  # those of the pack: a copied folder would be packed again
     assert_one_line(*stage("ldm", f"root={chain_copy}", pictures), str(path))
     assert path.read_bytes() == bytes(damaged)
 

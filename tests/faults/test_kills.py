@@ -1,7 +1,7 @@
-"""`make faults`: every stage killed by SIGKILL at random moments and resumed, against a run that was left alone.
+"""`make faults`: every stage, killed by SIGKILL at random moments and resumed, equals an uninterrupted run.
 
-KILLS says how many times a stage (25). Of these the first third waits for a temporary file, so that the kill falls
-into a write: of a checkpoint, of the export, of the pack.
+KILLS sets the number of kills per stage (25). The first third of them wait for a temporary file, so that the kill
+happens during a write of a checkpoint, the export or the pack.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.stages.test_resume import digest, lines
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("KILLS", "25"))
-PACK = "packs/.*.tmp"  # of the root; the others are of the stage's folder
+PACK = "packs/.*.tmp"  # in the root; the others are in the stage's folder
 WRITES = {  # a write to hit, where the stage makes one
     "render": [".*.tmp", "iclevr/.*-CLEVR*.png"],
     "evaluator": [".step-*.tmp", ".export*.tmp", PACK],
@@ -34,7 +34,7 @@ PACKS = ("evaluator", "evaluate")  # run without a pack, so that packing is kill
 
 
 def outcome(root, stage) -> dict:
-    """What must be the same bit for bit: tensors, curve, pictures, figures; not how long it took."""
+    """Returns what must be equal bit for bit: tensors, curve, pictures and figures, but not times."""
     folder = root / "smoke" / FOLDERS.get(stage, stage)
     assert not [*root.rglob(".*.tmp"), *root.rglob(".*.png")], "a temporary file was left"
     if stage == "render":
@@ -78,7 +78,7 @@ def killed(root, stage, seconds, pattern) -> tuple[bool, bool]:
 
 @pytest.fixture(scope="module")
 def roots(chain, tmp_path_factory):
-    """stage -> a root in which all that the stage needs is there, but nothing of its own."""
+    """Returns a function of a stage: a new root with everything that the stage needs but none of its files."""
 
     def make(stage):
         root = tmp_path_factory.mktemp(stage) / "root"
@@ -112,4 +112,4 @@ def test_killed_at_any_moment_nothing_is_lost(roots, stage):
         hits, in_writes = map(sum, zip(*pool.map(attempt, range(KILLS), chunksize=1), strict=True))
     print(f"{stage}: killed {hits} of {KILLS} times before its end, {in_writes} of them in a write, lost 0")
     assert hits > KILLS // 2
-    assert in_writes or KILLS < 9, "no kill fell into a write"
+    assert in_writes or KILLS < 9, "no kill happened during a write"

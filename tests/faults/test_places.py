@@ -18,7 +18,7 @@ pytestmark = pytest.mark.faults
 
 
 def unfinished(root):
-    """Takes the LDM's export and newest checkpoint away. Returns its folder and the checkpoint that is left."""
+    """Removes the LDM's export and newest checkpoint. Returns its folder and the checkpoint that is left."""
     folder = root / "smoke/ldm"
     (folder / "export.safetensors").unlink()
     max(folder.glob("step-*.ckpt")).unlink()
@@ -27,12 +27,12 @@ def unfinished(root):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 150 MB."""
+    """Yields the folder of a file system of 150 MB."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150m", "tmpfs", str(place)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("mounting a small file system needs to be root")
+        pytest.skip("only root can mount a small file system")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
@@ -52,7 +52,7 @@ def test_on_a_full_disk_the_last_checkpoint_stays_whole(chain, chain_copy, small
 
 
 def test_on_a_full_disk_no_picture_is_drawn_in_part(chain, small_disk):
-    """It fills up while scenes are drawn; after that the same pictures come as where there was room."""
+    """The disk fills up while scenes are drawn. With room again, the pictures are the same as without the fault."""
     space = os.statvfs(small_disk)
     (small_disk / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - 100_000))
     said = finish(start_stage("render", f"root={small_disk}"))
@@ -81,7 +81,7 @@ def test_on_a_read_only_disk(chain, chain_copy, small_disk):
 
 @pytest.fixture
 def bound():
-    """A command under which permissions hold, also for root: without the power to pass over them."""
+    """Returns a command prefix under which permissions hold even for root, who could otherwise bypass them."""
     if os.geteuid():
         return ()
     under = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
@@ -131,17 +131,17 @@ def test_too_little_memory_is_one_line(chain, chain_copy):
 
 
 def test_memory_does_not_grow_with_steps(chain_copy):
-    """2,100 steps of the smoke LDM: resident memory after 500 and after 2,000."""
+    """Compares resident memory after 500 and after 2,000 of 2,100 steps of the smoke LDM."""
     (chain_copy / "smoke/ldm").rename(chain_copy / "gone")
     settings = ["ldm.steps=2100", "ldm.log_every=100", "ldm.preview_every=2100", "ldm.checkpoint_every=500"]
     process = start_stage("ldm", f"root={chain_copy}", *settings)
     metrics, seen = chain_copy / "smoke/ldm/metrics.jsonl", {}
     while process.poll() is None:
-        time.sleep(0.01)  # a core is the run's
+        time.sleep(0.01)  # leaves a core to the run
         lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # the last may be half written
+        whole = [line for line in lines if line.endswith("\n")]  # the last line may be partly written
         if whole and process.poll() is None:
-            with suppress(OSError, ValueError, IndexError):  # it has just ended
+            with suppress(OSError, ValueError, IndexError):  # the process has just ended
                 resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
                 seen[json.loads(whole[-1])["step"]] = resident
     assert finish(process)[0] == 0
