@@ -16,5 +16,5 @@ def test_only_what_the_judge_missed_is_red():
     red = (sheet[..., 0] - sheet[..., 1:].max(-1)) > 60
     columns, rows = np.flatnonzero(red.any(0)), np.flatnonzero(red.any(1))
     assert columns.min() > 72, "the first picture's caption is not red"
-    assert rows.min() >= 72 and rows.max() < 95, "the caption stands below its picture, in the first row"
+    assert rows.min() >= 72 and rows.max() < 95, "the caption is below its picture, in the first row"
     assert (sheet[8:72, 8:72] == 128).all(), "the picture itself is untouched"
