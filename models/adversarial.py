@@ -12,10 +12,10 @@ from models.condition import Condition, cell_labels, cell_loss
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """critic(real scores, fake scores) and generator(fake scores, real scores) are minimised.
+    """A pair of losses to minimise: critic(real scores, fake scores) and generator(fake scores, real scores).
 
-    `penalised`: the gradient penalty belongs to it; `zero_centred`: R1 and R2 do; `clipped`: the critic's weights are
-    clipped after each update. `paired`: the generator's loss takes real scores too; else it is given None.
+    `penalised`: the gradient penalty is added; `zero_centred`: R1 and R2 are; `clipped`: the critic's weights are
+    clipped after each update. `paired`: the generator's loss takes real scores too; otherwise it is given None.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
@@ -27,7 +27,7 @@ class AdversarialLoss:
 
 
 def _gap(real: Tensor, fake: Tensor) -> Tensor:
-    """E[D(fake)] - E[D(real)]: minus the Wasserstein estimate."""
+    """Returns E[D(fake)] - E[D(real)], the negative Wasserstein estimate."""
     return fake.mean() - real.mean()
 
 
@@ -36,11 +36,11 @@ def _minus(fake: Tensor, real: None) -> Tensor:
 
 
 def _relativistic(worse: Tensor, better: Tensor) -> Tensor:
-    """E[softplus(worse - better)], pair by pair."""
+    """Returns E[softplus(worse - better)] over pairs."""
     return F.softplus(worse - better).mean()
 
 
-# of the generator's classification loss, over the share of the run that is done
+# factor of the generator's label loss as a function of the share of the run that is done
 AUXILIARY_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "rising": lambda done: done,
@@ -76,7 +76,7 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class CriticWeights:
-    """Weights of a critic's loss terms beside its scores: `gradient_penalty`, `zero_centred_penalties`, labels."""
+    """Weights of the terms of a critic's loss: gradient penalty, zero-centred penalties, label loss."""
 
     penalty: float = 10.0  # lambda of arXiv 1704.00028
     gamma: float = 0.05  # gamma of arXiv 2501.05441; half of it weighs the penalties
@@ -120,7 +120,7 @@ def critic_loss(
 def auxiliary_loss(
     logits: Tensor, condition: Condition, average: Callable[[Tensor], Tensor] = lambda value: value
 ) -> Tensor:
-    """A critic's loss on labels: of the set, of logits (b, classes), or of cells, (b, classes + 1, side, side).
+    """Returns a critic's label loss: of the set for logits (b, classes), of cells for (b, classes + 1, side, side).
 
     `average`: as `cell_loss` takes it.
     """
@@ -130,7 +130,7 @@ def auxiliary_loss(
 
 
 def gradient_penalty(critic, real: Tensor, fake: Tensor, condition: Condition, mix: Tensor) -> tuple[Tensor, Tensor]:
-    """E[(|grad_x D(x, y)| - 1)^2] between pairs of one condition (arXiv 1704.00028, eq. 3), and the mean norm.
+    """Returns E[(|grad_x D(x, y)| - 1)^2] between pairs of one condition (arXiv 1704.00028, eq. 3) and the mean norm.
 
     real, fake: (b, c, h, w); mix: (b, 1, 1, 1) in [0, 1]. Norms are of float32 gradients; under autocast the critic's
     layers, and what differentiates them twice, run in bfloat16 (of float16 the gradients would need scaling).
@@ -141,11 +141,11 @@ def gradient_penalty(critic, real: Tensor, fake: Tensor, condition: Condition, m
 
 
 def zero_centred_penalties(critic, real: Tensor, fake: Tensor, condition: Condition) -> Tensor:
-    """R1 + R2: E[|grad_x D(x, y)|^2] on real and on generated x (arXiv 1801.04406, eq. 9 and 10), (b, c, h, w) each."""
+    """Returns R1 + R2, E[|grad_x D(x, y)|^2] on real and generated x (b, c, h, w) (arXiv 1801.04406, eq. 9 and 10)."""
     return sum(_slopes(critic, x.detach().requires_grad_(), condition).square().sum(dim=1).mean() for x in (real, fake))
 
 
 def _slopes(critic, x: Tensor, condition: Condition) -> Tensor:
-    """grad_x D(x, y) as (b, numbers), to be differentiated again."""
+    """Returns grad_x D(x, y) as (b, numbers); it can be differentiated again."""
     (gradient,) = torch.autograd.grad(critic(x, condition)[0].sum(), x, create_graph=True)
     return gradient.flatten(1)

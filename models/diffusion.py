@@ -9,54 +9,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-VANISHED = 1e-3  # an abar below this shows next to nothing of x_0
+VANISHED = 1e-3  # an abar below this shows almost nothing of x_0
 
 
 def cosine_alpha_bar(timesteps: int, offset: float = 0.008) -> Tensor:
-    """abar_1 .. abar_T as float64 (timesteps,) (arXiv 2102.09672, eq. 17; each beta clipped at 0.999)."""
+    """Returns abar_1 .. abar_T, float64 (timesteps,) (arXiv 2102.09672, eq. 17; each beta clipped at 0.999)."""
     t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
     return _from_function(torch.cos((t + offset) / (1 + offset) * math.pi / 2).square())
 
 
 def _from_function(f: Tensor) -> Tensor:
-    """Unnormalised abar_0 .. abar_T -> abar_1 .. abar_T, each beta clipped at 0.999."""
+    """Turns unnormalised abar_0 .. abar_T into abar_1 .. abar_T, each beta clipped at 0.999."""
     betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
     return torch.cumprod(1 - betas, dim=0)
 
 
 def linear_alpha_bar(timesteps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """abar of linearly rising betas as float64 (timesteps,) (arXiv 2006.11239, section 4).
+    """Returns abar of linearly rising betas, float64 (timesteps,) (arXiv 2006.11239, section 4).
 
-    `first` and `last` are those of 1000 timesteps: fewer have larger ones, so that the last is as near to noise.
+    `first` and `last` are for 1000 timesteps. With fewer the betas grow, so that the last step is as close to noise.
     """
     betas = torch.linspace(first, last, timesteps, dtype=torch.float64) * 1000 / timesteps
     return torch.cumprod(1 - betas.clamp(max=0.999), dim=0)
 
 
 def beta_cosine_alpha_bar(timesteps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """abar of betas that rise along half a cosine: b_1 + (b_2 - b_1)(1 - cos(pi t)) / 2, t from 0 to 1.
+    """Returns abar of betas that rise along half a cosine: b_1 + (b_2 - b_1)(1 - cos(pi t)) / 2, t from 0 to 1.
 
-    As the second report has it with 500 timesteps, whose last abar is .0065; with 250 it were .08.
+    The second report uses it with 500 timesteps, where the last abar is .0065; with 250 it would be .08.
     """
     t = torch.linspace(0, 1, timesteps, dtype=torch.float64)
     return torch.cumprod(1 - (first + (last - first) * (1 - torch.cos(math.pi * t)) / 2), dim=0)
 
 
 def sigmoid_alpha_bar(timesteps: int, start: float = -3.0, end: float = 3.0) -> Tensor:
-    """abar along a sigmoid, float64 (timesteps,) (arXiv 2212.11972, algorithm 1, tau = 1; betas clipped at 0.999)."""
+    """Returns abar along a sigmoid, float64 (timesteps,) (arXiv 2212.11972, algorithm 1, tau = 1; clipped at 0.999)."""
     t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
     low, high = (torch.tensor(v, dtype=torch.float64).sigmoid() for v in (start, end))
     return _from_function((high - (start + t * (end - start)).sigmoid()) / (high - low))
 
 
 def zero_terminal(alpha_bar: Tensor) -> Tensor:
-    """The schedule shifted and scaled so that its last step is pure noise (arXiv 2305.08891, algorithm 1)."""
+    """Shifts and scales a schedule so that its last step is pure noise (arXiv 2305.08891, algorithm 1)."""
     root = alpha_bar.sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
 
 
 def weighted_timesteps(places: Tensor, weights: Tensor) -> Tensor:
-    """`places` (b,) in [0, 1) -> timesteps (b,), each as often as its share of `weights` (T,)."""
+    """Maps `places` (b,) in [0, 1) to timesteps (b,), each in proportion to its share of `weights` (T,)."""
     shares = weights.double().cumsum(0) / weights.double().sum()
     return torch.searchsorted(shares, places.double(), right=True).clamp(max=len(weights) - 1)
 
@@ -97,19 +97,19 @@ class Diffusion:
         return len(self.alpha_bar)
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t for integer t (b,), each (b, 1, 1, 1) float32."""
+        """Returns alpha_t and sigma_t for integer t (b,), each (b, 1, 1, 1) float32."""
         alpha_bar = self.alpha_bar[t]
         return _column(alpha_bar.sqrt()), _column((1 - alpha_bar).sqrt())
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t."""
+        """Returns x_t (b, c, h, w)."""
         alpha, sigma = self.scales(t)
         return alpha * x0 + sigma * noise
 
     def posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q(x_{t-1} | x_t, x_0): the mean's factors of x_0 and of x_t, and the variance (arXiv 2006.11239, eq. 7).
+        """Returns the posterior q(x_{t-1} | x_t, x_0) (arXiv 2006.11239, eq. 7), each (b,) float64.
 
-        Each (b,) float64. At t = 0 the mean is x_0 and the variance 0.
+        They are the factors of x_0 and x_t in its mean, and its variance. At t = 0 the mean is x_0, the variance 0.
         """
         here = self.alpha_bar[t]
         before = torch.where(t > 0, self.alpha_bar[(t - 1).clamp(min=0)], torch.ones_like(here))
@@ -118,17 +118,19 @@ class Diffusion:
         return of_x0, of_xt, beta * (1 - before) / (1 - here)
 
     def well_posed(self) -> Tensor:
-        """(T,) bool: where a step takes away at most half of what is left of alpha^2.
+        """Returns (T,) bool: whether a step removes at most half of the alpha^2 that remains.
 
-        A cosine's last few take more: there x_0 and the step's mean, made of a predicted eps, blow up any error of it
-        up to 30 times.
+        The last few steps of a cosine schedule remove more: there an error of the predicted eps is amplified up to 30
+        times in x_0 and in the step's mean.
         """
         before = torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
         return 1 - self.alpha_bar / before <= 0.5
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should say: eps, x_0, v = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D), or the
-        posterior's mean."""
+        """Returns the target of the prediction: eps, x_0, v = alpha eps - sigma x_0, or the posterior's mean.
+
+        v is from arXiv 2202.00512, appendix D.
+        """
         if self.prediction == "noise":
             return noise
         if self.prediction == "x0":
@@ -140,7 +142,7 @@ class Diffusion:
         return alpha * noise - sigma * x0
 
     def to_x0_and_noise(self, prediction: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's word about x_t as (x_0, eps)."""
+        """Converts the network's prediction at x_t to (x_0, eps)."""
         alpha, sigma = self.scales(t)
         if self.prediction == "noise":
             return (xt - sigma * prediction) / alpha, prediction
@@ -155,13 +157,16 @@ class Diffusion:
     def loss_weight(
         self, t: Tensor, min_snr: float | None, bound: bool = False, log_snr: tuple[float, float] | None = None
     ) -> Tensor:
-        """Weights (b,) of this prediction's squared error.
+        """Returns the weights (b,) of this prediction's squared error at t (b,).
 
-        `min_snr`: min-SNR-gamma (arXiv 2303.09556, eq. 8), min(snr, gamma) on the error of x_0. `log_snr`: a bell on
-        the error of v, exp(-((log snr - mean) / deviation)^2 / 2), as log-normal noise levels are in EDM
-        (arXiv 2206.00364, section 5). `bound`: the variational bound's (arXiv 2006.11239, eq. 12), scaled to a mean
-        of 1 over all t. None of them: ones. An error of eps is snr times that of x_0, one of v (snr + 1) times, one
-        of the mean its factor squared.
+        argument    weight                                                  of the error of   source
+        `min_snr`   min(snr, min_snr)                                       x_0               arXiv 2303.09556, eq. 8
+        `log_snr`   exp(-((log snr - mean) / deviation)^2 / 2)              v                 arXiv 2206.00364, sec. 5
+        `bound`     the variational bound's, scaled to a mean of 1 over t   x_0               arXiv 2006.11239, eq. 12
+        none        1                                                       the prediction
+
+        Relative to the squared error of x_0, that of eps is snr times, that of v is snr + 1 times, and that of the mean
+        is the square of its factor of x_0.
         """
         if log_snr is not None:
             mean, deviation = log_snr
@@ -171,7 +176,10 @@ class Diffusion:
         if bound:
             everything = torch.arange(len(self), device=t.device)
             weights = self._bound_on_x0(everything) / self._error_ratio(everything)
-            if self.prediction in ("noise", "mean"):  # elsewhere one step would weigh all; DDPM's sampler is not there
+            if self.prediction in (
+                "noise",
+                "mean",
+            ):  # elsewhere one step would dominate; DDPM's sampler does not go there
                 weights = torch.where(self.well_posed(), weights, 0.0)
             return (weights / weights.mean())[t].float()
         if min_snr is None:
@@ -182,7 +190,7 @@ class Diffusion:
         return self.alpha_bar[t] / (1 - self.alpha_bar[t])
 
     def _error_ratio(self, t: Tensor) -> Tensor:
-        """Squared error of the prediction for a squared error of 1 in x_0, (b,) float64."""
+        """Returns the squared error of the prediction (b,) float64 that a squared error of 1 in x_0 means."""
         snr = self._snr(t)
         match self.prediction:
             case "noise":
@@ -194,6 +202,6 @@ class Diffusion:
         return torch.ones_like(snr)
 
     def _bound_on_x0(self, t: Tensor) -> Tensor:
-        """The bound's weight on x_0's error: factor^2 / (2 variance), the first step's variance as the second's."""
+        """Returns the bound's weight on x_0's error: factor^2 / (2 variance), at t = 0 with the variance of t = 1."""
         of_x0, _, variance = self.posterior(t)
         return of_x0.square() / (2 * torch.where(t > 0, variance, self.posterior(t.clamp(min=1))[2]))

@@ -20,15 +20,15 @@ from models.condition import Condition, blobs
 
 
 class Tokens(nn.Module):
-    """A condition -> tokens (b, n, width), their mask (b, n), and their sum (b, width).
+    """Embeds a condition as tokens (b, n, width), their mask (b, n) and their sum (b, width).
 
-    `tokens`: the first token is a learned start, then one an object, n = 1 + the condition's slots. `vector`: one token
-    for the whole set. A dropped condition (classifier-free guidance) is a learned null. With `order` a token also says
-    the object's slot in the list; slots beyond the `most` of training count as the last. With `places` it says where
-    the object stands, by Fourier features, or that this is not known, by a learned vector (arXiv 2301.07093, eq. 5).
+    `tokens`: a learned first token, then one per object, n = 1 + the condition's slots. `vector`: one token for the
+    whole set. A dropped condition (classifier-free guidance) is a learned null token. With `order` a token also
+    encodes the object's slot in the list; slots beyond the `most` of training count as the last. With `places` it
+    encodes where the object is, by Fourier features, or a learned vector if unknown (arXiv 2301.07093, eq. 5).
     """
 
-    OCTAVES = 6  # of the Fourier features: the finest has a period of two pixels of 64
+    OCTAVES = 6  # of the Fourier features: the finest period is two of 64 pixels
 
     def __init__(self, classes: int, width: int, kind: str, most: int, order: bool, places: bool):
         super().__init__()
@@ -41,7 +41,7 @@ class Tokens(nn.Module):
         self.nowhere = nn.Parameter(torch.randn(width) * 0.02) if places else None
 
     def forward(self, condition: Condition, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`keep` (b,) bool: False drops the row's condition."""
+        """`keep` (b,) bool: rows with False lose their condition."""
         first = torch.where(keep[:, None], self.start, self.null)
         present = condition.present & keep[:, None]
         objects = self.embedding(condition.objects.clamp(min=0))
@@ -58,15 +58,15 @@ class Tokens(nn.Module):
 
 
 def fourier(places: Tensor, octaves: int) -> Tensor:
-    """(..., 2) in [0, 1] -> (..., 4 octaves): sines and cosines of periods 2, 1, 1/2, ... (arXiv 2003.08934, eq. 4)."""
+    """Encodes (..., 2) in [0, 1] as (..., 4 octaves): sines, cosines of periods 2, 1, 1/2, ... (2003.08934, eq. 4)."""
     angles = places[..., None] * (math.pi * 2.0 ** torch.arange(octaves, device=places.device))
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 class Raster(nn.Module):
-    """A condition -> a map (b, channels, side, side): each placed object's embedding, spread about its place.
+    """Draws a condition as a map (b, channels, side, side): each placed object's embedding, spread around its place.
 
-    The last layer starts at zero: a network that is given the map begins as if it were not there.
+    The last layer starts at zero, so a network that is given the map starts as if it were not there.
     """
 
     def __init__(self, classes: int, width: int, channels: int):
@@ -75,14 +75,14 @@ class Raster(nn.Module):
         self.leave = zero_init(nn.Conv2d(width, channels, 1))
 
     def forward(self, condition: Condition, keep: Tensor, side: int) -> Tensor:
-        """`keep` (b,) bool: False drops the row's condition."""
+        """`keep` (b,) bool: rows with False lose their condition."""
         spread = blobs(condition.places, side) * (condition.placed & keep[:, None])[..., None, None]
         objects = self.embedding(condition.objects.clamp(min=0))
         return self.leave(torch.einsum("b m h w, b m c -> b c h w", spread, objects.to(spread.dtype)))
 
 
 class Level(nn.Module):
-    """A residual block with a transformer after it."""
+    """A residual block followed by a transformer."""
 
     def __init__(self, inputs, outputs, embedding, heads, context, depth, expansion, dropout):
         super().__init__()
@@ -94,10 +94,10 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """x_t (b, inputs, h, h), t (b,), condition (b rows) -> prediction (b, inputs, h, h).
+    """Predicts from x_t (b, inputs, h, h), t (b,) and a condition of b rows: (b, inputs, h, h).
 
-    Arguments as in the configuration's `ldm.network` section. Width grows by `multipliers`, one a resolution;
-    every residual block is followed by a transformer. `most`: objects that a picture of the training set has at most.
+    The arguments are those of the configuration's `ldm.network` section. The width grows by `multipliers`, one per
+    resolution; a transformer follows every residual block. `most`: the most objects in a training picture.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None, estimate: Tensor | None = None
     ) -> Tensor:
-        """`keep` (b,) bool, all True by default: rows without it are unconditional.
+        """`keep` (b,) bool, all True by default: rows with False are unconditional.
 
-        `estimate`, with self_condition: x_0 as predicted before (b, inputs, h, h), zeros where nothing was.
+        `estimate`, with self_condition: the last prediction of x_0 (b, inputs, h, h), zeros where there was none.
         """
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], dim=1)

@@ -1,4 +1,4 @@
-"""`make ddpm`: diffusion on pictures, without an autoencoder, by the multiply-add U-Net or a UNet on patches."""
+"""`make ddpm`: trains diffusion on pictures, without an autoencoder, by the multiply-add U-Net or a UNet on patches."""
 
 import torch
 from torch import Tensor
@@ -20,28 +20,28 @@ from stages.engine.schema import Ddpm
 from stages.engine.trained import load_trained
 from stages.judge import accuracy_by, guide_of, load_evaluator
 
-# of pictures in [-1, 1], about four grey levels: where next to nothing ever changes, that is noise, not to be learned
+# for pictures in [-1, 1], about four grey levels: pixels that hardly ever change show noise, not to be learned
 LEAST_DEVIATION = 0.03
 
 
 def section_of(context: Context) -> Ddpm:
-    """The configuration's `ddpm` section. Raises UserError where it has none."""
+    """Returns the configuration's `ddpm` section. Raises UserError if it has none."""
     if context.config.ddpm is None:
         raise UserError(f"{context.arguments.config} has no section ddpm; configs/ddpm-multiply-add.yaml has one")
     return context.config.ddpm
 
 
 def build_ddpm(settings: Ddpm, classes: int, most: int) -> MultiplyAddUNet | PatchUNet:
-    """The network of a `ddpm` section. `most`: objects that a training picture has at most, which patches' asks for."""
+    """Builds the network of a `ddpm` section. `most`, for patches: the most objects in a training picture."""
     if settings.network == "patches":
         return PatchUNet(classes, most, settings.bottleneck, **settings.unet.model_dump())
     return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths, settings.places)
 
 
 def pixel_scale(images: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, 3, 64, 64) uint8, wherever it lies -> mean and deviation (3, 64, 64) of each pixel, of pictures in [-1, 1].
+    """Returns mean and deviation (3, 64, 64) of each pixel over pictures (n, 3, 64, 64) uint8, scaled to [-1, 1].
 
-    The sums are of integers and exact in float64 (up to 10^11 pictures), so that the parts' size changes no bit.
+    The sums are of integers and exact in float64 (up to 10^11 pictures), so the size of the parts changes no bit.
     """
     total, squares = (torch.zeros(images.shape[1:], dtype=torch.float64, device=images.device) for _ in range(2))
     for part in images.split(256):
@@ -60,16 +60,16 @@ def pixel_sampler(
     layouts: LayoutPrior,
     guide: LogProbability | None,
 ) -> DiffusionSampler:
-    """A sampler of pictures from a network on pictures."""
+    """Returns a sampler of pictures for a network on pictures."""
     decode = network.pictures if isinstance(network, PatchUNet) else lambda x: x
     return DiffusionSampler(context, "ddpm", network, settings, (3, 64, 64), decode, layouts, guide)
 
 
 def load_ddpm(context: Context) -> tuple[DiffusionSampler, dict]:
-    """The experiment's pixel DDPM as a sampler, and what its export says."""
+    """Loads the experiment's pixel DDPM as a sampler, and the description in its export."""
 
     def build(settings: Ddpm, about: dict) -> MultiplyAddUNet | PatchUNet:
-        return build_ddpm(settings, about["classes"], about.get("most", 0))  # older exports: multiply-add, without
+        return build_ddpm(settings, about["classes"], about.get("most", 0))  # older exports have none: multiply-add
 
     network, settings, about, layouts = load_trained(context, "ddpm", Ddpm, build)
     if context.config.eval.compile:
@@ -78,7 +78,7 @@ def load_ddpm(context: Context) -> tuple[DiffusionSampler, dict]:
 
 
 class Plateau:
-    """The report's factor on the learning rate: x `factor` each time no accuracy has risen for `patience` previews.
+    """A report's rule: the learning rate falls by `factor` when no accuracy has risen for `patience` previews.
 
     Its state is part of the checkpoint, as the factor is part of the run.
     """
@@ -89,7 +89,7 @@ class Plateau:
         self.waited = 0
 
     def see(self, metrics: dict[str, float]) -> None:
-        """Takes a preview's accuracies."""
+        """Takes the accuracies of a preview."""
         values = torch.tensor(list(metrics.values()), device=self.task.context.device)
         means = distributed.average(values).tolist()
         metrics = dict(zip(metrics, means, strict=True))
@@ -109,7 +109,7 @@ class Plateau:
 
 
 class DdpmTask(DiffusionTask):
-    """Diffusion on pictures, with the plateau factor."""
+    """Trains diffusion on pictures, with the plateau factor."""
 
     def __init__(self, context: Context, dataset: Dataset):
         settings = section_of(context)
@@ -153,10 +153,10 @@ def main(context: Context) -> None:
     settings = section_of(context)
     dataset = load_dataset(context.config, context.device)
     parents = {"data": dataset.sha256}
-    dataset.must_know_places(context.config.places_of("ddpm"))  # `models` may not name it
+    dataset.must_know_places(context.config.places_of("ddpm"))  # `models` may not list it
     if settings.wants_layouts:
         parents |= dataset.layouts
-    if settings.plateau_factor < 1:  # then the previews' accuracy is part of the training
+    if settings.plateau_factor < 1:  # then the accuracy of previews is part of the training
         judged_by = read_about(context.export("evaluator"), f"run {context.make('evaluator')}")
         parents["evaluator"] = judged_by["sha256"]
         not_it = ("eval.seeds", "eval.sampler", "eval.compile")

@@ -1,4 +1,4 @@
-"""What latent and pixel diffusion share: training task and sampler, over any network (x_t, t, condition, keep)."""
+"""Training task and sampler that latent and pixel diffusion share, for any network (x_t, t, condition, keep)."""
 
 from collections.abc import Callable
 
@@ -27,15 +27,15 @@ LogProbability = Callable[[Tensor, Tensor], Tensor]
 
 
 def diffusion_of(settings: Denoising, device: torch.device) -> Diffusion:
-    """The schedule and prediction type of an `ldm` or `ddpm` section."""
+    """Returns the schedule and prediction type of an `ldm` or `ddpm` section."""
     s = settings
     return Diffusion.create(s.schedule, s.timesteps, s.prediction, device, s.zero_terminal_snr)
 
 
 class DiffusionSampler:
-    """DDIM or ancestral sampling with either guidance; `decode` makes pictures (b, 3, 64, 64) of x (b, *shape).
+    """Samples pictures by any of SAMPLERS, with either guidance. `decode` turns x (b, *shape) into (b, 3, 64, 64).
 
-    `log_probability`, for classifier guidance: pictures and their labels -> log p(labels | picture), (b,).
+    `log_probability`, for classifier guidance, maps pictures and their labels to log p(labels | picture), (b,).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DiffusionSampler:
         self.diffusion = diffusion_of(settings, context.device)
 
     def _denoiser(self, condition: Condition, how: Eval):
-        """Conditional, unconditional and doubled predictions of one batch, guided as `how` says."""
+        """Returns a denoiser for one batch, guided as `how` says."""
 
         remembering = Remembering(self.network, self.diffusion)
 
@@ -73,11 +73,11 @@ class DiffusionSampler:
         )
 
     def _score(self, condition: Condition, how: Eval) -> Score | None:
-        """The classifier's gradient, taken on the x_0 predicted from x_t, through network and decoder."""
+        """Returns the classifier's gradient on the x_0 predicted from x_t, through network and decoder, or None."""
         if how.classifier_guidance == 0:
             return None
         if self.log_probability is None:
-            raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; leave it at 0")
+            raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; set it to 0")
         conditional = self._denoiser(condition, how.model_copy(update={"guidance": 1.0}))
 
         def log_probability(x: Tensor, t: Tensor) -> Tensor:
@@ -99,16 +99,16 @@ class DiffusionSampler:
 
     @torch.no_grad()
     def sample(self, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
-        """n conditions, n keys -> (n, 3, 64, 64) in [-1, 1].
+        """Samples n pictures (n, 3, 64, 64) in [-1, 1], one for each condition and key.
 
-        `watch` is given each step's t and the pictures of x and of the predicted x_0.
+        `watch` is called at each step with t and the pictures of x and of the predicted x_0. Raises UserError.
         """
         if not SAMPLERS[how.sampler].every_timestep and how.steps > len(self.diffusion):
             raise UserError(f"eval.steps ({how.steps}) must not exceed {self.stage}.timesteps ({len(self.diffusion)})")
         if how.guidance != 1 and not self.knows_no_labels:
             raise UserError(
                 f"guidance {how.guidance:g}: this {self.stage} was trained with label_dropout=0 and never saw a "
-                f"picture without labels; leave guidance at 1"
+                f"picture without labels; set guidance to 1"
             )
         if takes_places(self.network):
             condition = with_chosen_places(condition, keys, self.layouts, how)
@@ -133,7 +133,7 @@ def denoising_errors(
     condition: Condition,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error (b,) of the network's prediction from x0 (b, c, h, w), noised to timesteps t (b,)."""
+    """Returns the mean squared error (b,) of the prediction from x0 (b, c, h, w), noised to timesteps t (b,)."""
     xt = diffusion.noised(x0, noise, t)
     with context.autocast():
         estimate = first_estimate(network, diffusion, xt, t, condition, keep, distributed.rank() * len(xt))
@@ -142,9 +142,9 @@ def denoising_errors(
 
 
 class DiffusionTask:
-    """Weighted squared error on what is predicted of noised x_0; conditions dropped for guidance, places by themselves.
+    """Trains on the weighted squared error of the prediction from noised x_0; drops conditions, and places alone.
 
-    `clean(index)` gives x_0 of those pictures; `sampler_of(network, layouts)` a sampler of it, for previews.
+    `clean(index)` gives x_0 of those pictures; `sampler_of(network, layouts)` gives a sampler for previews.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class DiffusionTask:
         )
         self.layouts = LayoutPrior.of(dataset.conditions) if takes_places(network) else LayoutPrior()
         self.ema = Ema(network, settings.ema)
-        if settings.compile:  # after its average was copied: previews stay as they are
+        if settings.compile:  # after the average was copied: previews are not compiled
             compile_network(network, context.device)
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
@@ -192,10 +192,10 @@ class DiffusionTask:
         return {"loss": loss, "gradient_norm": norm, **self._by_quartile(errors.detach(), t)}
 
     def _timesteps(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Timesteps (b,) and the weights (b,) of their losses.
+        """Draws timesteps (b,) and the weights (b,) of their losses.
 
-        `weighted` draws each as often as its loss weighs, evenly over the batch, and weighs all alike: the same
-        loss in expectation, from fewer pictures. Of uniform draws a half has next to no weight.
+        `weighted` draws each timestep in proportion to its loss weight, evenly over the batch, and weighs all alike:
+        the same loss in expectation with less variance. Half of uniform draws would have almost no weight.
         """
         if self.settings.timestep_draws == "uniform":
             t = draws.integers(self.settings.timesteps)
@@ -204,7 +204,7 @@ class DiffusionTask:
         return t, self.weights.mean().expand(len(t))
 
     def _by_quartile(self, errors: Tensor, t: Tensor) -> dict[str, Metric]:
-        """Unweighted error of each quarter of the timesteps, sum and count: where in the denoising it is learned."""
+        """Returns sum and count of the unweighted error in each quarter of the timesteps, for the log."""
         quarter = t * 4 // self.settings.timesteps
         found = [(quarter == q) for q in range(4)]
         return {f"error_q{q + 1}": ((errors * m).sum(), m.sum()) for q, m in enumerate(found)}

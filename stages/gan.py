@@ -1,4 +1,4 @@
-"""`make gan`, a stage of its own: the conditional residual WGAN-GP, on pictures or on the autoencoder's latents."""
+"""`make gan`, a separate stage: trains the conditional residual WGAN-GP on pictures or on the autoencoder's latents."""
 
 import math
 
@@ -35,12 +35,12 @@ from stages.vae import encode_set, load_vae, load_vae_of
 
 
 def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
-    """Channels and side of what the two networks work on."""
+    """Returns channels and side of what generator and critic work on."""
     return latent_channels if settings.space == "latents" else 3 * settings.stem**2, settings.size
 
 
 def build_generator(settings: Gan, classes: int, latent_channels: int) -> Generator | PlacedGenerator:
-    """The generator of a `gan` section."""
+    """Builds the generator of a `gan` section."""
     channels, size = _shape(settings, latent_channels)
     shape = {"bounded": settings.space == "pixels", "body": settings.body}
     of_section = settings.generator.model_dump(exclude={"entry"})
@@ -52,7 +52,7 @@ def build_generator(settings: Gan, classes: int, latent_channels: int) -> Genera
 
 
 def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic | PlacedCritic:
-    """The critic of a `gan` section."""
+    """Builds the critic of a `gan` section."""
     channels, size = _shape(settings, latent_channels)
     of_section = settings.critic.model_dump(exclude={"read"})
     if settings.critic.read == "places":
@@ -62,7 +62,7 @@ def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic | 
 
 
 class GanSampler:
-    """One pass of the generator, decoded where it works on latents."""
+    """Samples pictures in one pass of the generator, decoded if it works on latents."""
 
     def __init__(self, context: Context, generator: nn.Module, settings: Gan, vae: VQVAE | None, layouts: LayoutPrior):
         self.context, self.generator, self.settings, self.vae = context, generator, settings, vae
@@ -74,7 +74,7 @@ class GanSampler:
 
     @torch.no_grad()
     def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
-        """n conditions, n keys -> (n, 3, 64, 64) in [-1, 1]; of `how` only the batch and the places matter."""
+        """Samples n pictures (n, 3, 64, 64) in [-1, 1], one a condition and key. Of `how` it uses batch and places."""
         if takes_places(self.generator):
             condition = with_chosen_places(condition, keys, self.layouts, how)
 
@@ -85,7 +85,7 @@ class GanSampler:
         return in_batches(condition, keys, how.batch, self.context.device, make)
 
     def to_pictures(self, made: Tensor) -> Tensor:
-        """The generator's output -> (b, 3, 64, 64) in [-1, 1]."""
+        """Turns the generator's output into pictures (b, 3, 64, 64) in [-1, 1]."""
         if self.vae is not None:
             made = self.vae.decode(made.contiguous(memory_format=torch.channels_last))
         else:
@@ -94,7 +94,7 @@ class GanSampler:
 
 
 def load_gan(context: Context) -> tuple[GanSampler, dict]:
-    """The experiment's GAN as a sampler, and what its export says."""
+    """Loads the experiment's GAN as a sampler, and the description in its export."""
     generator, settings, about, layouts = load_trained(
         context, "gan", Gan, lambda s, a: build_generator(s, a["classes"], a["latent_channels"])
     )
@@ -103,12 +103,12 @@ def load_gan(context: Context) -> tuple[GanSampler, dict]:
 
 
 def auxiliary_weight(settings: Gan, step: int) -> float:
-    """Returns the weight of the generator's label loss at a step, as `auxiliary_schedule` has it over the run."""
+    """Returns the weight of the generator's label loss at a step, by `auxiliary_schedule` over the run."""
     return settings.auxiliary * AUXILIARY_SCHEDULES[settings.auxiliary_schedule](step / settings.steps)
 
 
 class GanTask:
-    """`critic_steps` critic updates, each one combined backward, then one generator update."""
+    """Trains by `critic_steps` critic updates, each with one combined backward pass, then one generator update."""
 
     def __init__(self, context: Context, dataset: Dataset, vae: VQVAE | None):
         self.context, self.dataset, self.settings, self.vae = context, dataset, context.config.gan, vae
@@ -147,9 +147,9 @@ class GanTask:
 
     @torch.no_grad()
     def _fakes(self, rows: list[Tensor], draws: Draws) -> tuple[Tensor, ...]:
-        """What the critic's steps are shown of the generator, which waits for all of them: one pass makes it.
+        """Generates what all critic steps are shown, in one pass: the generator does not change between them.
 
-        A batch norm is over one batch, as in the generator's own step: then it takes a pass each.
+        With batch norm it takes one pass a step, since the norm is over one batch, as in the generator's own step.
         """
         noise = [self._noise(draws) for _ in rows]
         with self.context.autocast():
@@ -224,7 +224,7 @@ class GanTask:
 
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
-    dataset.must_know_places(context.config.places_of("gan"))  # `models` may not name it
+    dataset.must_know_places(context.config.places_of("gan"))  # `models` may not list it
     parents, vae = {"data": dataset.sha256}, None
     if context.config.gan.space == "latents":
         vae, about = load_vae(context)

@@ -1,4 +1,4 @@
-"""`make ldm`, stage 2: a cross-attention UNet on the autoencoder's latents, with a DDIM sampler."""
+"""`make ldm`, stage 2: trains a cross-attention UNet on the autoencoder's latents; DDIM samples from it."""
 
 from collections.abc import Callable
 
@@ -21,20 +21,20 @@ from stages.vae import decoder_of, encode_set, load_vae, load_vae_of
 
 
 def build_unet(settings: Ldm, inputs: int, classes: int, most: int) -> UNet:
-    """The network of an `ldm` section, for latents of `inputs` channels and at most `most` labels a picture."""
+    """Builds the network of an `ldm` section for latents of `inputs` channels and up to `most` labels a picture."""
     return UNet(inputs, classes, most, **settings.network.model_dump())
 
 
 def latent_sampler(
     context: Context, unet: UNet, vae: VQVAE, settings: Ldm, layouts: LayoutPrior, guide: LogProbability | None
 ) -> DiffusionSampler:
-    """A sampler of pictures from a network on latents."""
+    """Returns a sampler of pictures for a network on latents."""
     shape, decode = (unet.inputs, 8, 8), decoder_of(vae, context)
     return DiffusionSampler(context, "ldm", unet, settings, shape, decode, layouts, guide)
 
 
 def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
-    """The experiment's LDM as a sampler, and what its export says. Refuses an autoencoder it was not trained on."""
+    """Loads the experiment's LDM as a sampler, and the description in its export. Refuses another autoencoder."""
     unet, settings, about, layouts = load_trained(
         context, "ldm", Ldm, lambda s, a: build_unet(s, a["inputs"], a["classes"], a["most"])
     )
@@ -45,7 +45,7 @@ def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
 
 
 def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) -> DiffusionTask:
-    """Diffusion on the set's latents (n, c, 8, 8), encoded once."""
+    """Returns the task of diffusion on the set's latents (n, c, 8, 8), which were encoded once."""
     settings = context.config.ldm
     facts = {
         "inputs": latents.shape[1],
@@ -72,7 +72,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
 
 def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset = load_dataset(context.config, context.device)
-    dataset.must_know_places(context.config.places_of("ldm"))  # `models` may not name it
+    dataset.must_know_places(context.config.places_of("ldm"))  # `models` may not list it
     vae, about = load_vae(context)
     parents = {"data": dataset.sha256, "vae": about["sha256"]}
     if context.config.ldm.network.wants_layouts:

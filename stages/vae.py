@@ -1,4 +1,4 @@
-"""`make vae`, stage 1: a VQ-VAE with a patch discriminator, judged by what the evaluator reads from reconstructions."""
+"""`make vae`, stage 1: trains a VQ-VAE with a patch discriminator; the judge reads its reconstructions."""
 
 from collections.abc import Callable, Iterator
 
@@ -30,8 +30,8 @@ from stages.engine.trained import load_trained
 from stages.judge import load_evaluator, scores
 
 HINGE = LOSSES["hinge"]
-JUDGED_FROM = 500  # step from which a preview says that reconstructions show nothing; before it they often do
-WINDOW = 4  # cells a side of what `windows_until` trains on: a quarter of a picture
+JUDGED_FROM = 500  # step from which a preview warns if reconstructions show nothing; before it that is common
+WINDOW = 4  # side in cells of what `windows_until` trains on: a quarter of a picture
 NETWORK_KEYS = {
     *("channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels"),
     *("quantizer", "decodes"),
@@ -39,32 +39,32 @@ NETWORK_KEYS = {
 
 
 def build_vae(settings) -> VQVAE:
-    """The network of a `vae` section."""
+    """Builds the network of a `vae` section."""
     options = getattr(settings, settings.quantizer).model_dump(exclude={"start"})
     return VQVAE(options=options, **settings.model_dump(include=NETWORK_KEYS))
 
 
 def load_vae(context: Context) -> tuple[VQVAE, dict]:
-    """The experiment's autoencoder, frozen on the device, and what its export says of itself."""
+    """Loads the experiment's autoencoder, frozen on the device, and the description in its export."""
     vae = load_trained(context, "vae", Vae, lambda settings, about: build_vae(settings))
     return vae.network, vae.about
 
 
 def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
-    """The autoencoder that a stage's export, described by `about`, was trained on. Refuses any other."""
+    """Loads the autoencoder that a stage's export was trained on, by its description `about`. Refuses any other."""
     vae, vae_about = load_vae(context)
     trained_on = about["parents"]["vae"]
     if vae_about["sha256"] != trained_on:
         raise UserError(
             f"{context.export(stage)} was trained on another autoencoder (vae: {trained_on[:12]} -> "
-            f"{vae_about['sha256'][:12]}); train it anew with {context.make(f'{stage} FRESH=1')}"
+            f"{vae_about['sha256'][:12]}); train it again with {context.make(f'{stage} FRESH=1')}"
         )
     return vae
 
 
 @torch.no_grad()
 def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context) -> Iterator[Tensor]:
-    """A set (n, 3, 64, 64) uint8, wherever it lies, through an encoder on the device: (at most 256, c, 8, 8) a part."""
+    """Encodes a set (n, 3, 64, 64) uint8, which may be on another device, in parts: yields (at most 256, c, 8, 8)."""
     for part in images.split(256):
         pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
         with context.autocast():
@@ -73,12 +73,12 @@ def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context
 
 
 def encode_set(vae: VQVAE, images: Tensor, context: Context) -> Tensor:
-    """The whole set (n, 3, 64, 64) uint8 -> normalised latents (n, c, 8, 8) float32 on the device."""
+    """Encodes a whole set (n, 3, 64, 64) uint8 to normalised latents (n, c, 8, 8) float32 on the device."""
     return torch.cat([*encoded(vae.encode, images, context)])
 
 
 def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
-    """Normalised latents (b, c, 8, 8) -> pictures (b, 3, 64, 64)."""
+    """Returns a function from normalised latents (b, c, 8, 8) to pictures (b, 3, 64, 64) in [-1, 1]."""
 
     def decode(latents: Tensor) -> Tensor:
         with context.autocast():
@@ -88,10 +88,10 @@ def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
 
 
 def windows(condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Row and column (b,) int64, in cells of 8x8 pixels, of a window of 4x4 cells about an object of each picture.
+    """Draws a window of 4x4 cells around an object of each picture: its row and column (b,) int64, in 8x8-pixel cells.
 
-    The object is drawn among those whose place is known, and the window lies up to a cell beside it; of a picture
-    without any it lies anywhere.
+    The object is drawn from those whose place is known, and the window is up to one cell off its centre. In a picture
+    without known places the window is anywhere.
     """
     chance = draws.uniform(condition.slots).masked_fill(~condition.placed, -1.0)
     place = condition.places.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))[:, 0]
@@ -101,7 +101,7 @@ def windows(condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def window_of(maps: Tensor, row: Tensor, column: Tensor, cell: int) -> Tensor:
-    """(b, c, 8 cell, 8 cell) -> (b, c, 4 cell, 4 cell): each row's own window."""
+    """Cuts each row's window out of maps: (b, c, 8 cell, 8 cell) -> (b, c, 4 cell, 4 cell)."""
     within = torch.arange(WINDOW * cell, device=maps.device)
     batch = torch.arange(len(maps), device=maps.device)[:, None, None]
     rows, columns = (cell * row)[:, None] + within, (cell * column)[:, None] + within
@@ -110,7 +110,7 @@ def window_of(maps: Tensor, row: Tensor, column: Tensor, cell: int) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) -> tuple[Tensor, Tensor]:
-    """(n, 3, 64, 64) uint8 -> reconstructions (n, 3, 64, 64) in [-1, 1] and code indices (n, 8, 8)."""
+    """Reconstructs pictures (n, 3, 64, 64) uint8: (n, 3, 64, 64) in [-1, 1], and their code indices (n, 8, 8)."""
     made, codes = [], []
     for part in images.split(256):
         with context.autocast():
@@ -121,9 +121,9 @@ def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) ->
 
 
 def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float]:
-    """On the held-out pictures: PSNR (of the mean squared error, pixels in [0, 1]), code use, the judge's accuracy.
+    """Measures PSNR (pixels in [0, 1]), the use of codes and the judge's accuracy on the held-out pictures.
 
-    Reconstructions are decoded as samples are, from codes or from latents; the other way stands beside it.
+    Reconstructions are decoded as samples are, from codes or from latents; the other way is measured beside it.
     """
     images, labels = dataset.held_out_images, dataset.held_out_labels
     made, codes = reconstruct(vae, images, context, vae.decodes_codes)
@@ -143,18 +143,19 @@ def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context
 
 
 def shows_nothing(metrics: dict[str, float]) -> str | None:
-    """What to say where the judge reads no more from reconstructions than it would by chance; else None."""
+    """Returns a warning if the judge reads no more from reconstructions than it would by chance, else None."""
     read, original = metrics["reconstruction_accuracy"], metrics["original_accuracy"]
     if read >= 0.25 * original:
         return None
     return (
         f"the judge reads {read:.3f} of the labels from reconstructions and {original:.3f} from the pictures; if the "
-        "loss no longer falls, the latents have collapsed: lower vae.learning_rate or raise vae.warmup, start anew"
+        "loss no longer falls, the latents have collapsed: lower vae.learning_rate or raise vae.warmup, then run "
+        "with FRESH=1"
     )
 
 
 class VaeTask:
-    """reconstruction + perceptual + commitment + classification + adversarial, each where its weight is not 0.
+    """Trains on reconstruction + perceptual + commitment + classification + adversarial, those of nonzero weight.
 
     The discriminator sees the same reconstructions.
     """
@@ -180,7 +181,11 @@ class VaeTask:
             self.discriminator = PatchDiscriminator(d.channels, d.layers).to(
                 context.device, memory_format=torch.channels_last
             )
-            schedule = {"steps": max(1, s.steps - d.start), "warmup": 0, "decay": "constant"}  # its own, from its start
+            schedule = {
+                "steps": max(1, s.steps - d.start),
+                "warmup": 0,
+                "decay": "constant",
+            }  # it has its own schedule, from its own start
             settings = s.model_copy(
                 update={
                     "learning_rate": d.learning_rate,
@@ -249,9 +254,9 @@ class VaeTask:
         return metrics
 
     def _through(self, latents: Tensor, quantize: bool, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """The network from its latents on; the decoder learns to bear noise and what is not quantised, as configured.
+        """Quantises and decodes latents; as configured, the decoder learns from noisy and unquantised ones.
 
-        A sampler leaves latents that are a little off: a decoder that has seen such draws better pictures of them
+        A sampler's latents are slightly off, and a decoder that has seen such latents decodes them better
         (arXiv 2507.15856, 2510.11690).
         """
         s = self.settings
@@ -262,14 +267,14 @@ class VaeTask:
             given = torch.where(draws.uniform(1, 1, 1) < s.unquantized, latents, given)
         if s.decoder_noise > 0:
             moments = torch.stack([latents.detach(), latents.detach().square()]).mean((1, 3, 4))
-            mean, square = distributed.average(moments)  # of the whole batch, whatever part this process has
+            mean, square = distributed.average(moments)  # of the global batch, not of this process's part
             deviation = (square - mean.square()).clamp(min=0).sqrt()[:, None, None]
             amount = s.decoder_noise * draws.normal(1, 1, 1).abs()
             given = given + amount * deviation * draws.normal(*latents.shape[1:])
         return self.network.decoder(given).float(), indices, commitment
 
     def _start_codebook(self, batches: int = 16) -> None:
-        """K-means over the latents of pictures spread evenly over the set, the same in every process."""
+        """Starts the codebook by k-means on latents of pictures spread over the set, alike in all processes."""
         count = len(self.dataset.images)
         chosen = torch.linspace(0, count - 1, min(count, batches * self.settings.batch)).long()
         with torch.no_grad(), self.context.autocast():
