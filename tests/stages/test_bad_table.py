@@ -147,7 +147,7 @@ DATA = [
     ("test.json empty set", text("test.json", "[[]]"), ["test.json, set 0", "empty label set"]),
     ("test.json unknown", text("test.json", '[["red cub"]]'), ["set 0", "did you mean 'red cube'"]),
     ("new_test.json twice", text("new_test.json", '[["red cube", "red cube"]]'), ["set 0", "appears twice"]),
-    ("validation.json shared", validation({FIRST: ["red cube"]}), [FIRST, "in train.json too"]),
+    ("validation.json shared", validation({FIRST: ["red cube"]}), [FIRST, "also in train.json"]),
     ("validation.json unknown", validation({"v.png": ["pink cube"]}), ["validation.json", "pink cube"]),
     ("validation.json cut", text("validation.json", "{"), ["validation.json", "not valid JSON"]),
     ("validation.json loops", loop("validation.json"), ["validation.json"]),
