@@ -126,7 +126,7 @@ def joined(parts: Sequence[Condition]) -> Condition:
 def blobs(places: Tensor, side: int, deviation: float = 0.8) -> Tensor:
     """Returns a Gaussian around each place (b, m, 2) -> (b, m, side, side), `deviation` cells wide, 1 at its centre.
 
-    Cell (i, j) has its centre at ((j + 0.5) / side, (i + 0.5) / side). It is 0 where the place is unknown.
+    Cell (i, j) has its centre at ((j + 0.5) / side, (i + 0.5) / side). Blobs are 0 where the place is unknown.
     """
     centres = (torch.arange(side, device=places.device, dtype=places.dtype) + 0.5) / side
     x, y = ((((places[..., i, None] - centres) * (side / deviation)).square() / -2).exp() for i in (0, 1))
@@ -134,7 +134,7 @@ def blobs(places: Tensor, side: int, deviation: float = 0.8) -> Tensor:
     return known[..., None, None] * y[..., :, None] * x[..., None, :]
 
 
-BACKGROUND_WEIGHT = 0.05  # of a cell without an object: nineteen of twenty cells are
+BACKGROUND_WEIGHT = 0.05  # of a cell without an object, as nineteen of twenty are
 
 
 def cell_labels(condition: Condition, side: int) -> Tensor:

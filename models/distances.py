@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Returns the Fréchet distance of features (n, d) and (m, d) (arXiv 1706.08500, eq. 6), computed in float64.
+    """Returns the Frechet distance of features (n, d) and (m, d) (arXiv 1706.08500, eq. 6), computed in float64.
 
     It is |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)). Fewer pictures make it larger: compare only figures over
     the same number.

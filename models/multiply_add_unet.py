@@ -89,7 +89,7 @@ class MultiplyAddUNet(nn.Module):
             return self.label[name](labels) * x + self.time[name](time) if name in self.label else x
 
         entered = self.enter(x)
-        if self.raster is not None:  # upsampled last, so that the 1x1 convolution runs once per cell
+        if self.raster is not None:  # upsampled after its 1x1 convolution, which runs once per cell
             entered = entered + F.interpolate(self.raster(condition, keep, MAP), x.shape[2:])
         half = F.max_pool2d(self.down1(conditioned("down1", entered)), 2)
         quarter = F.max_pool2d(self.down2(conditioned("down2", half)), 2)
