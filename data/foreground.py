@@ -1,4 +1,4 @@
-"""What in a picture is an object and not scenery, by its difference from the median picture of the set."""
+"""Tells objects from scenery by a picture's difference from the median picture of the set."""
 
 import torch
 import torch.nn.functional as F
@@ -8,16 +8,16 @@ from data.images import to_unit
 
 
 def median_picture(images: Tensor, device: torch.device) -> Tensor:
-    """The median picture (1, 3, 64, 64) in [-1, 1] of a sample of the set: what is scenery and not an object."""
+    """Returns the median picture (1, 3, 64, 64) in [-1, 1] of a sample of the set: the scenery without objects."""
     chosen = torch.linspace(0, len(images) - 1, min(len(images), 501), device=images.device).long()
     # on the CPU: a GPU has no deterministic median
     return to_unit(images[chosen]).cpu().median(dim=0).values[None].to(device)
 
 
 def pixel_weights(images: Tensor, background: Tensor | None, foreground: float) -> Tensor:
-    """Weights (b, 1, 64, 64) of pixels' errors: 1 + `foreground` where a picture differs from the median picture."""
+    """Returns pixel weights (b, 1, 64, 64): up to 1 + `foreground` where a picture differs from the median picture."""
     if background is None:
         return torch.ones_like(images[:, :1])
     differs = ((images - background).abs().amax(dim=1, keepdim=True) / 0.2).clamp(max=1)
-    # an object's rim, and what is wrongly drawn beside it, count like the object
+    # an object's edge, and errors next to it, count like the object
     return 1 + foreground * F.max_pool2d(differs, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""A folder in the lab's layout -> one uint8 array of 64x64 pictures with their labels.
+"""Reads a folder in the lab's layout into one uint8 array of 64x64 pictures with labels and places.
 
     iclevr/ or iclevr.zip   the pictures, of any size
     train.json              {file name: [object, ...]}
@@ -28,20 +28,20 @@ from data.places import read_places, recovered
 
 SIZE = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # what is in the file, whatever its name: others may run programs
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content, not by name: decoders of other formats may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
 CONDITION_FILES = ("test", "new_test")
-VERSION = 4  # raised when `read_folder` makes something else of the same files: 4 is places from the pictures
-UNKNOWN = -1  # fills `objects` beyond a picture's last, and places that are not known
+VERSION = 4  # raised when `read_folder` reads the same files differently: 4 added places from the pictures
+UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown places
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures with what they show; held-out ones, of validation, after all others.
+    """Pictures, their objects and their places; the held-out (validation) pictures come last.
 
     `images` (n, 3, 64, 64) uint8; `labels` (n, k) uint8, multi-hot; `held_out` (n,) bool; `objects` (n, m) int64,
     indices in the order of the picture's list, then -1; `places` (n, m, 2) float32, x to the right and y downwards in
-    [0, 1] of the picture, -1 where it is not known. `source`: where the places are from, in words.
+    [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
     """
 
     images: Tensor
@@ -53,9 +53,9 @@ class ImageSet:
     source: str
 
     def part(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, objects and places of the training or of the held-out pictures.
+        """Returns the images, objects and places of the training or the held-out pictures.
 
-        The images are a view where those pictures lie together: an array that is mapped from a file stays so.
+        The images are a view if those pictures are contiguous, so an array mapped from a file stays mapped.
         """
         (chosen,) = (self.held_out == held_out).nonzero(as_tuple=True)
         first, last = int(chosen[0]), int(chosen[-1]) + 1
@@ -63,9 +63,9 @@ class ImageSet:
         return images, self.objects[chosen], self.places[chosen]
 
     def found(self) -> str:
-        """How many places are known and where from, in words."""
+        """Returns how many places are known and their source, in words."""
         objects, known = int((self.objects >= 0).sum()), int((self.places[..., 0] >= 0).sum())
-        return f"places of {known:,} of {objects:,} objects, {self.source}" if known else "places of no object"
+        return f"places of {known:,} of {objects:,} objects, {self.source}" if known else "no object has a known place"
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 class _Pictures:
-    """The picture files of a folder or of a zip, by their bare names."""
+    """The picture files of a folder or a zip, by file name."""
 
     def __init__(self, folder: Path):
         self.folder, self.zip = folder / "iclevr", folder / "iclevr.zip"
@@ -86,14 +86,14 @@ class _Pictures:
             self.where = self.zip
             self.names = self._members()
         else:
-            raise DataError(f"{folder}: neither iclevr/ nor iclevr.zip is there; put the pictures into {self.folder}")
+            raise DataError(f"{folder}: neither iclevr/ nor iclevr.zip exists; put the pictures into {self.folder}")
         if not self.names:
-            raise DataError(f"{self.where}: no pictures ({', '.join(SUFFIXES)}); put them there")
+            raise DataError(f"{self.where}: no pictures ({', '.join(SUFFIXES)}); add some")
 
     def _members(self) -> dict[str, zipfile.ZipInfo]:
         try:
             self._archive = zipfile.ZipFile(self.zip)
-        except Exception as error:  # a damaged directory of members ends in many ways
+        except Exception as error:  # a damaged zip directory raises many kinds of exception
             raise DataError(f"{self.zip}: not a readable zip ({error}); restore the file") from None
         members = {}
         for member in self._archive.infolist():
@@ -106,7 +106,7 @@ class _Pictures:
                 raise DataError(f"{self.zip}: two members are called {path.name}; rename one")
             if member.file_size > 3 * LARGEST_SIDE**2:
                 raise DataError(
-                    f"{self.zip}: member {member.filename!r} unpacks to {member.file_size} bytes; remove it"
+                    f"{self.zip}: member {member.filename!r} unpacks to {member.file_size} bytes, too many; remove it"
                 )
             members[path.name] = member
         return members
@@ -116,12 +116,12 @@ class _Pictures:
             return self._archive.read(self.names[name]) if self._archive else self.names[name].read_bytes()
         except MemoryError:
             raise
-        except Exception as error:  # each compression has faults of its own
+        except Exception as error:  # each compression raises different exceptions
             raise DataError(f"{self.where}: {name} cannot be read ({error}); restore it") from None
 
     def stamps(self) -> Iterator[str]:
-        """What changes when a picture does: the checksums that a zip keeps, or the files' place, sizes and times."""
-        if self._archive:  # so a zip that is copied or moved stays the same
+        """Yields what changes with a picture: a zip's checksums, or the folder's path and the files' sizes, times."""
+        if self._archive:  # a zip that is copied or moved keeps its stamps
             yield from (f"{name} {m.file_size} {m.CRC:08x}" for name, m in sorted(self.names.items()))
         else:
             yield str(self.folder.resolve())
@@ -131,24 +131,24 @@ class _Pictures:
 
 
 def _png_depth(content: bytes) -> int:
-    """Bits a channel of a PNG, from its header; 8 of anything else. Pillow cuts a colour PNG's 16 to 8 unasked."""
+    """Returns a PNG's bits per channel, 8 for other formats. Pillow silently cuts a colour PNG from 16 to 8 bits."""
     return content[24] if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 24 else 8
 
 
 def decode(content: bytes, where: str) -> np.ndarray:
-    """A picture file's bytes -> (3, 64, 64) uint8, squashed to a square with antialiasing.
+    """Decodes a picture file's bytes to (3, 64, 64) uint8, resized to a square with antialiasing.
 
-    Grey and palette pictures are converted; 16-bit, transparent and animated ones are refused, as a conversion
-    would guess. Raises DataError.
+    Grey and palette pictures are converted; 16-bit, transparent and animated ones are refused, as converting them
+    would be a guess. Raises DataError.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if max(picture.size) > LARGEST_SIDE:
                 raise DataError(f"{where}: {picture.width}x{picture.height} pixels; the largest side is {LARGEST_SIDE}")
             if getattr(picture, "n_frames", 1) > 1:
-                raise DataError(f"{where}: an animated picture; save one frame of it")
+                raise DataError(f"{where}: an animated picture; save a single frame")
             if picture.mode.startswith(("I", "F")) or _png_depth(content) > 8:
-                raise DataError(f"{where}: a picture of 16 or 32 bits a channel; save it with 8")
+                raise DataError(f"{where}: a picture with 16 or 32 bits per channel; save it with 8")
             if "A" in picture.getbands() or "transparency" in picture.info:
                 picture = picture.convert("RGBA")
                 if picture.getextrema()[3][0] < 255:
@@ -159,20 +159,20 @@ def decode(content: bytes, where: str) -> np.ndarray:
             return np.asarray(picture).transpose(2, 0, 1)
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # Pillow's readers end in many ways on damaged files
+    except Exception as error:  # Pillow's readers raise many kinds of exception on damaged files
         raise DataError(f"{where}: not a readable picture ({str(error)[:80]}); restore it") from None
 
 
 def _scene(name: str) -> str:
-    """CLEVR_train_002066_1.png -> CLEVR_train_002066: the pictures of one scene share their first objects."""
+    """CLEVR_train_002066_1.png -> CLEVR_train_002066: returns the scene, whose pictures share their first objects."""
     stem, _, last = PurePosixPath(name).stem.rpartition("_")
     return stem if stem and last.isdigit() else PurePosixPath(name).stem
 
 
 def _hold_out(names: list[str], every: int) -> Tensor:
-    """Marks each `every`-th scene, in the order of names: no scene is on both sides.
+    """Marks every `every`-th scene in name order, so that no scene is on both sides of the split.
 
-    Names without scenes (photo_0001, photo_0002, ...) look like one or few: then each picture is its own.
+    Names without scenes (photo_0001, photo_0002, ...) look like one or few scenes: then each picture counts as one.
     """
     groups = list(map(_scene, names))
     if len(set(groups)) < every:
@@ -182,9 +182,9 @@ def _hold_out(names: list[str], every: int) -> Tensor:
 
 
 def fingerprint(folder: Path, validation_every: int) -> str:
-    """A quick key of what `read_folder` makes of a folder's present content, without reading a picture.
+    """Returns a quick key for what `read_folder` would return now, without reading any picture.
 
-    Raises DataError where the folder is incomplete.
+    Raises DataError if the folder is incomplete.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
@@ -202,7 +202,7 @@ def _empty(*shape: int) -> Tensor:
 
 
 def _as_tensors(lists: list[list[int]], places: list[list[Place | None]]) -> tuple[Tensor, Tensor]:
-    """Indices and places in lists, one a picture -> `objects` and `places` of an ImageSet."""
+    """Converts lists of indices and places, one per picture, to `objects` and `places` of an ImageSet."""
     objects = torch.full((len(lists), max(map(len, lists))), UNKNOWN)
     where = torch.full((*objects.shape, 2), float(UNKNOWN))
     for i, row in enumerate(lists):
@@ -214,13 +214,13 @@ def _as_tensors(lists: list[list[int]], places: list[list[Place | None]]) -> tup
 
 
 def _both(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, list[int]], set[str] | None]:
-    """All pictures' objects, and which pictures validation.json holds out, or None where there is none."""
+    """Returns all pictures' objects, and the pictures that validation.json holds out (None without that file)."""
     listed = read_picture_labels(folder / "train.json", vocabulary)
-    if not os.path.lexists(folder / "validation.json"):  # true of a link that leads nowhere: read_json says so
+    if not os.path.lexists(folder / "validation.json"):  # also true for a broken link, which read_json reports
         return listed, None
     more = read_picture_labels(folder / "validation.json", vocabulary)
     if shared := set(listed) & set(more):
-        raise DataError(f"{folder / 'validation.json'}: {min(shared)} is in train.json too; remove it from one")
+        raise DataError(f"{folder / 'validation.json'}: {min(shared)} is also in train.json; remove it from one")
     return listed | more, set(more)
 
 
@@ -229,8 +229,8 @@ def read_folder(
 ) -> ImageSet:
     """Reads, checks and decodes a whole folder. `progress` wraps the iterator over pictures.
 
-    Without a validation.json each `validation_every`-th scene is held out. `empty(n, 3, 64, 64)` makes the uint8
-    array that is filled. Raises DataError.
+    Without a validation.json every `validation_every`-th scene is held out. `empty(n, 3, 64, 64)` makes the uint8
+    array to fill. Raises DataError.
     """
     vocabulary = read_vocabulary(folder / "objects.json")
     listed, apart = _both(folder, vocabulary)
@@ -238,16 +238,16 @@ def read_folder(
     pictures = _Pictures(folder)
     missing = [name for name in listed if name not in pictures.names]
     if missing:
-        raise DataError(f"{pictures.where}: {missing[0]} is missing but has labels ({len(missing)} such); restore it")
+        raise DataError(f"{pictures.where}: {missing[0]} is missing but has labels ({len(missing)} in all); restore it")
     unlabelled = set(pictures.names) - set(listed)
     if unlabelled:
         where, first = folder / "train.json", min(unlabelled)
-        raise DataError(f"{where}: picture {first} has no labels ({len(unlabelled)} such); add them or remove it")
+        raise DataError(f"{where}: picture {first} has no labels ({len(unlabelled)} in all); add them or remove it")
     names = list(listed)
     held_out = _hold_out(names, validation_every) if apart is None else torch.tensor([n in apart for n in names])
     if held_out.all() or not held_out.any():
-        mend = "change data.validation_every or write a validation.json"
-        raise DataError(f"{folder}: nothing on one side of the validation split; {mend}")
+        mend = "change data.validation_every or add a validation.json"
+        raise DataError(f"{folder}: one side of the validation split is empty; {mend}")
     order = held_out.int().argsort(stable=True)
     names, held_out = [names[i] for i in order.tolist()], held_out[order]
     images = empty(len(names), 3, SIZE, SIZE)
@@ -263,5 +263,5 @@ def read_folder(
 
 
 def read_test_sets(folder: Path, vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
-    """The label sets of test.json and new_test.json: indices, in the order of each set."""
+    """Reads the label sets of test.json and new_test.json as indices, in the order of each set."""
     return {name: read_conditions(folder / f"{name}.json", vocabulary) for name in CONDITION_FILES}

@@ -1,4 +1,4 @@
-"""Object names <-> indices, label sets <-> multi-hot vectors, text <-> objects with places, and the files of them."""
+"""Converts object names, label sets and text with places to indices and tensors, and reads label files."""
 
 import difflib
 import hashlib
@@ -14,23 +14,23 @@ from torch import Tensor
 
 SHAPES = ("cube", "sphere", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
-SPOT = 0.02  # of the picture's side: objects nearer to one another than that stand on one spot
+SPOT = 0.02  # of the picture's side: the smallest distance allowed between two objects
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?")
 
 Place = tuple[float, float]  # x to the right, y downwards, each in [0, 1] of the picture
 
 
 def _spoken(name: str) -> str:
-    """A name as it is compared with what is asked for: spacing and case are free."""
+    """Normalises a name for comparison: spacing and case do not matter."""
     return " ".join(name.split()).casefold()
 
 
 class DataError(Exception):
-    """A fault in the user's data: one line that names the file and the mend."""
+    """An error in the user's data: one line that names the file and the fix."""
 
 
 def on_one_spot(places: Sequence[Place | None]) -> tuple[int, int] | None:
-    """The first two of the known places that are nearer to one another than `SPOT`, or None."""
+    """Returns the indices of the first two known places that are closer than `SPOT`, or None."""
     known = [(i, place) for i, place in enumerate(places) if place is not None]
     close = ((i, j) for (i, a), (j, b) in combinations(known, 2) if math.dist(a, b) < SPOT)
     return next(close, None)
@@ -52,7 +52,7 @@ class Vocabulary:
     __hash__ = None
 
     def indices(self, names: list[str], where: str) -> list[int]:
-        """The indices of one label set. Raises DataError for an unknown, a repeated or no name."""
+        """Returns the indices of one label set. Raises DataError for an unknown name, a repeated name or no name."""
         if not names:
             raise DataError(f"{where}: an empty label set; name at least one object")
         found = []
@@ -61,22 +61,22 @@ class Vocabulary:
                 near = difflib.get_close_matches(str(name), self.names, n=1, cutoff=0.0)
                 raise DataError(f"{where}: unknown object {name!r}; did you mean {near[0]!r}?")
             if self.index[name] in found:
-                raise DataError(f"{where}: {name!r} stands twice in one label set; name each object once")
+                raise DataError(f"{where}: {name!r} appears twice in one label set; name each object once")
             found.append(self.index[name])
         return found
 
     def multi_hot(self, label_sets: list[list[int]]) -> Tensor:
-        """Label sets as a float tensor (n, len(self)) of zeros and ones."""
+        """Converts label sets to a float tensor (n, len(self)) of zeros and ones."""
         labels = torch.zeros(len(label_sets), len(self))
         for row, indices in zip(labels, label_sets, strict=True):
             row[indices] = 1.0
         return labels
 
     def parse(self, text: str) -> tuple[list[int], list[Place | None]]:
-        """Text, "red cube at 0.3 0.6, cyan sphere" -> the objects' indices in this order, and their places or None.
+        """Parses text, "red cube at 0.3 0.6, cyan sphere", into indices in this order, and their places or None.
 
-        Spacing and case are free, grey may be gray. A name may hold the word "at": it is a place's only where a known
-        name stands before it. Raises DataError.
+        Spacing and case do not matter, and grey means gray. A name may contain the word "at": it introduces a place
+        only after a known name. Raises DataError.
         """
         where, asked = f"labels {text!r}", []
         for part in filter(None, map(_spoken, text.split(","))):
@@ -84,36 +84,36 @@ class Vocabulary:
         indices, places = self.indices([name for name, _ in asked], where), [place for _, place in asked]
         if spot := on_one_spot(places):
             first, second = (asked[i][0] for i in spot)
-            raise DataError(f"{where}: {first!r} and {second!r} stand on one spot; keep them {SPOT:g} or more apart")
+            raise DataError(f"{where}: {first!r} and {second!r} are too close; place them {SPOT:g} or more apart")
         return indices, places
 
     def _known(self, spoken: str) -> str | None:
-        """The name that was meant by the words of `_spoken`, if there is one."""
+        """Returns the name that matches an output of `_spoken`, or None."""
         folded = {_spoken(name): name for name in self.names}
         return folded.get(spoken) or folded.get(spoken.replace("grey", "gray"))
 
     def _asked(self, part: str, where: str) -> tuple[str, Place | None]:
-        """One part of a text, "red cube at 0.3 0.6" -> a name for `indices`, and the place if one is said."""
+        """Splits one part of a text, "red cube at 0.3 0.6", into a name for `indices` and the place, if given."""
         before, at, after = f"{part} ".rpartition(" at ")
         if self._known(part) or not at:
             return self._known(part) or part, None
         name, numbers = self._known(before), after.split()
         whole = len(numbers) == 2 and all(map(NUMBER.fullmatch, numbers))
-        if name is None:  # `indices` says which name is meant
+        if name is None:  # `indices` suggests the nearest name
             return (before if whole else part), None
         x, y = map(float, numbers) if whole else (math.nan, math.nan)
         if not (0 <= x <= 1 and 0 <= y <= 1):
-            fault = "outside the picture" if whole else "no place"
-            mend = f"say {name + ' at 0.3 0.6'!r}: from the left and from the top, each from 0 to 1"
+            fault = "outside the picture" if whole else "not a place"
+            mend = f"write {name + ' at 0.3 0.6'!r}: from the left and from the top, each from 0 to 1"
             raise DataError(f"{where}: {('at ' + after).strip()!r} is {fault}; {mend}")
         return name, (x, y)
 
     def describe(self, labels: Tensor) -> list[str]:
-        """Multi-hot (n, len(self)) -> "red cube, cyan sphere" for each row."""
+        """Describes each row of multi-hot labels (n, len(self)) as "red cube, cyan sphere"."""
         return [", ".join(self.names[i] for i in row.nonzero().flatten().tolist()) for row in labels]
 
     def describe_placed(self, objects: Tensor, places: Tensor) -> list[str]:
-        """Indices (n, m) and places (n, m, 2), -1 where there is none -> "red cube at 0.30 0.60, cyan sphere"."""
+        """Describes indices (n, m) with places (n, m, 2), -1 for none, as "red cube at 0.30 0.60, cyan sphere"."""
 
         def words(index: int, x: float, y: float) -> str:
             return self.names[index] + (f" at {x:.2f} {y:.2f}" if x >= 0 else "")
@@ -126,19 +126,19 @@ CLEVR = Vocabulary([f"{colour} {shape}" for shape in SHAPES for colour in COLOUR
 
 
 def read_json(path: Path):
-    """A JSON file's content. Raises DataError where it is missing, not UTF-8, not JSON, or repeats a key."""
+    """Returns a JSON file's content. Raises DataError if it is missing, not UTF-8, not JSON, or repeats a key."""
 
     def unique(pairs):
         keys = [key for key, _ in pairs]
         if len(set(keys)) != len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{path}: {twice!r} stands twice; remove one")
+            raise DataError(f"{path}: {twice!r} appears twice; remove one")
         return dict(pairs)
 
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; a data folder holds the lab's files (README, 'Your own data')") from None
+        raise DataError(f"{path} is missing; the README, 'Your own data', lists the files of a data folder") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({str(error).splitlines()[0]}); restore the file") from None
     except OSError as error:
@@ -146,7 +146,7 @@ def read_json(path: Path):
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """`objects.json`: {name: index}, the indices being 0 .. n-1, each once."""
+    """Reads `objects.json`, {name: index}, whose indices are 0 .. n-1, each once."""
     content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise DataError(f'{path}: expected {{"gray cube": 0, ...}}')
@@ -157,7 +157,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
     spoken = list(map(_spoken, content))
     for name, words in zip(content, spoken, strict=True):
         if not words or "," in words or spoken.count(words) > 1:
-            raise DataError(f"{path}: {name!r} cannot be asked for: names hold no comma and differ in more than case")
+            raise DataError(
+                f"{path}: {name!r} cannot be asked for; names must not contain a comma, be empty or differ only in case"
+            )
     return Vocabulary(sorted(content, key=content.get))
 
 
@@ -166,9 +168,9 @@ def _is_label_list(value: object) -> bool:
 
 
 def withheld(labels: Tensor, share: float) -> Tensor:
-    """(n, k) multi-hot -> (n,) bool: sets of two and more labels of which a fixed `share` is withheld, by their hash.
+    """Marks a fixed `share` of the sets of two or more labels, chosen by hash: (n, k) multi-hot -> (n,) bool.
 
-    Whether a set is withheld depends on nothing but the set.
+    Whether a set is marked depends only on the set.
     """
 
     def place(row: list[int]) -> float:
@@ -180,7 +182,7 @@ def withheld(labels: Tensor, share: float) -> Tensor:
 
 
 def read_conditions(path: Path, vocabulary: Vocabulary) -> list[list[int]]:
-    """`test.json`: [[name, ...], ...] -> the indices of each set, in its order."""
+    """Reads `test.json`, [[name, ...], ...], as the indices of each set, in its order."""
     content = read_json(path)
     if not isinstance(content, list) or not content or not all(map(_is_label_list, content)):
         raise DataError(f'{path}: expected a list of label lists, such as [["red cube"], ["cyan sphere", "gray cube"]]')
@@ -188,7 +190,7 @@ def read_conditions(path: Path, vocabulary: Vocabulary) -> list[list[int]]:
 
 
 def read_picture_labels(path: Path, vocabulary: Vocabulary) -> dict[str, list[int]]:
-    """`train.json`: {file name: [name, ...]} -> the indices of each picture's objects, in the order of its list."""
+    """Reads `train.json`, {file name: [name, ...]}, as the indices of each picture's objects, in list order."""
     content = read_json(path)
     if not isinstance(content, dict) or not content or not all(map(_is_label_list, content.values())):
         raise DataError(f'{path}: expected {{"picture.png": ["red cube", ...], ...}}')

@@ -1,8 +1,8 @@
-"""Where objects are in pictures: as places.json says, or as the pictures of a scene show by their differences.
+"""Object places, read from places.json or recovered from the differences between the pictures of a scene.
 
-The pictures of an i-CLEVR scene are of one series: each has the objects of the one before and one more, under the same
-camera and lamps. What differs between them is that object, with its shadow. The first object differs from the floor,
-which is the median of all first pictures.
+The pictures of an i-CLEVR scene form a series: each has the objects of the one before and one more, under the same
+camera and lamps. Their difference is that object and its shadow. The first object differs from the floor, which is the
+median of all first pictures.
 """
 
 import os
@@ -15,22 +15,22 @@ from torch import Tensor
 
 from data.labels import DataError, Place, on_one_spot, read_json
 
-# A shadow darkens a grey floor in all channels alike, an object that has a colour does not: where there is a colour, a
-# pixel counts by its hue (the largest change of a channel less the smallest), else by the largest change of a channel.
-HUE = (0.3, 12)  # a pixel is the object's from this share of its strongest pixels on, and this many grey levels
+# A shadow darkens a grey floor equally in all channels, a coloured object does not: for a coloured object, a pixel's
+# change is that of hue (the largest change of a channel minus the smallest), else the largest change of a channel.
+HUE = (0.3, 12)  # an object's pixels change by more than this share of its strength and this many grey levels
 CHANGE = (0.4, 20)
-STRONGEST = 16  # pixels: how strong an object is, is what its 16th strongest pixel shows; the smallest have about 25
+STRONGEST = 16  # an object's strength is the change of its 16th strongest pixel; the smallest have about 25 pixels
 SMALLEST, LARGEST = 12, 1024  # pixels of an object
-# Half of the pixels change by at most so many grey levels, and one object is at least so much of all that changed:
-# within a scene, and from the floor, as lamps and camera are a little different in each scene.
+# Half of the pixels change by at most this many grey levels, and one object is at least this share of all change:
+# within a scene, and from the floor, where lamps and camera differ a little between scenes.
 WITHIN, FROM_FLOOR = (3, 0.75), (20, 0.5)
-SERIES = 0.75  # of all pairs: where fewer differ by one object, the pictures are no series
-FEWEST = 8  # first pictures, for their median to be the floor
+SERIES = 0.75  # of all pairs: if fewer differ by one object, the pictures are not a series
+FEWEST = 8  # first pictures that their median needs to be the floor
 CHUNK = 1024  # pictures at once
 
 
 def _place(value: object) -> Place | None:
-    """[x, y], each in [0, 1] -> (x, y); None of null. Raises ValueError."""
+    """Converts [x, y], each in [0, 1], to (x, y), and null to None. Raises ValueError."""
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2:
@@ -41,10 +41,10 @@ def _place(value: object) -> Place | None:
 
 
 def read_places(path: Path, listed: dict[str, list[int]]) -> dict[str, list[Place | None]] | None:
-    """`places.json`, {file name: [[x, y] or null, ...]} -> a place or None for each object of a picture's list.
+    """Reads `places.json`, {file name: [[x, y] or null, ...]}: a place or None for each object of a picture's list.
 
-    `listed`: all pictures' objects. Pictures may be missing from the file: then none of their places is known. None
-    where there is no file. Raises DataError.
+    `listed`: all pictures' objects. Pictures that are missing from the file have no known places. Returns None if there
+    is no file. Raises DataError.
     """
     if not os.path.lexists(path):
         return None
@@ -54,10 +54,10 @@ def read_places(path: Path, listed: dict[str, list[int]]) -> dict[str, list[Plac
     found = {}
     for picture, row in content.items():
         if picture not in listed:
-            raise DataError(f"{path}: {picture!r} is in no list of labels; remove it or add its labels")
+            raise DataError(f"{path}: {picture!r} has no labels; add them or remove it")
         if len(row) != len(listed[picture]):
             counts = f"{len(row)} places for {len(listed[picture])} objects"
-            raise DataError(f"{path}, {picture}: {counts}; give one for each, in the order of the labels, or null")
+            raise DataError(f"{path}, {picture}: {counts}; give one per object, in the order of the labels, or null")
         try:
             found[picture] = list(map(_place, row))
         except ValueError:
@@ -65,20 +65,20 @@ def read_places(path: Path, listed: dict[str, list[int]]) -> dict[str, list[Plac
             raise DataError(f"{path}, {picture}: {str(row)[:80]} are not places; {mend}") from None
         if spot := on_one_spot(found[picture]):
             first, second = (row[i] for i in spot)
-            raise DataError(f"{path}, {picture}: two objects on one spot, {first} and {second}; mend one or give null")
+            raise DataError(f"{path}, {picture}: two objects too close, {first} and {second}; move one or give null")
     return found
 
 
 def _series(objects: Tensor, scenes: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures of one object (f,); and pairs of pictures before (p,), after (p,), the latter of one object more.
+    """Returns the pictures of one object (f,), and pairs of pictures before (p,), after (p,) one object was added.
 
-    A pair is of one scene, and the list of the first is that of the second but for its last object. Pairs are in the
-    order of their lists' lengths.
+    Both pictures of a pair are of one scene, and the list of the first is that of the second without its last object.
+    Pairs are sorted by the lengths of their lists.
     """
     lists = [tuple(i for i in row if i >= 0) for row in objects.tolist()]
     keys = list(zip(scenes, lists, strict=True))
     at = {key: i for i, key in enumerate(keys)}
-    alone = [at[key] == i for i, key in enumerate(keys)]  # the last of those whose keys are the same
+    alone = [at[key] == i for i, key in enumerate(keys)]  # True for the last picture with a key
     doubled = {key for key, last in zip(keys, alone, strict=True) if not last}
     pairs = [
         (at[earlier], at[scene, whole])
@@ -91,9 +91,9 @@ def _series(objects: Tensor, scenes: list[str]) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _connected(mask: Tensor, seed: Tensor) -> Tensor:
-    """(n, 64, 64) bool, flat indices (n,) of one pixel each -> the pixels of each mask that hang together with it.
+    """Returns the pixels of each mask (n, 64, 64) bool that are connected to its seed (n,), a flat pixel index.
 
-    A row of 64 pixels is one word of 64 bits here, which is ten times as fast as an array of bool.
+    Rows of 64 pixels are packed into words of 64 bits, which is ten times as fast as an array of bool.
     """
 
     def packed(flags: Tensor) -> np.ndarray:
@@ -113,7 +113,7 @@ def _connected(mask: Tensor, seed: Tensor) -> Tensor:
 
 
 def _blob(change: Tensor, share: float, least: int) -> tuple[Tensor, Tensor]:
-    """(n, 64, 64) int16 -> bool: the pixels that changed by enough, and of them the blob where most did."""
+    """Returns two masks of changes (n, 64, 64) int16: pixels that changed enough, and their blob with most change."""
     strength = change.flatten(1).topk(STRONGEST, dim=1).values[:, -1].float()
     mask = change > (share * strength).clamp(min=least)[:, None, None]
     weight = (change * mask).float()
@@ -126,7 +126,7 @@ def _blob(change: Tensor, share: float, least: int) -> tuple[Tensor, Tensor]:
 
 
 def _middles(difference: Tensor, still: int, alone: float) -> Tensor:
-    """Differences of pictures (n, 3, 64, 64) int16 -> places (n, 2) of what is new, -1 where that is not one object.
+    """Finds the places (n, 2) of new objects in differences (n, 3, 64, 64) int16, -1 where it is not one object.
 
     `still`: grey levels by which half of the pixels may differ; `alone`: the least share of all change in one object.
     """
@@ -134,7 +134,7 @@ def _middles(difference: Tensor, still: int, alone: float) -> Tensor:
     change, hue = torch.maximum(most, -least), most - least
     mask, blob = _blob(change, *CHANGE)
     hue_mask, hue_blob = _blob(hue, *HUE)
-    # A gray object before one that has a colour changes the hue as well, but of a part of itself.
+    # A gray object in front of a coloured one also changes the hue, but only over part of itself.
     coloured = (2 * hue_blob.sum((1, 2)) >= mask.sum((1, 2)))[:, None, None]
     change, mask, blob = (torch.where(coloured, *pair) for pair in ((hue, change), (hue_mask, mask), (hue_blob, blob)))
     size, weight = blob.sum((1, 2)), (change * mask).float()
@@ -146,10 +146,10 @@ def _middles(difference: Tensor, still: int, alone: float) -> Tensor:
 
 
 def _floor(first: Tensor) -> Tensor | None:
-    """First pictures (n, 3, 64, 64) uint8 -> (3, 64, 64) int16: their median, without what most of them show.
+    """Returns the floor (3, 64, 64) int16: the median of first pictures (n, 3, 64, 64) uint8 without their objects.
 
-    i-CLEVR's first object always stands in the middle. There the pictures differ much from their median, and the floor
-    is as smooth as its surroundings (Laplace's equation). None where that is more than a quarter of the picture.
+    i-CLEVR's first object is always in the middle. There the pictures differ much from their median, and the floor is
+    filled in smoothly from its surroundings (Laplace's equation). None if that is more than a quarter of the picture.
     """
     median = first.to(torch.int16).median(0).values
     spread = (first.to(torch.int16) - median).abs().amax(1).median(0).values.float()
@@ -166,16 +166,16 @@ def _floor(first: Tensor) -> Tensor | None:
 
 
 def recovered(images: Tensor, objects: Tensor, scenes: list[str]) -> Tensor:
-    """Places (n, m, 2) of the objects of pictures (n, 3, 64, 64) uint8 that are series; -1 where they cannot be told.
+    """Recovers the places (n, m, 2) of objects in series of pictures (n, 3, 64, 64) uint8, -1 where they are unclear.
 
-    `objects` (n, m): indices in the order of the pictures' lists, then -1. `scenes`: of which scene a picture is. None
-    is known where the pictures are no such series.
+    `objects` (n, m): indices in the order of the pictures' lists, then -1. `scenes`: the scene of each picture. All
+    places are -1 if the pictures are not series.
     """
     places = torch.full((*objects.shape, 2), -1.0)
     first, before, after = _series(objects, scenes)
 
     def middles(rows: Tensor, other: Tensor, still: int, alone: float) -> Tensor:
-        """Of pictures `rows` against pictures `other`, or against the one picture `other`."""
+        """Compares pictures `rows` with pictures `other`, or with the one picture `other`."""
         found = []
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
@@ -193,7 +193,7 @@ def recovered(images: Tensor, objects: Tensor, scenes: list[str]) -> Tensor:
         if floor is not None:
             places[first, 0] = middles(first, floor, *FROM_FLOOR)
     numbers = (objects[after] >= 0).sum(1)
-    for number in numbers.unique().tolist():  # from below: each picture takes over what the one before knows
+    for number in numbers.unique().tolist():  # in ascending order: each picture takes over the places of the one before
         rows = numbers == number
         places[after[rows]] = places[before[rows]]
         places[after[rows], number - 1] = added[rows]

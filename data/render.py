@@ -1,8 +1,8 @@
-"""Scenes that look like i-CLEVR, drawn with Mitsuba 3 in the lab's folder layout.
+"""Draws scenes that look like i-CLEVR with Mitsuba 3, in the lab's folder layout.
 
-Up to three objects are added one by one to a grey floor with falling light and soft shadows; the pictures `_0`,
-`_1`, `_2` of a scene share camera, lamps and the objects so far. Camera and lamps are jittered from scene to
-scene. Objects neither overlap in space nor hide one another. Everything of scene i follows from (seed, i).
+Up to three objects are added one by one to a grey floor with fading light and soft shadows; the pictures `_0`,
+`_1`, `_2` of a scene share camera, lamps and the objects so far. Camera and lamps vary a little from scene to
+scene. Objects do not overlap in space or hide each other. Scene i is determined by (seed, i).
 """
 
 import json
@@ -36,15 +36,15 @@ RGB = {
     "yellow": (255, 238, 51),
 }
 RADIUS = 0.75  # of a sphere, in scene units; cubes and cylinders have about its volume
-FLOOR = 2.6  # objects stand within this distance of the middle
+FLOOR = 2.6  # objects are within this distance of the middle
 OBJECTS = 3
 FIELD_OF_VIEW = 35.0  # degrees
-HALF_HEIGHT = {"cube": 0.82, "sphere": 1.0, "cylinder": 0.85}  # in radii: how high an object's centre is
+HALF_HEIGHT = {"cube": 0.82, "sphere": 1.0, "cylinder": 0.85}  # height of an object's centre, in radii
 
 
 @dataclass(frozen=True)
 class Item:
-    """One object: what it is, where it stands, how it is turned (degrees), how rough it is."""
+    """One object: its name, position, rotation (degrees) and roughness."""
 
     name: str
     x: float
@@ -63,15 +63,15 @@ class Layout:
 
 
 def _linear(value: int) -> float:
-    """sRGB 0..255 -> linear 0..1."""
+    """Converts sRGB 0..255 to linear 0..1."""
     v = value / 255
     return v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
 
 
 def _on_screen(camera: tuple[float, float, float], x: float, y: float, z: float = RADIUS) -> tuple[float, float, float]:
-    """A point, at object height if not said -> its coordinates, and an object's radius there.
+    """Projects a point, by default at object height, to picture coordinates, with an object's radius there.
 
-    In units of half a picture, to the right and upwards from the middle.
+    All are in units of half a picture, to the right and upwards from the middle.
     """
     cx, cy, cz = camera
     forward = [-cx, -cy, RADIUS - cz]
@@ -88,7 +88,7 @@ def _on_screen(camera: tuple[float, float, float], x: float, y: float, z: float 
 
 
 def _fits(camera: tuple[float, float, float], placed: list[Item], x: float, y: float) -> bool:
-    """True where an object at (x, y) is wholly in the picture, overlaps none and hides none."""
+    """Returns True if an object at (x, y) is wholly in the picture and overlaps and hides no other."""
     u, v, r = _on_screen(camera, x, y)
     if max(abs(u), abs(v)) + 1.65 * r > 1:
         return False
@@ -102,10 +102,10 @@ def _fits(camera: tuple[float, float, float], placed: list[Item], x: float, y: f
 
 
 def layout(seed: int, index: int, camera_distance: float) -> Layout:
-    """Scene `index` of `seed`: which objects, where, seen and lit from where. Pure; no drawing."""
+    """Returns scene `index` of `seed`: objects, their positions, camera and lamps. Pure: draws nothing."""
     rng = random.Random(f"{seed}/{index}")
     names = rng.sample(CLEVR.names, OBJECTS)
-    while True:  # a camera under which three objects find room; nearly always the first
+    while True:  # until a camera has room for three objects; nearly always the first
         azimuth = math.radians(-43 + rng.uniform(-6, 6))
         elevation = math.radians(30 + rng.uniform(-3, 3))
         distance = camera_distance * rng.uniform(0.96, 1.04)
@@ -131,13 +131,13 @@ def layout(seed: int, index: int, camera_distance: float) -> Layout:
 
 
 def _place(item: Item, camera: tuple[float, float, float]) -> Place:
-    """Where the middle of an object is in the picture."""
+    """Returns the place of an object's middle in the picture."""
     u, v, _ = _on_screen(camera, item.x, item.y, RADIUS * HALF_HEIGHT[item.name.split()[1]])
     return (1 + u) / 2, (1 - v) / 2
 
 
 def _by_picture(index: int, of_items: list) -> dict[str, list]:
-    """What is known of each item of scene `index` -> {file name: of the items that it shows, in order}."""
+    """Returns, per picture file of scene `index`, the values of the items that it shows, in order."""
     return {picture_name(index, shown): of_items[:shown] for shown in range(1, OBJECTS + 1)}
 
 
@@ -146,15 +146,15 @@ def _places(index: int, scene: Layout) -> dict[str, list[Place]]:
 
 
 def scene_places(indices: range, seed: int, camera_distance: float) -> dict[str, list[Place]]:
-    """The places that `draw_scenes` returns of the same scenes, without drawing: about 3 ms a scene."""
+    """Returns the places that `draw_scenes` returns for the same scenes, without drawing: about 3 ms a scene."""
     return dict(chain.from_iterable(_places(i, layout(seed, i, camera_distance)).items() for i in indices))
 
 
 def _shapes(item: Item, transform: type) -> dict[str, dict]:
-    """An item as Mitsuba shapes standing on the floor."""
+    """Returns an item as Mitsuba shapes on the floor."""
     colour, kind = item.name.split()
     bsdf = {
-        "type": "principled",  # roughplastic tabulates itself at every load, which takes longer than drawing
+        "type": "principled",  # roughplastic builds tables at every load, which takes longer than drawing
         "base_color": {"type": "rgb", "value": [_linear(v) for v in RGB[colour]]},
         "roughness": item.roughness,
         "specular": 0.5,
@@ -175,9 +175,11 @@ def _shapes(item: Item, transform: type) -> dict[str, dict]:
 
 
 def _mitsuba_scenes(scene: Layout, shown: int, size: int, samples: int, transform: type) -> list[dict]:
-    """The scene once under each lamp; the pictures add up. An integrator that chooses between lamps at random
-    would need ten times the samples for the same noise."""
-    (place, strength), *points = scene.lamps  # the key has an extent, for soft shadows
+    """Returns the scene once under each lamp, to be drawn and added up.
+
+    An integrator that chooses a lamp at random would need ten times the samples for the same noise.
+    """
+    (place, strength), *points = scene.lamps  # the key lamp has a size, for soft shadows
     lamps = [{"type": "sphere", "center": list(place), "radius": 0.7, "emitter": _grey("area", "radiance", strength)}]
     lamps += [{"position": list(place), **_grey("point", "intensity", strength)} for place, strength in points]
     common = {
@@ -206,14 +208,14 @@ def _grey(kind: str, unit: str, value: float) -> dict:
 
 
 def picture_name(index: int, shown: int) -> str:
-    """The file of scene `index` with its first `shown` objects, numbered as in i-CLEVR."""
+    """Returns the file name of scene `index` with its first `shown` objects, numbered as in i-CLEVR."""
     return f"CLEVR_train_{index:06d}_{shown - 1}.png"
 
 
 def draw_scene(
     index: int, folder: Path, seed: int, size: int, samples: int, camera_distance: float
 ) -> tuple[dict[str, list[str]], dict[str, list[Place]]]:
-    """Draws the pictures of one scene that are not there yet. Returns all pictures' object names, and their places."""
+    """Draws the missing pictures of one scene. Returns the object names and places of all its pictures."""
     scene = layout(seed, index, camera_distance)
     labels = _by_picture(index, [item.name for item in scene.items])
     missing = [name for name in labels if not (folder / name).exists()]
@@ -230,7 +232,7 @@ def draw_scene(
 
 
 def _write_picture(pixels: np.ndarray, path: Path) -> None:
-    """(h, w, 3) uint8 -> a whole PNG or none. Mitsuba's own writer says nothing of a full disk."""
+    """Writes (h, w, 3) uint8 as a whole PNG or not at all. Mitsuba's writer does not report a full disk."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         Image.fromarray(pixels).save(temporary, "PNG")
@@ -241,12 +243,12 @@ def _write_picture(pixels: np.ndarray, path: Path) -> None:
 
 
 def _end_with_the_parent() -> None:
-    parent_process().join()  # also where it was killed: a worker alone would wait for work for ever
+    parent_process().join()  # also if it was killed: a worker without it would wait for work for ever
     os._exit(1)
 
 
 def _quiet_worker() -> None:
-    """Workers leave signals to the parent and end with it, and draw on one thread each: the pool fills the cores."""
+    """Makes a worker leave signals to its parent, end with it and draw on one thread: the pool fills the cores."""
     import signal
 
     import drjit
@@ -258,7 +260,7 @@ def _quiet_worker() -> None:
 
 
 def _cores() -> int:
-    """The cores this process may use: those it is bound to, and of them a container's quota (Linux, cgroup v2)."""
+    """Returns how many cores this process may use: those it is bound to, within its quota (Linux, cgroup v2)."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
@@ -272,12 +274,12 @@ def draw_scenes(
 ) -> tuple[dict[str, list[str]], dict[str, list[Place]]]:
     """Draws scenes `indices` into `folder` on all cores. `progress` wraps the iterator.
 
-    Returns {file name: object names} and {file name: places of the objects}, each in the order they were added in.
-    Pictures that exist are kept, so an interrupted call goes on; each is written whole or not at all. Raises DataError
-    where drawing fails, OSError where writing does.
+    Returns {file name: object names} and {file name: places of the objects}, each in the order of adding. Pictures that
+    exist are kept, so an interrupted call can continue; each is written whole or not at all. Raises DataError if
+    drawing fails, OSError if writing fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".*.png"):  # of a call that was killed
+    for stale in folder.glob(".*.png"):  # left by a killed call
         stale.unlink(missing_ok=True)
     draw = partial(draw_scene, folder=folder, **settings)
     labels, places = {}, {}
@@ -288,7 +290,7 @@ def draw_scenes(
             places |= where
     except BrokenProcessPool:
         raise DataError(
-            f"{folder}: a drawing process was ended from outside (memory?); the same command goes on"
+            f"{folder}: a drawing process was killed (out of memory?); run the same command to continue"
         ) from None
     except (ImportError, RuntimeError) as error:
         raise DataError(f"{folder}: drawing failed ({type(error).__name__}: {str(error)[:100]})") from error
@@ -300,13 +302,13 @@ def draw_scenes(
 
 
 def _pick(rng: random.Random, number: int, size: int, rule: Callable[[tuple[str, ...]], bool]) -> list[list[str]]:
-    """`number` different sets of `size` names that obey the rule."""
+    """Draws `number` different sets of `size` names for which `rule` is true."""
     allowed = [names for names in combinations(CLEVR.names, size) if rule(names)]
     return [rng.sample(names, size) for names in rng.sample(allowed, number)]
 
 
 def _confusable(names: tuple[str, ...]) -> bool:
-    """Some colour on two shapes, or one shape in several colours only: each name shares a part with another."""
+    """Returns True if each name shares its colour or its shape with another."""
     words = [name.split() for name in names]
     return all(
         any(c == oc or s == os_ for j, (oc, os_) in enumerate(words) if i != j) for i, (c, s) in enumerate(words)
@@ -314,8 +316,11 @@ def _confusable(names: tuple[str, ...]) -> bool:
 
 
 def test_sets(seed: int) -> dict[str, list[list[str]]]:
-    """32 label sets each: `test` (6 of one, 12 of two, 14 of three objects, as the lab's) and the harder `new_test`
-    (12 of two, 20 of three), whose objects share colours or shapes with one another."""
+    """Draws two test sets of 32 label sets each.
+
+    `test` has 6 of one, 12 of two, 14 of three objects, as the lab's. The harder `new_test` has 12 of two, 20 of three,
+    whose objects share colours or shapes.
+    """
     rng = random.Random(f"{seed}/test sets")
     easy = [_pick(rng, n, size, lambda names: True) for n, size in ((6, 1), (12, 2), (14, 3))]
     hard = [_pick(rng, n, size, _confusable) for n, size in ((12, 2), (20, 3))]
@@ -323,6 +328,6 @@ def test_sets(seed: int) -> dict[str, list[list[str]]]:
 
 
 def objects_json() -> str:
-    """The vocabulary as the lab writes it."""
+    """Returns the vocabulary in the lab's JSON format."""
     assert len(CLEVR) == len(SHAPES) * len(COLOURS)
     return json.dumps(CLEVR.index)

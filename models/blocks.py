@@ -1,4 +1,4 @@
-"""The shared bricks: residual block, resampling, attention, embeddings."""
+"""Shared building blocks: residual block, resampling, attention, embeddings."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Zeroes a layer, so that the residual branch it ends starts as nothing (DiT, arXiv 2212.09748, section 3.2)."""
+    """Zeroes a layer, so that the residual branch it ends starts at zero (DiT, arXiv 2212.09748, section 3.2)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -20,14 +20,14 @@ def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, in float32: on a CPU its kernel for channels_last takes two to four times as long in bfloat16."""
+    """torch's group norm, in float32 on a CPU: its channels_last kernel takes two to four times as long in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if x.is_cuda else super().forward(x.float()).to(x.dtype)
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
-    """`group`: group norm of up to 32 groups of at least 4 channels; `none`: nothing."""
+    """Returns, for `group`, a group norm of up to 32 groups of at least 4 channels; for `none`, the identity."""
     if kind == "none":
         return nn.Identity()
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1)
@@ -35,8 +35,11 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """norm - SiLU - conv, twice, beside a skip. With `embedding`, a vector (b, embedding) scales and shifts the
-    second normalised map (FiLM; "AdaGN" in Dhariwal and Nichol, arXiv 2105.05233)."""
+    """Residual block: norm - SiLU - conv, twice, plus a skip.
+
+    With `embedding`, a vector (b, embedding) scales and shifts the second normalised map (FiLM; "AdaGN" in Dhariwal and
+    Nichol, arXiv 2105.05233).
+    """
 
     def __init__(
         self, inputs: int, outputs: int, embedding: int | None = None, norm: str = "group", dropout: float = 0.0
@@ -71,8 +74,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """1x1 convolution and pixel shuffle: (b, inputs, h, w) -> (b, outputs, 2h, 2w).
 
-    A ninth of the arithmetic of nearest + 3x3. The four pixels of a cell start alike, so no checkerboard is
-    built in (arXiv 1707.02937).
+    This takes a ninth of the arithmetic of nearest + 3x3. The four pixels of a cell start equal, so it starts
+    without a checkerboard pattern (arXiv 1707.02937).
     """
 
     def __init__(self, inputs: int, outputs: int):
@@ -89,8 +92,8 @@ class Upsample(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of queries (b, n, width) over a context (b, m, context); self-attention without one.
 
-    `mask` (b, m) bool marks the context tokens that count. On a CPU the products are written out: the backward
-    of the fused kernel costs more there than all convolutions at 64 tokens. `fused=False` writes them out
+    `mask` (b, m) bool marks the context tokens that count. On a CPU the products are written out: there the backward
+    pass of the fused kernel takes longer than all convolutions at 64 tokens. `fused=False` writes them out
     everywhere: the fused kernels cannot be differentiated twice.
     """
 
@@ -117,7 +120,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU (arXiv 2002.05202): (..., width) -> (..., width)."""
+    """GEGLU feed-forward layer (arXiv 2002.05202): (..., width) -> (..., width)."""
 
     def __init__(self, width: int, expansion: int):
         super().__init__()
@@ -132,7 +135,7 @@ class FeedForward(nn.Module):
 class TransformerLayer(nn.Module):
     """Self-attention, cross-attention to the context, feed-forward, each pre-normalised and residual.
 
-    `expansion` 0 leaves the feed-forward out: convolutions beside it mix the channels too.
+    `expansion` 0 leaves the feed-forward out: the convolutions around it mix the channels too.
     """
 
     def __init__(self, width: int, heads: int, context: int, expansion: int):
@@ -165,7 +168,7 @@ class SpatialTransformer(nn.Module):
 
 
 def sinusoidal(positions: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
-    """(b,) -> (b, width) float32: sines and cosines of geometrically spaced frequencies (arXiv 1706.03762, 3.5)."""
+    """Returns sines and cosines at geometric frequencies (arXiv 1706.03762, 3.5): (b,) -> (b, width) float32."""
     half = width // 2
     frequencies = torch.exp(-math.log(longest) * torch.arange(half, device=positions.device) / half)
     angles = positions.float()[:, None] * frequencies[None]

@@ -1,4 +1,4 @@
-"""What a picture is asked to show: objects in order and, where they are known, their places."""
+"""A condition is what a picture is asked to show: objects in order and, where known, their places."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ABSENT = -1  # fills the rows of `objects` that name fewer than the longest, and places that are not known
+ABSENT = -1  # fills rows of `objects` that are shorter than the longest, and unknown places
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Condition:
     """A batch of conditions: every network, sampler and task takes this one type.
 
     `objects` (b, m) int64: indices into the vocabulary in the order of the label list, then -1. `places` (b, m, 2)
-    float32: x to the right and y downwards in [0, 1] of the picture, -1 where a place is not known. `classes`: the size
-    of the vocabulary. A row may have places for all, some or none of its objects.
+    float32: x to the right and y downwards in [0, 1] of the picture, -1 where unknown. `classes`: the size of the
+    vocabulary. A row may have places for all, some or none of its objects.
     """
 
     objects: Tensor
@@ -31,7 +31,7 @@ class Condition:
         classes: int,
         places: Sequence[Sequence[tuple[float, float] | None]] | None = None,
     ) -> "Condition":
-        """Lists of indices, and of places or None, one list a row. Without `places` none is known."""
+        """Converts lists of indices, and of places or None, one per row. Without `places` none is known."""
         most = max(1, *(len(row) for row in objects)) if len(objects) else 1
         indices = torch.full((len(objects), most), ABSENT)
         where = torch.full((len(objects), most, 2), float(ABSENT))
@@ -44,19 +44,19 @@ class Condition:
 
     @classmethod
     def of_labels(cls, labels: Tensor) -> "Condition":
-        """Multi-hot labels (b, k) -> their objects in the order of the vocabulary, without places."""
+        """Converts multi-hot labels (b, k) to objects in the order of the vocabulary, without places."""
         return cls.of_lists([row.nonzero().flatten().tolist() for row in labels], labels.shape[1]).to(labels.device)
 
     def __len__(self) -> int:
         return len(self.objects)
 
     def __getitem__(self, rows: Tensor | slice | list[int]) -> "Condition":
-        """The chosen rows, as a tensor is indexed; the number of slots m stays."""
+        """Returns the chosen rows, indexed like a tensor; the number of slots m stays the same."""
         return replace(self, objects=self.objects[rows], places=self.places[rows])
 
     @property
     def slots(self) -> int:
-        """m, known to the host without asking the device."""
+        """The number of slots m, known without waiting for the device."""
         return self.objects.shape[1]
 
     @property
@@ -80,23 +80,23 @@ class Condition:
 
     @property
     def labels(self) -> Tensor:
-        """(b, classes) float32 of zeros and ones: what a judge takes."""
+        """(b, classes) float32: multi-hot labels, as the judge takes them."""
         found = torch.zeros(len(self), self.classes + 1, device=self.device)
-        slots = torch.where(self.present, self.objects, self.classes)  # absent ones into a column that is cut off
+        slots = torch.where(self.present, self.objects, self.classes)  # absent objects go into a column that is cut off
         found = found.scatter_(1, slots, 1.0)[:, : self.classes]
-        return found.contiguous()  # a matrix product of rows that lie apart may round its last bit otherwise
+        return found.contiguous()  # a product with rows that are not contiguous may round its last bit differently
 
     def to(self, device: torch.device | str) -> "Condition":
         return replace(self, objects=self.objects.to(device), places=self.places.to(device))
 
     def repeat(self, copies: int) -> "Condition":
-        """All rows again and again, laid end to end: (copies x b) rows."""
+        """Returns all rows repeated, end to end: (copies x b) rows."""
         return replace(self, objects=self.objects.repeat(copies, 1), places=self.places.repeat(copies, 1, 1))
 
     def with_slots(self, slots: int) -> "Condition":
-        """Padded with absent objects to m = `slots`. Raises ValueError where an m is larger."""
+        """Pads with absent objects to m = `slots`. Raises ValueError if m is already larger."""
         if (more := slots - self.slots) < 0:
-            raise ValueError(f"a condition of {self.slots} slots has no {slots}")
+            raise ValueError(f"a condition with {self.slots} slots cannot be padded to {slots}")
         return replace(
             self,
             objects=F.pad(self.objects, (0, more), value=ABSENT),
@@ -104,16 +104,16 @@ class Condition:
         )
 
     def with_places(self, places: Tensor) -> "Condition":
-        """The same objects at other places (b, m, 2)."""
+        """Returns the same objects at other places (b, m, 2)."""
         return replace(self, places=places)
 
     def only_placed(self, rows: Tensor) -> "Condition":
-        """Places kept in the rows (b,) bool that are True, unknown in all others."""
+        """Keeps the places of the rows (b,) bool that are True; all others become unknown."""
         return self.with_places(torch.where(rows[:, None, None], self.places, float(ABSENT)))
 
 
 def joined(parts: Sequence[Condition]) -> Condition:
-    """Conditions of one vocabulary laid end to end, padded to the most slots of any."""
+    """Joins conditions of one vocabulary end to end, padded to the largest number of slots."""
     slots = max(part.slots for part in parts)
     parts = [part.with_slots(slots) for part in parts]
     return replace(
@@ -124,9 +124,9 @@ def joined(parts: Sequence[Condition]) -> Condition:
 
 
 def blobs(places: Tensor, side: int, deviation: float = 0.8) -> Tensor:
-    """Places (b, m, 2) -> (b, m, side, side): a Gaussian about each, `deviation` cells wide, 1 at its centre.
+    """Returns a Gaussian around each place (b, m, 2) -> (b, m, side, side), `deviation` cells wide, 1 at its centre.
 
-    Cell (i, j) has its centre at ((j + 0.5) / side, (i + 0.5) / side). Zeros where the place is not known.
+    Cell (i, j) has its centre at ((j + 0.5) / side, (i + 0.5) / side). Blobs are 0 where the place is unknown.
     """
     centres = (torch.arange(side, device=places.device, dtype=places.dtype) + 0.5) / side
     x, y = ((((places[..., i, None] - centres) * (side / deviation)).square() / -2).exp() for i in (0, 1))
@@ -134,14 +134,14 @@ def blobs(places: Tensor, side: int, deviation: float = 0.8) -> Tensor:
     return known[..., None, None] * y[..., :, None] * x[..., None, :]
 
 
-BACKGROUND_WEIGHT = 0.05  # of a cell without an object: they are nineteen of twenty
+BACKGROUND_WEIGHT = 0.05  # of a cell without an object, as nineteen of twenty are
 
 
 def cell_labels(condition: Condition, side: int) -> Tensor:
-    """(b, side, side) int64: the object that each cell of a picture shows, `classes` for the background.
+    """Returns the object that each cell of a picture shows, `classes` for the background: (b, side, side) int64.
 
-    A cell belongs to the object whose blob is the largest there, within one deviation. Rows with an object whose place
-    is not known are -100 throughout: what their cells show is not known either.
+    A cell belongs to the object whose blob is the largest there, within one deviation. Rows with an object of unknown
+    place are all -100, as it is also unknown what their cells show.
     """
     spread = blobs(condition.places, side) * condition.placed[..., None, None]
     largest, slot = spread.max(dim=1)
@@ -152,10 +152,10 @@ def cell_labels(condition: Condition, side: int) -> Tensor:
 
 
 def cell_loss(logits: Tensor, labels: Tensor, average: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
-    """Cross-entropy of logits (b, classes + 1, side, side) on `cell_labels`, the background weighted down.
+    """Returns the cross-entropy of logits (b, classes + 1, side, side) on `cell_labels`, the background weighted down.
 
-    A weighted mean over cells; 0 where no row's places are known. `average` is that over processes, of which each has a
-    part of the batch: all divide by the same weight.
+    It is a weighted mean over cells, 0 if no row's places are known. `average` averages over the processes that share
+    the batch, so that all divide by the same weight.
     """
     errors = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-100)
     weights = torch.where(labels == logits.shape[1] - 1, BACKGROUND_WEIGHT, 1.0) * (labels >= 0)

@@ -1,13 +1,14 @@
-"""Distances between sets of pictures: how alike they are to real ones, and how unlike one another."""
+"""Distances between pictures: how close they are to real ones, and how different from each other."""
 
 import torch
 from torch import Tensor
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features (n, d) and (m, d) (arXiv 1706.08500, eq. 6).
+    """Returns the Frechet distance of features (n, d) and (m, d) (arXiv 1706.08500, eq. 6), computed in float64.
 
-    In float64. Few pictures make it larger: compare only figures of as many.
+    It is |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)). Fewer pictures make it larger: compare only figures over
+    the same number.
     """
     a, b = a.double(), b.double()
     mean = (a.mean(0) - b.mean(0)).square().sum()
@@ -20,13 +21,15 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def mean_distance(a: Tensor, b: Tensor) -> float:
-    """Root mean squared difference of pixels between each picture of a (n, ...) and that of b, averaged over n."""
+    """Returns the root mean squared pixel difference between each picture of a (n, ...) and of b, averaged over n."""
     return (a.double() - b.double()).flatten(1).square().mean(dim=1).sqrt().mean().item()
 
 
 def mean_pairwise_distance(pictures: Tensor) -> float:
-    """Root mean squared difference of pixels, averaged over all pairs of (n, ...), n at least 2: diversity, and no
-    network has a say in it."""
+    """Returns the root mean squared pixel difference, averaged over all pairs of (n, ...), n at least 2.
+
+    It measures diversity without a network.
+    """
     flat = pictures.flatten(1).double()
     distances = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
     n = len(flat)

@@ -1,4 +1,4 @@
-"""The lab's evaluator: a ResNet-18 with 24 sigmoid outputs, judged by its top-k accuracy."""
+"""The lab's evaluator, a ResNet-18 with 24 sigmoid outputs, and the top-k accuracy of its scores."""
 
 import torch
 from einops import rearrange
@@ -10,27 +10,27 @@ class Evaluator(nn.Module):
 
     def __init__(self, classes: int = 24):
         super().__init__()
-        from torchvision.models import resnet18  # four seconds of imports, spared where no judge is needed
+        from torchvision.models import resnet18  # takes four seconds to import: only where one is built
 
         self.resnet18 = resnet18(weights=None)
         self.resnet18.fc = nn.Sequential(nn.Linear(512, classes), nn.Sigmoid())
 
     def logits(self, images: Tensor) -> Tensor:
-        """(b, 3, 64, 64) in [-1, 1] -> (b, classes) before the sigmoid."""
+        """Returns the scores before the sigmoid: (b, 3, 64, 64) in [-1, 1] -> (b, classes)."""
         return self.from_middle(self.middle(images))
 
     def middle(self, images: Tensor) -> Tensor:
-        """(b, 3, 64, 64) in [-1, 1] -> (b, 128, 8, 8) features of the second stage."""
+        """Returns the features of the second stage: (b, 3, 64, 64) in [-1, 1] -> (b, 128, 8, 8)."""
         net = self.resnet18
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
         return net.layer2(net.layer1(x))
 
     def from_middle(self, x: Tensor) -> Tensor:
-        """`middle`'s features (b, 128, 8, 8) -> (b, classes) before the sigmoid."""
+        """Returns the scores before the sigmoid, from the features of `middle`: (b, 128, 8, 8) -> (b, classes)."""
         return self.resnet18.fc[0](self._pooled(x))
 
     def features(self, images: Tensor) -> Tensor:
-        """(b, 3, 64, 64) in [-1, 1] -> (b, 512) pooled features."""
+        """Returns pooled features: (b, 3, 64, 64) in [-1, 1] -> (b, 512)."""
         return self._pooled(self.middle(images))
 
     def _pooled(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Evaluator(nn.Module):
 
 
 def top_k_hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many of each row's k highest scores are among its k labels: (b,) int64.
+    """Counts how many of each row's k highest scores are among its k labels: (b,) int64.
 
     scores: (b, classes); labels: (b, classes) multi-hot, k = labels.sum(1), which may differ between rows.
     """
@@ -54,5 +54,5 @@ def top_k_hits(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """The lab's rule: hits over all pictures divided by labels over all pictures."""
+    """Returns accuracy by the lab's rule: hits over all pictures divided by labels over all pictures."""
     return (top_k_hits(scores, labels).sum() / labels.sum()).item()

@@ -1,4 +1,4 @@
-"""A prior of layouts: where objects stand in training pictures, for conditions that do not say."""
+"""A prior of layouts: places of objects in training pictures, for conditions without places."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from torch import Tensor
 from models.condition import Condition
 
 PREFIX = "layouts."  # of the tensors in an export
-CANDIDATES = 16384  # layouts drawn where none of training fits as it is
+CANDIDATES = 16384  # layouts drawn when no training layout fits unchanged
 
 
 def evenly(count: int, most: int) -> Tensor:
-    """At most so many of {0, ..., count - 1}, spread evenly from first to last: (n,) int64."""
+    """Returns at most `most` of {0, ..., count - 1}, spread evenly from first to last: (n,) int64."""
     return torch.linspace(0, count - 1, min(most, count)).round().long()
 
 
@@ -25,7 +25,7 @@ class LayoutPrior:
 
     @classmethod
     def of(cls, conditions: Condition, most: int = 1024) -> "LayoutPrior":
-        """Up to `most` layouts, spread evenly over the conditions, of each number of objects; of wholly placed rows."""
+        """Takes up to `most` layouts per number of objects, spread evenly over the rows whose places are all known."""
         counts = conditions.present.sum(1)
         whole = conditions.wholly_placed
         layouts = {}
@@ -37,7 +37,7 @@ class LayoutPrior:
 
     @classmethod
     def split_from(cls, tensors: dict[str, Tensor]) -> tuple["LayoutPrior", dict[str, Tensor]]:
-        """The prior in an export's tensors, and the other tensors."""
+        """Splits an export's tensors into the prior and the other tensors."""
         layouts = {int(k.removeprefix(PREFIX)): t for k, t in tensors.items() if k.startswith(PREFIX)}
         return cls(layouts), {k: t for k, t in tensors.items() if not k.startswith(PREFIX)}
 
@@ -45,16 +45,16 @@ class LayoutPrior:
         return {f"{PREFIX}{number}": places for number, places in self.layouts.items()}
 
     def nearest(self) -> float:
-        """The smallest distance of two objects: the first percentile over pairs in training; 0 where there is none."""
+        """Returns the smallest distance of two objects: the first percentile over training pairs, 0 without pairs."""
         gaps = [_gaps(places).flatten() for number, places in self.layouts.items() if number > 1]
         return torch.cat(gaps).quantile(0.01).item() if gaps else 0.0
 
     def complete(self, condition: Condition, generators: Sequence[torch.Generator]) -> Condition:
-        """Every object at a place: those without one where the row's own generator puts them.
+        """Gives every object a place: those without one get it from the row's generator.
 
-        A row without any place, of as many objects as training pictures have, gets one of their layouts. Otherwise
+        A row without places, with as many objects as training pictures have, gets one of their layouts. Otherwise
         (some places given, more objects) candidates are drawn slot by slot from the layouts, and the first whose
-        objects keep the smallest distance of training is taken, or else the one that comes nearest to it.
+        objects keep the smallest distance of training is taken, or else the one that comes closest to it.
         """
         if not self.layouts:
             return condition
@@ -72,7 +72,7 @@ class LayoutPrior:
         return condition.with_places(places.to(device))
 
     def _drawn(self, places: Tensor, fixed: Tensor, generator: torch.Generator) -> Tensor:
-        """Places (n, 2), of which those that are `fixed` (n,) stay -> the best of many candidates for the others."""
+        """Keeps the `fixed` (n,) of places (n, 2) and returns them with the best of many candidates for the others."""
         slots = len(places)
         source = self.layouts[min(self.layouts, key=lambda number: (abs(number - slots), -number))]
         drawn = torch.randint(len(source), (CANDIDATES, slots), generator=generator)
@@ -81,18 +81,18 @@ class LayoutPrior:
         if slots == 1:
             return candidates[0]
         first, second = _pairs(slots)
-        # two given objects stand as they stand: their distance says nothing of where the others should be
+        # the distance of two given objects is fixed, so it does not count
         closest = _gaps(candidates)[:, ~(fixed[first] & fixed[second])].amin(1)
         enough = closest >= self.nearest()
         return candidates[enough.int().argmax() if enough.any() else closest.argmax()]
 
 
 def _pairs(slots: int) -> Tensor:
-    """(2, n (n - 1) / 2): the slots of all pairs."""
+    """Returns the slots of all pairs: (2, n (n - 1) / 2)."""
     return torch.triu_indices(slots, slots, 1)
 
 
 def _gaps(places: Tensor) -> Tensor:
-    """(count, n, 2) -> (count, n (n - 1) / 2): the distances of all `_pairs`."""
+    """Returns the distances of all `_pairs`: (count, n, 2) -> (count, n (n - 1) / 2)."""
     first, second = _pairs(places.shape[1])
     return (places[:, first] - places[:, second]).norm(dim=-1)

@@ -1,4 +1,4 @@
-"""The third report's U-Net on pictures: conditions by x' = c x + t, a label and a time embedding for each block."""
+"""The third report's U-Net on pictures, with x' = c x + t: a label and a time embedding condition each block."""
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class Embedding(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Twice conv - batch norm - GELU. `residual` adds the input (the first half where widths differ), over sqrt 2."""
+    """Conv - batch norm - GELU, twice. `residual` adds the input (the first half if widths differ), over sqrt 2."""
 
     def __init__(self, inputs: int, outputs: int, residual: bool = False):
         super().__init__()
@@ -40,7 +40,7 @@ class ConvBlock(nn.Module):
 
 
 class Up(nn.Module):
-    """Transposed 2x2 convolution of stride 2 and two blocks, over the map and its skip: doubles the resolution."""
+    """Doubles the resolution: a transposed 2x2 convolution of stride 2 and two blocks, over the map and its skip."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -52,11 +52,11 @@ class Up(nn.Module):
 
 
 class MultiplyAddUNet(nn.Module):
-    """x_t (b, 3, 64, 64), t (b,), condition (b rows), of which the label sets -> prediction (b, 3, 64, 64).
+    """Maps x_t (b, 3, 64, 64), t (b,) and the label sets of a condition (b rows) to a prediction (b, 3, 64, 64).
 
-    `paths`: conditions on the `up` blocks, as usual, or on the down blocks too. The picture's side must be a multiple
-    of 32. A dropped label set is all zeros. With `places` a map of where the objects stand is added after the first
-    block, from which every other one gets it; it starts as nothing, and the other weights start as without it.
+    `paths`: `up` conditions the up blocks, as usual, `up+down` also the down blocks. The picture's side must be a
+    multiple of 32. A dropped label set is all zeros. With `places` a map of the objects' places is added after the
+    first block, and so reaches all others; it starts at zero, and the other weights start as without it.
     """
 
     def __init__(self, classes: int, timesteps: int, width: int = 256, paths: str = "up+down", places: bool = False):
@@ -76,10 +76,10 @@ class MultiplyAddUNet(nn.Module):
         self.label = nn.ModuleDict({name: Embedding(classes, w) for name, w in widths.items()})
         self.time = nn.ModuleDict({name: Embedding(1, w) for name, w in widths.items()})
         self.apply(_initialise)
-        self.raster = Raster(classes, width, width) if places else None  # after all others: they stay as they were
+        self.raster = Raster(classes, width, width) if places else None  # last: the other weights start as without it
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None) -> Tensor:
-        """`keep` (b,) bool, all True by default: rows without it are unconditional."""
+        """`keep` (b,) bool, all True by default: the other rows are unconditional."""
         if keep is None:
             keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
         labels = condition.labels * keep[:, None]
@@ -89,7 +89,7 @@ class MultiplyAddUNet(nn.Module):
             return self.label[name](labels) * x + self.time[name](time) if name in self.label else x
 
         entered = self.enter(x)
-        if self.raster is not None:  # each cell's sum for all of its pixels: the 1x1 convolution once a cell
+        if self.raster is not None:  # upsampled after its 1x1 convolution, which runs once per cell
             entered = entered + F.interpolate(self.raster(condition, keep, MAP), x.shape[2:])
         half = F.max_pool2d(self.down1(conditioned("down1", entered)), 2)
         quarter = F.max_pool2d(self.down2(conditioned("down2", half)), 2)
@@ -100,7 +100,7 @@ class MultiplyAddUNet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """DCGAN's (arXiv 1511.06434, section 4): convolutions from N(0, 0.02), norms from N(1, 0.02), biases 0."""
+    """Like DCGAN (arXiv 1511.06434, section 4): draws convolutions from N(0, 0.02), norms from N(1, 0.02); biases 0."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         nn.init.zeros_(module.bias)

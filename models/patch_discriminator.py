@@ -9,7 +9,7 @@ from models.blocks import normalisation
 
 
 class PatchDiscriminator(nn.Module):
-    """(b, 3, 64, 64) -> one score a patch, (b, 1, h, w). Group norm, so that real and fake do not mix statistics."""
+    """Scores each patch: (b, 3, 64, 64) -> (b, 1, h, w). With group norm, real and fake do not mix statistics."""
 
     def __init__(self, channels: int = 64, layers: int = 3):
         super().__init__()
@@ -33,10 +33,10 @@ def adaptive_weight(
     limit: float,
     average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> Tensor:
-    """|grad of reconstruction| / |grad of adversarial| at the last layer, clamped to [0, limit].
+    """Returns |grad of reconstruction| / |grad of adversarial| at the last layer, clamped to [0, limit].
 
-    `average` makes of a gradient its mean over several processes. arXiv 2012.09841, equation 7; its code clamps at
-    1e4, which lets the weight run away.
+    `average` averages a gradient over processes. From arXiv 2012.09841, equation 7; its code clamps at 1e4, which
+    lets the weight run away.
     """
     ours, theirs = (
         average(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()

@@ -11,24 +11,24 @@ PATCH = 8  # pixels a side
 
 
 def patch(pictures: Tensor) -> Tensor:
-    """(b, 3, h, w) -> (b, 192, h / 8, w / 8): a patch's pixels become one cell's channels."""
+    """Moves a patch's pixels into one cell's channels: (b, 3, h, w) -> (b, 192, h / 8, w / 8)."""
     return F.pixel_unshuffle(pictures, PATCH)
 
 
 def unpatch(patches: Tensor) -> Tensor:
-    """(b, 192, h, w) -> (b, 3, 8 h, 8 w): the inverse of `patch`, bit for bit."""
+    """Inverts `patch` bit for bit: (b, 192, h, w) -> (b, 3, 8 h, 8 w)."""
     return F.pixel_shuffle(patches, PATCH)
 
 
 class PatchUNet(nn.Module):
-    """x_t (b, 3, side, side) of normalised pixels, t (b,), condition (b rows) -> prediction (b, 3, side, side).
+    """Maps normalised pixels x_t (b, 3, side, side), t (b,), condition (b rows) to a prediction (b, 3, side, side).
 
     A patch enters through a linear bottleneck of `bottleneck` channels, since pictures fill few of its 192 dimensions
-    and noise fills all (JiT, section 4.3), and leaves through one linear layer. Both layers in front have no bias: an
-    estimate of zeros (`self_condition`) stays one. `options` are UNet's, its `channels` among them.
+    and noise fills all (JiT, section 4.3), and leaves through one linear layer. The two input layers have no bias, so
+    that an estimate of zeros (`self_condition`) stays zero. `options` are UNet's, including `channels`.
 
-    `mean` and `deviation` (3, side, side) of the training set's pixels are part of the network's state, so that whoever
-    loads it can draw: x = (picture - mean) / deviation.
+    `mean` and `deviation` (3, side, side) of the training set's pixels are part of the network's state, so that a
+    loaded network can draw: x = (picture - mean) / deviation.
     """
 
     def __init__(self, classes: int, most: int, bottleneck: int, side: int = 64, **options):
@@ -44,16 +44,16 @@ class PatchUNet(nn.Module):
         self.register_buffer("deviation", torch.ones(3, side, side))
 
     def set_scale(self, mean: Tensor, deviation: Tensor) -> None:
-        """The training set's mean picture and its pixels' deviations, each (3, side, side), above 0."""
+        """Sets the training set's mean picture and its pixels' deviations (above 0), each (3, side, side)."""
         self.mean.copy_(mean)
         self.deviation.copy_(deviation)
 
     def normalised(self, pictures: Tensor) -> Tensor:
-        """Pictures (b, 3, side, side) in [-1, 1] -> what the diffusion works on."""
+        """Converts pictures (b, 3, side, side) in [-1, 1] to the values that the diffusion works on."""
         return (pictures - self.mean) / self.deviation
 
     def pictures(self, x: Tensor) -> Tensor:
-        """The inverse of `normalised`."""
+        """Inverts `normalised`."""
         return x * self.deviation + self.mean
 
     def forward(

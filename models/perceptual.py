@@ -9,9 +9,9 @@ BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}  # l
 
 
 class Perceptual(nn.Module):
-    """`lpips.LPIPS` whose trunk is given, not downloaded, and which stays frozen and in eval mode.
+    """`lpips.LPIPS` with a given trunk, which is not downloaded, always frozen and in eval mode.
 
-    `trunk`: the state dict of torchvision's ImageNet network of that name. Raises KeyError or RuntimeError where
+    `trunk`: the state dict of torchvision's ImageNet network of that name. Raises KeyError or RuntimeError if
     it is another network's. None leaves the trunk random, for tests.
     """
 
@@ -20,10 +20,10 @@ class Perceptual(nn.Module):
         import lpips  # imports scipy and torchvision: only where it is used
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lpips asks torchvision in a deprecated way
+            warnings.simplefilter("ignore")  # lpips calls torchvision in a deprecated way
             self.lpips = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
         if trunk is not None:
-            # lpips files layer i of `features` under sliceN.i
+            # lpips names layer i of `features` sliceN.i
             own = self.lpips.net.state_dict()
             self.lpips.net.load_state_dict({key: trunk["features." + key.split(".", 1)[1]] for key in own})
         self.requires_grad_(False)
@@ -34,12 +34,12 @@ class Perceptual(nn.Module):
         return self
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """(b, 3, h, w) in [-1, 1], twice -> mean distance. Call it outside autocast."""
+        """Returns the mean distance of two batches (b, 3, h, w) in [-1, 1]. Call it outside autocast."""
         return self.lpips(images, others).mean()
 
 
 def trunk_url(network: str) -> str:
-    """Where torchvision has the ImageNet weights of a backbone."""
+    """Returns the URL of torchvision's ImageNet weights of a backbone."""
     import torchvision.models as zoo
 
     return zoo.get_model_weights(BACKBONES[network]).IMAGENET1K_V1.url

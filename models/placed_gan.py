@@ -1,6 +1,6 @@
-"""Generator and critic that work on a map of places: each object is drawn at its place and judged there.
+"""Generator and critic that work on a map of places: each object is drawn and scored at its place.
 
-Layouts as the input of a GAN are those of arXiv 1901.00686 and 2111.08960; a critic that classifies cells is that of
+Layouts as the input of a GAN follow arXiv 1901.00686 and 2111.08960; a critic that classifies cells follows
 arXiv 2012.04781.
 """
 
@@ -17,21 +17,21 @@ from models.choices import PLACED_CRITIC_CONDITIONS
 from models.condition import Condition, blobs
 from models.wgan import BODIES
 
-SIDE = 8  # of the map on which objects stand
+SIDE = 8  # of the map of objects
 TOGETHER = 3  # slots whose noise is drawn at once
 
 
 def _spread(condition: Condition) -> Tensor:
-    """(b, m, 8, 8): each object about its place; evenly over the map where that is not known; 0 of an empty slot."""
+    """Spreads each object around its place, evenly if that is unknown; 0 for an empty slot: (b, m, 8, 8)."""
     somewhere = (condition.present & ~condition.placed)[..., None, None] / SIDE**2
     return blobs(condition.places, SIDE) * condition.placed[..., None, None] + somewhere
 
 
 class PlacedGenerator(nn.Module):
-    """Noise, as `noise_of` draws it, and conditions -> (b, outputs, size, size), size 8 or more.
+    """Maps noise, as `noise_of` draws it, and conditions to (b, outputs, size, size), size 8 or more.
 
-    Enters at 8x8: a learned background and, for each object, its embedding and its own noise through a small network,
-    spread about its place. The other noise and the label set enter everywhere, and scale and shift every norm.
+    The input at 8x8 is a learned background and, for each object, its embedding and noise through a small network,
+    spread around its place. The scene's noise and the label set enter everywhere, and scale and shift every norm.
     `bounded` ends in tanh, for pictures. Arguments as in the configuration's `gan.generator` section.
     """
 
@@ -60,17 +60,17 @@ class PlacedGenerator(nn.Module):
         self.background = nn.Parameter(torch.randn(first, SIDE, SIDE))
         self.everywhere = nn.Linear(noise + label_width, first)
         block, _ = BODIES[body]
-        # further blocks than doublings work at the full resolution
+        # blocks beyond the doublings work at the full resolution
         self.blocks = nn.ModuleList(
             block(a, b, i < doublings, noise + label_width, False) for i, (a, b) in enumerate(pairwise(channels))
         )
         self.leave = nn.Sequential(normalisation("group", channels[-1]), nn.ReLU(), conv3x3(channels[-1], outputs))
 
     def noise_of(self, draw: Callable[[int], Tensor], slots: int) -> Tensor:
-        """Noise for a batch of so many slots, by draw(width) -> (b, width): the scene's, then each slot's.
+        """Draws noise for a batch of `slots` slots by draw(width) -> (b, width): the scene's, then each slot's.
 
-        Drawn for three slots at a time, as randn makes other numbers of another width: what a sample's key gives does
-        not depend on the slots of its batch.
+        It is drawn for three slots at a time, as randn gives other numbers at another width: a sample's noise must not
+        depend on the slots of its batch.
         """
         parts = [draw(self.noise + TOGETHER * self.object_noise)]
         parts += [draw(TOGETHER * self.object_noise) for _ in range(TOGETHER, slots, TOGETHER)]
@@ -92,11 +92,11 @@ class PlacedGenerator(nn.Module):
 
 
 class PlacedCritic(nn.Module):
-    """(b, inputs, size, size), conditions -> scores (b,) and, with an auxiliary head, logits (b, classes + 1, 8, 8).
+    """Maps (b, inputs, size, size), conditions to scores (b,) and auxiliary logits (b, classes + 1, 8, 8) or None.
 
     `condition`, one of PLACED_CRITIC_CONDITIONS: `projection`, the score is that of a projection critic on the summed
-    features (arXiv 1802.05637), plus one of each object asked for, read from a map of its own at its place;
-    `auxiliary`, a second head says what each cell shows. The last class of its logits is the background.
+    features (arXiv 1802.05637), plus that of each object asked for, read from its class's map at its place;
+    `auxiliary`, a second head classifies what each cell shows. The last class of its logits is the background.
     """
 
     def __init__(
@@ -113,12 +113,12 @@ class PlacedCritic(nn.Module):
         if len(channels) <= halvings:
             raise ValueError(f"a critic of {size}x{size} that reads a map of 8x8 needs at least {halvings + 1} widths")
         if condition not in PLACED_CRITIC_CONDITIONS:
-            raise ValueError(f"condition {condition!r} is none of {', '.join(PLACED_CRITIC_CONDITIONS)}")
+            raise ValueError(f"unknown condition {condition!r}; choose one of {', '.join(PLACED_CRITIC_CONDITIONS)}")
         ways = condition.split("+")
         self.enter = conv3x3(inputs, channels[0])
         _, block = BODIES[body]
         pairs = list(pairwise(channels))
-        first = len(pairs) - halvings  # further blocks than halvings work at the full resolution
+        first = len(pairs) - halvings  # blocks beyond the halvings work at the full resolution
         self.blocks = nn.ModuleList(block(a, b, i >= first) for i, (a, b) in enumerate(pairs))
         width = channels[-1]
         self.score = nn.Linear(width, 1)
@@ -140,7 +140,7 @@ class PlacedCritic(nn.Module):
             return score, None if self.classify is None else self.classify(x)
 
     def _read(self, x: Tensor, condition: Condition) -> Tensor:
-        """(b, m): the mean of each object's own map about its place; 0 of an empty slot."""
+        """Returns the mean of each object's map around its place, 0 for an empty slot: (b, m)."""
         spread = _spread(condition)
         asked = condition.objects.clamp(min=0)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
         maps = self.there(x).gather(1, asked)

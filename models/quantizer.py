@@ -1,12 +1,12 @@
 """Quantisers of latents: a codebook, finite scalars, residual codebooks.
 
 All have `forward(latents) -> quantised, indices, loss`, `nearest(latents) -> indices`, `lookup(indices) -> latents`,
-`bounded(latents)`, which an encoder's output passes first, and `codebook_size`. Latents are (b, d, h, w) float32,
-indices (b, h, w) int64 below `codebook_size`, one for each place.
+`bounded(latents)`, which is applied to an encoder's output first, and `codebook_size`. Latents are (b, d, h, w)
+float32, indices (b, h, w) int64 below `codebook_size`, one per cell.
 
 The codebook is `vector_quantize_pytorch`'s with its arithmetic done by index. The library builds a (tokens, codes)
-one-hot matrix and multiplies with it, forward and in the moving averages. The same sums are a lookup, a bincount and an
-index_add: equal results (a test compares them), at 8192 codes a small part of the time.
+one-hot matrix and multiplies with it, forward and in the moving averages. Here a lookup, a bincount and an index_add
+give the same sums (a test compares them), in a small part of the time at 8192 codes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplac
 
 
 def nearest_codes(codes: Tensor, vectors: Tensor) -> Tensor:
-    """(k, d) codes, (n, d) vectors -> indices (n,) int64 of the nearest."""
+    """Returns the index of each vector's nearest code: codes (k, d), vectors (n, d) -> (n,) int64."""
     # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, and |x|^2 is the same for every code
     return torch.addmm(codes.square().sum(1)[None], vectors, codes.t(), beta=1, alpha=-2).argmin(dim=1)
 
@@ -28,15 +28,15 @@ def nearest_codes(codes: Tensor, vectors: Tensor) -> Tensor:
 class IndexedCodebook(Codebook):
     """The library's Euclidean codebook, one head, without its one-hot matrices.
 
-    Under several processes (`use_ddp`) it does what one process with the whole batch would: the sums are added up,
-    and what is drawn at random, the start and the vectors that replace dead codes, is drawn by the first process
-    from everyone's vectors.
+    With several processes (`use_ddp`) it does what one process with the whole batch would: the sums are added up,
+    and the first process makes the random draws, of the start and of replacements for dead codes, from the vectors
+    of all processes.
     """
 
     def init_embed_(self, data: Tensor, mask: None = None) -> None:
-        """Starts the codes from the first batch seen in training: k-means as in the library.
+        """Starts the codes from the first batch in training, by k-means as in the library.
 
-        Unlike the library's, an untrained codebook that is only looked at (eval) is left alone.
+        Unlike the library's, an untrained codebook does not change in eval mode.
         """
         if self.training and not self.initted:
             self._decided_by_the_first(super().init_embed_, self._everyones(data))
@@ -47,7 +47,7 @@ class IndexedCodebook(Codebook):
             self._decided_by_the_first(super().expire_codes_, self._everyones(batch_samples))
 
     def _everyones(self, vectors: Tensor) -> Tensor:
-        """(1, n, d) of this process -> (1, processes x n, d), in their order."""
+        """Gathers (1, n, d) of every process, in order: (1, processes x n, d)."""
         if not self.use_ddp:
             return vectors
         parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
@@ -55,7 +55,7 @@ class IndexedCodebook(Codebook):
         return torch.cat(parts, dim=1)
 
     def _decided_by_the_first(self, update: Callable[[Tensor], None], vectors: Tensor) -> None:
-        """update(vectors) in the first process; the others take what came of it."""
+        """Calls update(vectors) in the first process; the others copy the result."""
         if not self.use_ddp or dist.get_rank() == 0:
             update(vectors)
         if self.use_ddp:
@@ -64,7 +64,7 @@ class IndexedCodebook(Codebook):
                 dist.broadcast(buffer, src=0)
 
     def start_from(self, vectors: Tensor, batches: float) -> None:
-        """K-means over vectors (1, n, d), the same in every process; counts and sums become those of one batch."""
+        """Starts by k-means over vectors (1, n, d), equal in all processes, with the counts and sums of one batch."""
         self._decided_by_the_first(super().init_embed_, vectors)
         self.cluster_size.div_(batches)
         self.embed_avg.div_(batches)
@@ -72,7 +72,7 @@ class IndexedCodebook(Codebook):
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def forward(self, x: Tensor, freeze_codebook: bool = False, update_usage: bool = True, **unused: object):
-        """x: (b, n, d) -> nearest codes (b, n, d), their indices (b, n) int64, and no distances."""
+        """Maps x (b, n, d) to the nearest codes (b, n, d), their indices (b, n) int64, and no distances."""
         flat = rearrange(x.float(), "b n d -> 1 (b n) d")
         self.init_embed_(flat)
         codes = self.embed[0].detach()
@@ -94,7 +94,7 @@ class IndexedCodebook(Codebook):
 
 
 class Quantizer(VectorQuantize):
-    """(b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss."""
+    """One codebook: (b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss."""
 
     def __init__(
         self,
@@ -126,35 +126,35 @@ class Quantizer(VectorQuantize):
     def start(self, latents: Tensor, batches: float) -> None:
         """Starts the codes by k-means over latents (b, d, h, w) of `batches` batches: rare vectors need many.
 
-        Several processes give the same latents. The moving counts and sums begin as those of one batch. Only the
-        first call counts, and none at all where the codes began at random: a codebook that has begun learns by its
-        moving averages.
+        Several processes give the same latents. The moving counts and sums start as those of one batch. Only the
+        first call has an effect, and none if the codes started at random: a started codebook learns by its moving
+        averages.
         """
         book = self._codebook
         if not book.initted:
             book.start_from(rearrange(latents.float(), "b d h w -> 1 (b h w) d"), batches)
 
     def bounded(self, latents: Tensor) -> Tensor:
-        """As they are: a codebook may lie anywhere."""
+        """Returns the latents unchanged: codes may be anywhere."""
         return latents
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (b, h, w) -> their codes (b, d, h, w)."""
+        """Returns the codes (b, d, h, w) of indices (b, h, w)."""
         return rearrange(self._codebook.embed[0][indices], "b h w d -> b d h w")
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def nearest(self, latents: Tensor) -> Tensor:
-        """Indices (b, h, w) of the codes nearest to (b, d, h, w), in float32; nothing is learned."""
+        """Returns indices (b, h, w) of the codes nearest to (b, d, h, w), in float32; nothing is learned."""
         found = nearest_codes(self._codebook.embed[0], rearrange(latents.float(), "b d h w -> (b h w) d"))
         return rearrange(found, "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])
 
 
 class FiniteScalar(nn.Module):
-    """Each channel rounded to one of `levels` whole numbers about 0 (FSQ, arXiv 2309.15505): nothing is learned.
+    """Rounds each channel to one of `levels` whole numbers around 0 (FSQ, arXiv 2309.15505); nothing is learned.
 
-    The latents are bounded by b tanh(x / b), b half a level beyond the outermost: their slope at 0 is 1, and every
-    level has its share of the range. Gradients pass the rounding straight through. The loss is 0.
+    The latents are bounded by b tanh(x / b), with b half a level beyond the outermost: their slope at 0 is 1, and every
+    level has its share of the range. Gradients pass straight through the rounding. The loss is 0.
     """
 
     def __init__(self, dim: int, levels: int):
@@ -163,31 +163,31 @@ class FiniteScalar(nn.Module):
         self.codebook_size = levels**dim
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bounded latents (b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w) int64, loss 0."""
+        """Maps bounded latents (b, d, h, w) to quantised (b, d, h, w), indices (b, h, w) int64, loss 0."""
         indices = self.nearest(latents)
         return latents + (self.lookup(indices) - latents).detach(), indices, latents.new_zeros(())
 
     def bounded(self, latents: Tensor) -> Tensor:
-        """(b, d, h, w) of any size -> within half a level of the outermost levels."""
+        """Bounds latents (b, d, h, w) to within half a level of the outermost levels."""
         bound = self.most + 0.5
         return bound * (latents / bound).tanh()
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Indices (b, h, w) int64: the channels' levels as the digits of a number, the first channel's the last."""
+        """Returns indices (b, h, w) int64: the levels are the digits of a number, the first channel's the last."""
         digits = latents.detach().float().round().clamp(-self.most, self.most).long() + self.most
         places = self.levels ** torch.arange(self.dim, device=latents.device)
         return (digits * places[:, None, None]).sum(1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (b, h, w) -> their levels (b, d, h, w) float32."""
+        """Returns the levels (b, d, h, w) float32 of indices (b, h, w)."""
         places = self.levels ** torch.arange(self.dim, device=indices.device)
         return (indices[:, None] // places[:, None, None] % self.levels - self.most).float()
 
 
 class Residual(nn.Module):
-    """`vector_quantize_pytorch`'s residual codebooks (arXiv 2107.03312): each codes what those before it left over.
+    """`vector_quantize_pytorch`'s residual codebooks (arXiv 2107.03312): each codes the error of those before it.
 
-    The codes of a place, one of each codebook, are the digits of its index, the first codebook's the last.
+    A cell's codes, one per codebook, are the digits of its index, the first codebook's the last.
     """
 
     def __init__(self, dim: int, codes: int, quantizers: int, decay: float, commitment: float, dead_below: float):
@@ -205,10 +205,10 @@ class Residual(nn.Module):
             codebook_size=codes,
             num_quantizers=quantizers,
             commitment_weight=commitment,
-            rotation_trick=False,  # the library's default turns the gradient
+            rotation_trick=False,  # the library's default rotates the gradient
             **options,
         )
-        for layer in self.book.layers:  # several processes decide as one, and a codebook that is looked at stays
+        for layer in self.book.layers:  # several processes act as one, and a codebook stays the same in eval mode
             layer._codebook = IndexedCodebook(dim, codes, use_ddp=layer._codebook.use_ddp, **options)
 
     @torch.autocast("cuda", enabled=False)
@@ -227,14 +227,14 @@ class Residual(nn.Module):
         return self.codes ** torch.arange(self.quantizers, device=device)
 
     def bounded(self, latents: Tensor) -> Tensor:
-        """As they are: codebooks may lie anywhere."""
+        """Returns the latents unchanged: codes may be anywhere."""
         return latents
 
     @torch.no_grad()
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def nearest(self, latents: Tensor) -> Tensor:
-        """Indices (b, h, w) of (b, d, h, w), in float32; nothing is learned, by an untrained codebook either."""
+        """Returns indices (b, h, w) of (b, d, h, w), in float32; nothing is learned, even before training."""
         left, indices = rearrange(latents.float(), "b d h w -> (b h w) d"), 0
         for codes, place in zip(self.book.codebooks, self._places(latents.device), strict=True):
             found = nearest_codes(codes, left)
@@ -242,7 +242,7 @@ class Residual(nn.Module):
         return rearrange(indices, "(b h w) -> b h w", h=latents.shape[2], w=latents.shape[3])
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (b, h, w) -> the sums of their codes (b, d, h, w)."""
+        """Returns the sums of the codes (b, d, h, w) of indices (b, h, w)."""
         digits = indices[..., None] // self._places(indices.device) % self.codes
         found = self.book.get_output_from_indices(rearrange(digits, "b h w q -> b (h w) q"))
         return rearrange(found, "b (h w) d -> b d h w", h=indices.shape[1])

@@ -1,4 +1,4 @@
-"""A reader of pictures: which objects are shown, and where. It judges placing; no generator is trained with it."""
+"""A reader of pictures: which objects are shown, and where. It measures placing; no generator is trained with it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from models.condition import Condition
 
 SIDE = 16  # cells a side: four pixels each
-NEAR = 1.0  # cells: a cell whose centre is nearer to an object than that learns the way to it
-IGNORED = -100  # a label that no loss looks at
+NEAR = 1.0  # cells: a cell whose centre is closer to an object than this learns its offset
+IGNORED = -100  # a label that the loss leaves out
 
 
 class Found(NamedTuple):
-    """An object in a picture: its index, its place in [0, 1] of the picture, and how sure it is that one is there."""
+    """An object found in a picture: its index, its place in [0, 1] of the picture, and the probability of one there."""
 
     index: int
     x: float
@@ -25,9 +25,10 @@ class Found(NamedTuple):
 
 
 class Reader(nn.Module):
-    """Convolutions on a 16x16 grid of cells: what each cell shows, and how far from its centre the object stands.
+    """Predicts for each of 16x16 cells what it shows, and how far from its centre the object is.
 
-    Objects by their centres, as in arXiv 1904.07850. `width` 64: .3 million weights, and a view of 74 pixels.
+    Objects are found by their centres, as in arXiv 1904.07850. `width` 64 gives .3 million weights and a receptive
+    field of 74 pixels.
     """
 
     def __init__(self, classes: int, width: int = 64):
@@ -49,31 +50,31 @@ class Reader(nn.Module):
             *layer(width, width),
         )
         self.head = nn.Conv2d(width, classes + 1 + 2, 1)
-        with torch.no_grad():  # so that cells begin as background with probability .99, which most are
+        with torch.no_grad():  # cells start as background, which most are, with probability .99
             self.head.bias.zero_()
             self.head.bias[classes] = math.log(99 * classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 3, 64, 64) in [-1, 1] -> logits (b, classes + 1, 16, 16), background last; offsets (b, 2, 16, 16).
 
-        An offset is the object's place less the cell's centre, x and y, in cells.
+        An offset is the object's place minus the cell's centre, x and y, in cells.
         """
         out = self.head(self.body(images))
         return out[:, :-2], out[:, -2:]
 
 
 def targets(condition: Condition, side: int = SIDE) -> tuple[Tensor, Tensor, Tensor]:
-    """What a reader should say: labels (b, side, side) int64, offsets (b, 2, side, side), near (b, side, side) bool.
+    """Returns a reader's targets: labels (b, side, side) int64, offsets (b, 2, side, side), near (b, side, side) bool.
 
     A cell with an object's place in it has that object's label; its neighbours within `NEAR` cells are ignored, as
-    they may say either, and all others are background (`classes`). `near` marks the cells whose offsets count. Of two
-    objects in one cell the nearer to its centre counts. Rows with an object whose place is unknown are ignored
-    throughout.
+    either answer is right there, and all others are background (`classes`). `near` marks the cells whose offsets
+    count. Of two objects in one cell the one closer to its centre counts. Rows with an object of unknown place are
+    ignored.
     """
     centres = torch.arange(side, device=condition.device) + 0.5
     dx, dy = (condition.places[..., i, None] * side - centres for i in (0, 1))
     dx, dy = torch.broadcast_tensors(dx[..., None, :], dy[..., :, None])  # (b, m, side, side)
-    own = (condition.places * side).floor().clamp(max=side - 1)  # a place on the far rim is in the last cell
+    own = (condition.places * side).floor().clamp(max=side - 1)  # a place on the far edge is in the last cell
     inside = (own[..., 0, None, None] == centres.floor()) & (own[..., 1, None, None] == centres.floor()[:, None])
     placed = condition.placed[..., None, None]
     inside, distance = inside & placed, (dx.square() + dy.square()).sqrt()
@@ -94,9 +95,9 @@ def targets(condition: Condition, side: int = SIDE) -> tuple[Tensor, Tensor, Ten
 def reading_loss(
     logits: Tensor, offsets: Tensor, condition: Condition, average: Callable[[Tensor], Tensor] = lambda value: value
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the cells and squared error of the offsets, each a mean over objects. In float32.
+    """Returns the cells' cross-entropy per object and the offsets' squared error per near cell, in float32.
 
-    `average` is that over processes, of which each has a part of the batch.
+    `average` averages over the processes that share the batch.
     """
     labels, wanted, near = targets(condition, logits.shape[-1])
     errors = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
@@ -106,9 +107,9 @@ def reading_loss(
 
 
 def found(logits: Tensor, offsets: Tensor) -> list[list[Found]]:
-    """Per picture, the objects that are there: more probable than not, and more than in the eight cells around."""
+    """Returns each picture's objects, where one is more probable than not, and than in the eight cells around."""
     logits, side = logits.float(), logits.shape[-1]
-    odds = logits[:, :-1].logsumexp(dim=1) - logits[:, -1]  # of an object against the background, as logarithm
+    odds = logits[:, :-1].logsumexp(dim=1) - logits[:, -1]  # log odds of an object against the background
     peaks = (odds > 0) & (odds == F.max_pool2d(odds[:, None], 3, 1, 1)[:, 0])
     picture, row, column = peaks.nonzero(as_tuple=True)
     index = logits[picture, :-1, row, column].argmax(dim=1)
@@ -122,14 +123,14 @@ def found(logits: Tensor, offsets: Tensor) -> list[list[Found]]:
 
 
 def label_scores(logits: Tensor) -> Tensor:
-    """(b, classes + 1, side, side) -> (b, classes): each object's probability where it is most probable."""
+    """Returns each object's highest probability over the cells: (b, classes + 1, side, side) -> (b, classes)."""
     return logits.float().softmax(dim=1)[:, :-1].amax(dim=(2, 3))
 
 
 def distances(pictures: Sequence[list[Found]], condition: Condition) -> list[list[float | None]]:
-    """Per picture and asked object with a place: how far the nearest found one of that name is, in pictures' widths.
+    """Returns, per picture and placed object, the distance to the nearest one found of that name, in picture widths.
 
-    None where none of that name is found.
+    It is None if none of that name is found.
     """
     rows = zip(pictures, condition.objects.tolist(), condition.places.tolist(), condition.placed.tolist(), strict=True)
     return [
@@ -143,10 +144,10 @@ def distances(pictures: Sequence[list[Found]], condition: Condition) -> list[lis
 
 
 def placing(pictures: Sequence[list[Found]], condition: Condition, pixels: int = 64) -> dict[str, float | None]:
-    """How pictures show what was asked, in figures.
+    """Measures how well pictures show the objects asked for.
 
-    `placement_error_pixels` and `placement_error_95`: mean and 95th percentile of `distances`, of the objects found;
-    `not_found`: the share of placed objects that were not. All None where nothing has a place, or nothing was found.
+    `placement_error_pixels` and `placement_error_95`: mean and 95th percentile of `distances` over the objects found,
+    None if there are none; `not_found`: the share of placed objects that were not found, None if no object has a place.
     `too_many`, `too_few`: the share of pictures that show more objects or fewer than asked.
     """
     every = [d for row in distances(pictures, condition) for d in row]

@@ -1,4 +1,4 @@
-"""VQ-VAE (arXiv 1711.00937) in the manner of VQGAN (arXiv 2012.09841): 64x64 pictures <-> latents on 8x8."""
+"""VQ-VAE (arXiv 1711.00937) in the style of VQGAN (arXiv 2012.09841): 64x64 pictures <-> latents on 8x8."""
 
 import torch
 import torch.nn.functional as F
@@ -58,17 +58,17 @@ class Decoder(nn.Module):
 
 
 class LatentClassifier(nn.Module):
-    """Latents (b, c, h, w) -> logits (b, classes) that an object is there.
+    """Returns logits (b, classes) that an object is shown by latents (b, c, h, w).
 
-    Linear at each place, then the log-sum-exp over places: it sees no neighbourhood and has no second layer, so what it
-    reads lies open in the latents. Latents that show what a picture holds are learned faster by a diffusion model
-    (arXiv 2501.01423 aligns them with a vision model's features).
+    It is linear in each cell, then takes the log-sum-exp over cells. It sees no neighbourhood and has no second layer,
+    so it reads only what is explicit in the latents. A diffusion model learns latents faster if they show the content
+    of a picture (arXiv 2501.01423 aligns them with a vision model's features).
     """
 
     def __init__(self, latent_channels: int, classes: int):
         super().__init__()
         self.score = nn.Linear(latent_channels, classes)
-        nn.init.constant_(self.score.bias, -6.0)  # most objects are absent, and 64 places add up
+        nn.init.constant_(self.score.bias, -6.0)  # most objects are absent, and 64 cells add up
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.score(latents.flatten(2).mT).float().logsumexp(1)
@@ -77,9 +77,9 @@ class LatentClassifier(nn.Module):
 class VQVAE(nn.Module):
     """Encoder, quantiser, decoder. Arguments as in the configuration's `vae` section.
 
-    `latents` are the encoder's output *before* quantisation. With `decodes="codes"` `decode` quantises, so a sampler
-    may leave a latent slightly beside a code (arXiv 2112.10752, section 3.1: the quantiser is the decoder's part); with
-    `"latents"` the decoder gets them as they are. `latent_mean` and `latent_std` (latent_channels,) are measured over
+    `latents` are the encoder's output *before* quantisation. With `decodes="codes"` `decode` quantises, so a sampled
+    latent may be slightly off a code (arXiv 2112.10752, section 3.1: the quantiser is part of the decoder); with
+    `"latents"` the decoder gets them unchanged. `latent_mean` and `latent_std` (latent_channels,) are measured over
     the whole set after training. `options` are those of the quantiser.
     """
 
@@ -107,31 +107,31 @@ class VQVAE(nn.Module):
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     def latents(self, images: Tensor) -> Tensor:
-        """(b, 3, 64, 64) -> the encoder's output (b, c, 8, 8), within the quantiser's bounds."""
+        """Returns the encoder's output within the quantiser's bounds: (b, 3, 64, 64) -> (b, c, 8, 8)."""
         return self.quantizer.bounded(self.encoder(images).float())
 
     def forward(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """(b, 3, 64, 64) -> reconstruction, code indices (b, 8, 8), weighted commitment loss.
 
-        Without `quantize` the latents go to the decoder as they are, the codebook is left alone, the loss is 0.
+        Without `quantize` the decoder gets the latents unchanged, the codebook does not change, and the loss is 0.
         """
         return self.through(self.latents(images), quantize)
 
     def through(self, latents: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward` from `latents` (b, c, 8, 8) on."""
+        """Does the part of `forward` after `latents` (b, c, 8, 8)."""
         if not quantize:
             return self.decoder(latents).float(), self.quantizer.nearest(latents), latents.new_zeros(())
         quantized, indices, commitment = self.quantizer(latents)
         return self.decoder(quantized).float(), indices, commitment
 
     def encode(self, images: Tensor) -> Tensor:
-        """(b, 3, 64, 64) -> latents (b, c, 8, 8), each channel with mean 0 and deviation 1 over the set."""
+        """Encodes (b, 3, 64, 64) to latents (b, c, 8, 8), each channel with mean 0 and deviation 1 over the set."""
         return (self.latents(images) - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (b, c, 8, 8) -> images (b, 3, 64, 64), through the nearest codes where it decodes codes.
+        """Decodes normalised latents (b, c, 8, 8) to images (b, 3, 64, 64), by the nearest codes if it decodes codes.
 
-        A gradient passes the codes as if they were the latents (straight through, arXiv 1711.00937, section 3.2).
+        Gradients pass the codes as if they were the latents (straight through, arXiv 1711.00937, section 3.2).
         """
         latents = latents.float() * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
         if not self.decodes_codes:
@@ -143,6 +143,6 @@ class VQVAE(nn.Module):
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp(entropy) of code counts (codes,): how many codes are in use, were they used equally."""
+    """Returns exp(entropy) of code counts (codes,): how many equally used codes would have this entropy."""
     shares = counts.double() / counts.sum().clamp(min=1)
     return torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum())

@@ -21,7 +21,7 @@ from models.condition import Condition
 
 
 class ConditionalNorm(nn.Module):
-    """Group norm, or batch norm for a style of labels alone, scaled and shifted by the style (b, style) if given."""
+    """Group norm, or batch norm with `batch`, scaled and shifted by a style (b, style) if given."""
 
     def __init__(self, channels: int, style: int | None, batch: bool):
         super().__init__()
@@ -68,9 +68,9 @@ class DcganGeneratorBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + attention over a map's cells (SAGAN, arXiv 1805.08318). Written out: the penalty differentiates twice.
+    """Adds attention over a map's cells (SAGAN, arXiv 1805.08318), not fused: the penalty differentiates twice.
 
-    Heads of 64 channels, or of the next width above that divides them.
+    Heads have 64 channels, or the next larger width that divides `channels`.
     """
 
     def __init__(self, channels: int):
@@ -84,10 +84,10 @@ class SelfAttention(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise (b, noise) and conditions, of which the label sets -> (b, outputs, size, size).
+    """Maps noise (b, noise) and the label sets of conditions to (b, outputs, size, size).
 
     Noise and the embedded label set enter together at 4x4. `modulation`: they also scale and shift every norm;
-    `batch-norm`: the labels alone do, and the norm is batch norm. `attention`: self-attention at 8x8. `bounded` ends
+    `batch-norm`: only the labels do, and the norm is batch norm. `attention`: self-attention at 8x8. `bounded` ends
     in tanh, for pictures.
     """
 
@@ -110,12 +110,12 @@ class Generator(nn.Module):
             raise ValueError(f"a generator of {size}x{size} needs at least {doublings + 1} widths")
         self.noise, self.bounded, self.condition = noise, bounded, condition
         self.label = nn.Linear(classes, label_width)
-        nn.init.normal_(self.label.weight)  # as loud as the noise beside it
+        nn.init.normal_(self.label.weight)  # on the scale of the noise
         style = {"concatenation": None, "modulation": noise + label_width, "batch-norm": label_width}[condition]
         self.enter = nn.Linear(noise + label_width, channels[0] * 16)
         block, _ = BODIES[body]
         pairs = list(pairwise(channels))
-        # further blocks than doublings work at the full resolution
+        # blocks beyond the doublings work at the full resolution
         self.blocks = nn.ModuleList(
             block(a, b, i < doublings, style, condition == "batch-norm") for i, (a, b) in enumerate(pairs)
         )
@@ -123,7 +123,7 @@ class Generator(nn.Module):
         self.leave = nn.Sequential(normalisation("group", channels[-1]), nn.ReLU(), conv3x3(channels[-1], outputs))
 
     def noise_of(self, draw: Callable[[int], Tensor], slots: int) -> Tensor:
-        """Noise for a batch, whatever it shows, by draw(width) -> (b, width)."""
+        """Draws noise for a batch by draw(width) -> (b, width), for any number of slots."""
         return draw(self.noise)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
@@ -140,8 +140,10 @@ class Generator(nn.Module):
 
 
 class CriticBlock(nn.Module):
-    """Residual block without norm, halving by average pooling (or not). Smooth activations: the penalty needs
-    their second derivative."""
+    """Residual block without norm, halving by average pooling (or not).
+
+    The activations are smooth, as the penalty needs their second derivative.
+    """
 
     def __init__(self, inputs: int, outputs: int, downsample: bool):
         super().__init__()
@@ -158,7 +160,7 @@ class CriticBlock(nn.Module):
 
 
 class DcganCriticBlock(nn.Module):
-    """SiLU, 4x4 convolution of stride 2 (or a plain 3x3 one); no norm, for the penalty is each sample's own."""
+    """SiLU, 4x4 convolution of stride 2 (or a plain 3x3 one); no norm, as the penalty is per sample."""
 
     def __init__(self, inputs: int, outputs: int, downsample: bool):
         super().__init__()
@@ -172,11 +174,11 @@ BODIES = {"residual": (GeneratorBlock, CriticBlock), "dcgan": (DcganGeneratorBlo
 
 
 class Critic(nn.Module):
-    """(b, inputs, size, size), conditions, of which the label sets -> scores (b,), h the 4x4 features.
+    """Maps (b, inputs, size, size) and the label sets of conditions to scores (b,).
 
-    `condition`, one of CRITIC_CONDITIONS: `projection`, psi(h) + <embed(labels), h>; `auxiliary`, a second head
-    classifies the labels (arXiv 1610.09585, for several labels at once); `concatenation`, the labels are further input
-    channels. `pool`: h flattened, as in the report, or summed over space.
+    `condition`, one of CRITIC_CONDITIONS: `projection`, psi(h) + <embed(labels), h> with the 4x4 features h;
+    `auxiliary`, a second head classifies the labels (arXiv 1610.09585, for several labels at once); `concatenation`,
+    the labels are extra input channels. `pool`: h is flattened, as in the report, or summed over space.
     """
 
     def __init__(
@@ -195,13 +197,13 @@ class Critic(nn.Module):
         if len(channels) <= halvings:
             raise ValueError(f"a critic of {size}x{size} needs at least {halvings + 1} widths")
         if condition not in CRITIC_CONDITIONS:
-            raise ValueError(f"condition {condition!r} is none of {', '.join(CRITIC_CONDITIONS)}")
+            raise ValueError(f"unknown condition {condition!r}; choose one of {', '.join(CRITIC_CONDITIONS)}")
         ways = condition.split("+")
         self.pool, self.concatenates = pool, "concatenation" in ways
         self.enter = conv3x3(inputs + (classes if self.concatenates else 0), channels[0])
         _, block = BODIES[body]
         pairs = list(pairwise(channels))
-        first = len(pairs) - halvings  # further blocks than halvings work at the full resolution
+        first = len(pairs) - halvings  # blocks beyond the halvings work at the full resolution
         self.blocks = nn.ModuleList(block(a, b, i >= first) for i, (a, b) in enumerate(pairs))
         self.attention = SelfAttention(channels[-2]) if attention else None  # before the last block: 8x8
         width = channels[-1] * (16 if pool == "flatten" else 1)

@@ -10,7 +10,7 @@ from data.labels import CLEVR
 
 
 def write_folder(folder: Path, scenes: int = 6, size: tuple[int, int] = (64, 64), places: bool = True) -> Path:
-    """`scenes` scenes of three pictures of noise, with labels, objects, test sets and, unless not asked, places."""
+    """Writes `scenes` scenes of three pictures of noise, with labels, objects, test sets and, by default, places."""
     (folder / "iclevr").mkdir(parents=True)
     rng = np.random.default_rng(0)
     labels = {}

@@ -1,4 +1,4 @@
-"""Whatever a user's label files hold: labels, or one line. Never a traceback."""
+"""Any content of a user's label files gives labels or a one-line error, never a traceback."""
 
 import json
 
@@ -15,7 +15,7 @@ JSON = st.recursive(
     lambda t: st.lists(t, max_size=4) | st.dictionaries(TEXT, t, max_size=4),
     max_leaves=12,
 )
-NEARLY = (  # the right shape with anything in the places of names and indices
+NEARLY = (  # the right shape with anything in place of names and indices
     st.dictionaries(TEXT, st.integers(-1, 4), max_size=4)
     | st.lists(st.lists(TEXT, max_size=4), max_size=4)
     | st.dictionaries(TEXT, st.lists(TEXT, max_size=4), max_size=4)

@@ -34,7 +34,7 @@ def test_reads_a_folder_and_holds_out_whole_scenes(tmp_path):
     assert train.untyped_storage().data_ptr() == images.images.untyped_storage().data_ptr()  # a view, not a copy
 
 
-def test_a_zip_reads_as_its_folder(tmp_path):
+def test_a_zip_reads_like_its_folder(tmp_path):
     folder = write_folder(tmp_path / "d")
     expected = read_folder(folder, 3).images
     with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
@@ -45,7 +45,7 @@ def test_a_zip_reads_as_its_folder(tmp_path):
     assert torch.equal(read_folder(folder, 3).images, expected)
 
 
-def test_a_validation_file_is_the_split(tmp_path):
+def test_a_validation_file_defines_the_split(tmp_path):
     folder = write_folder(tmp_path / "d")
     labels = json.loads((folder / "train.json").read_text())
     names = list(labels)
@@ -74,7 +74,7 @@ def test_other_modes_are_converted(mode):
 
 
 def png_of_16_bits_a_channel() -> bytes:
-    """A grey-blue 8x8 PNG as a scanner writes it; Pillow reads such files and drops half of the bits unasked."""
+    """Returns a grey-blue 8x8 PNG like a scanner's; Pillow reads it and silently drops half of the bits."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -139,11 +139,11 @@ def damage_labels(labels):
         (damage_unreadable, "CLEVR_train_000002_1.png: not a readable picture"),
         (damage_unlabelled, "CLEVR_train_000009_0.png has no labels"),
         (damage_labels(["pink cube"]), "unknown object 'pink cube'"),
-        (damage_labels(["red cube", "red cube"]), "stands twice"),
+        (damage_labels(["red cube", "red cube"]), "appears twice"),
         (damage_labels([]), "empty label set"),
     ],
 )
-def test_faults_name_the_file_and_the_mend(tmp_path, damage, fault):
+def test_errors_name_the_file_and_the_fix(tmp_path, damage, fault):
     folder = write_folder(tmp_path / "d")
     damage(folder)
     with pytest.raises(DataError, match=fault) as caught:
@@ -172,7 +172,7 @@ def test_fingerprint_follows_the_content(tmp_path):
         fingerprint(tmp_path / "nowhere", 3)
 
 
-def test_fingerprint_of_a_zip_is_of_what_it_holds(tmp_path):
+def test_fingerprint_of_a_zip_depends_on_its_content(tmp_path):
     folder = write_folder(tmp_path / "d")
     with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
         for path in sorted((folder / "iclevr").iterdir()):
@@ -185,7 +185,7 @@ def test_fingerprint_of_a_zip_is_of_what_it_holds(tmp_path):
     with zipfile.ZipFile(folder / "iclevr.zip") as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
-        for name in content:  # all of the size of the last one, so that names and sizes may agree
+        for name in content:  # every picture becomes the last one, so that names and sizes may agree
             archive.writestr(name, content[max(content)])
     assert fingerprint(folder, 3) != before
 

@@ -6,7 +6,7 @@ import torch
 from data.labels import CLEVR, DataError, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
 
 
-def test_the_vocabulary_is_the_fact_sheets():
+def test_the_vocabulary_is_that_of_the_fact_sheet():
     assert len(CLEVR) == 24
     assert CLEVR.index["gray cube"] == 0
     assert CLEVR.index["gray sphere"] == 8
@@ -41,23 +41,23 @@ def test_names_may_hold_the_word_at():
     ("text", "fault"),
     [
         ("red cub", "did you mean 'red cube'"),
-        ("red cube, red cube", "stands twice"),
-        ("red cube at .1 .1, red cube at .9 .9", "stands twice"),
+        ("red cube, red cube", "appears twice"),
+        ("red cube at .1 .1, red cube at .9 .9", "appears twice"),
         (" , ", "empty label set"),
         ("red cub at .3 .6", "unknown object 'red cub'; did you mean 'red cube'"),
         ("at .3 .6", "unknown object"),
-        ("red cube at", r"'at' is no place; say 'red cube at 0\.3 0\.6'"),
-        ("red cube at 0.3", r"'at 0\.3' is no place; say 'red cube at 0\.3 0\.6'"),
-        ("red cube at 0.3, 0.6", r"'at 0\.3' is no place"),
-        ("red cube at x y", "'at x y' is no place"),
-        ("red cube at 0.3 0.6 0.9", "is no place"),
-        ("red cube at 0.3 nan", "is no place"),
-        ("red cube at inf 0", "is no place"),
-        ("red cube at 0_1 0", "is no place"),
+        ("red cube at", r"'at' is not a place; write 'red cube at 0\.3 0\.6'"),
+        ("red cube at 0.3", r"'at 0\.3' is not a place; write 'red cube at 0\.3 0\.6'"),
+        ("red cube at 0.3, 0.6", r"'at 0\.3' is not a place"),
+        ("red cube at x y", "'at x y' is not a place"),
+        ("red cube at 0.3 0.6 0.9", "is not a place"),
+        ("red cube at 0.3 nan", "is not a place"),
+        ("red cube at inf 0", "is not a place"),
+        ("red cube at 0_1 0", "is not a place"),
         ("red cube at 0.3 1.01", "'at 0.3 1.01' is outside the picture"),
         ("red cube at -0.1 0.5", "outside the picture"),
         ("red cube at 1e999 0.5", "outside the picture"),
-        ("red cube at .5 .5, gray cube, cyan sphere at .51 .51", "'red cube' and 'cyan sphere' stand on one spot"),
+        ("red cube at .5 .5, gray cube, cyan sphere at .51 .51", "'red cube' and 'cyan sphere' are too close"),
     ],
 )
 def test_text_faults(text, fault):
@@ -100,7 +100,7 @@ def test_condition_faults_name_the_file(tmp_path, content, fault):
     ("content", "fault"),
     [
         ('{"a": 0, "b": 2}', "0 to 1"),
-        ('{"a": 0, "a": 1}', "stands twice"),
+        ('{"a": 0, "a": 1}', "appears twice"),
         ("[]", "expected"),
         ('{"a": "0"}', "0 to 0"),
     ],

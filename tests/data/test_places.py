@@ -24,10 +24,10 @@ def test_places_json_gives_each_object_of_the_list_its_place(tmp_path):
     assert images.found() == "places of 2 of 36 objects, from places.json"
 
 
-def test_a_folder_without_it_has_no_places(tmp_path):
+def test_a_folder_without_places_json_has_no_places(tmp_path):
     images = read_folder(write_folder(tmp_path / "d", places=False), 3)
     assert (images.places == -1).all()
-    assert images.found() == "places of no object"
+    assert images.found() == "no object has a known place"
 
 
 def test_the_fingerprint_follows_the_places(tmp_path):
@@ -44,9 +44,9 @@ def test_the_fingerprint_follows_the_places(tmp_path):
     [
         ("[]", "expected"),
         ("{", "not valid JSON"),
-        ('{"a.png": [null], "a.png": [null]}', "stands twice"),
+        ('{"a.png": [null], "a.png": [null]}', "appears twice"),
         ('{"b.png": 3}', "expected"),
-        ('{"c.png": [null]}', "'c.png' is in no list of labels"),
+        ('{"c.png": [null]}', "'c.png' has no labels"),
         ('{"b.png": [[0.5, 0.5]]}', "b.png: 1 places for 2 objects"),
         ('{"a.png": [[0.5, 0.5], null]}', "a.png: 2 places for 1 objects"),
         ('{"a.png": [[0.5]]}', "are not places"),
@@ -56,10 +56,10 @@ def test_the_fingerprint_follows_the_places(tmp_path):
         ('{"a.png": [["0.5", 0.5]]}', "are not places"),
         ('{"a.png": [[true, 0.5]]}', "are not places"),
         ('{"a.png": [0.5]}', "are not places"),
-        ('{"b.png": [[0.5, 0.5], [0.51, 0.51]]}', "two objects on one spot"),
+        ('{"b.png": [[0.5, 0.5], [0.51, 0.51]]}', "two objects too close"),
     ],
 )
-def test_a_damaged_or_contradictory_file_is_one_line(tmp_path, content, fault):
+def test_a_damaged_or_contradictory_file_gives_a_one_line_error(tmp_path, content, fault):
     path = tmp_path / "places.json"
     path.write_text(content)
     with pytest.raises(DataError, match=re.escape(fault)) as caught:
@@ -68,19 +68,19 @@ def test_a_damaged_or_contradictory_file_is_one_line(tmp_path, content, fault):
     assert "\n" not in str(caught.value)
 
 
-def test_a_link_that_leads_nowhere_is_a_fault(tmp_path):
+def test_a_broken_link_is_an_error(tmp_path):
     (tmp_path / "places.json").symlink_to(tmp_path / "gone")
     with pytest.raises(DataError, match=r"places\.json is missing"):
         read_places(tmp_path / "places.json", {})
     assert read_places(tmp_path / "other.json", {}) is None
 
 
-def test_zero_is_a_place_and_kept_as_such(tmp_path):
+def test_zero_is_a_place(tmp_path):
     (tmp_path / "places.json").write_text('{"a.png": [[0, 0]]}')
     assert read_places(tmp_path / "places.json", {"a.png": [4]}) == {"a.png": [(0.0, 0.0)]}
 
 
-def test_places_recovered_from_drawn_scenes_are_the_true_ones(tmp_path):
+def test_places_recovered_from_drawn_scenes_are_correct(tmp_path):
     settings = {"seed": 3, "size": 64, "samples": 4, "camera_distance": 9.5}
     labels, true = draw_scenes(tmp_path / "iclevr", range(10), **settings)
     (tmp_path / "objects.json").write_text(objects_json())
@@ -102,12 +102,12 @@ GREY, RED, CYAN = (60, 60, 60), (180, 40, 40), (40, 200, 200)
 
 
 def floor():
-    """Lighter from above to below; (3, 64, 64)."""
+    """Returns a floor (3, 64, 64) that is lighter towards the bottom."""
     return (90 + RAMP)[None, :, None].expand(3, 64, 64).clone()
 
 
 def with_disc(picture, x, y, colour, radius=6):
-    """The picture with a disc whose middle is at (x, y), in pixels, and its shadow to the left and below."""
+    """Draws a disc with its middle at (x, y), in pixels, and its shadow to the left and below."""
     picture = picture.clone()
 
     def inside(across, down):
@@ -119,7 +119,7 @@ def with_disc(picture, x, y, colour, radius=6):
 
 
 def scenes(*discs):
-    """Scenes of discs added one by one: pictures uint8, objects, and of which scene each picture is."""
+    """Returns scenes of discs added one by one: pictures uint8, objects, and the scene of each picture."""
     pictures, objects, names = [], [], []
     for i, scene in enumerate(discs):
         picture = floor()
@@ -132,7 +132,7 @@ def scenes(*discs):
 
 
 @pytest.mark.parametrize("first", [lambda i: (12 + 4 * i, 20 + 3 * i), lambda i: (31, 27)])
-def test_discs_are_found_also_where_the_first_stands_in_the_middle_of_every_scene(first):
+def test_discs_are_found_even_if_the_first_is_in_the_middle_of_every_scene(first):
     colours = (RED, CYAN, (200, 180, 40), (60, 60, 200), (30, 120, 30))
     discs = [[(*first(i), colours[i % 5]), (50, 12 + 2 * i, CYAN), (12, 52 - i, RED)] for i in range(10)]
     places = recovered(*scenes(*discs))
@@ -144,14 +144,14 @@ def test_discs_are_found_also_where_the_first_stands_in_the_middle_of_every_scen
             assert (row[shown:] == -1).all()
 
 
-def test_a_gray_object_before_a_coloured_one_is_found_whole():
+def test_a_gray_object_in_front_of_a_coloured_one_is_found_whole():
     discs = [[(20, 20, RED), (28, 24, GREY)], [(40, 40, CYAN), (46, 33, GREY)]]
     places = recovered(*scenes(*discs))
     errors = (64 * places[[1, 3], 1] - torch.tensor([[28, 24], [46, 33]])).norm(dim=1)
     assert errors.max() < 3, "the part where the hue changes is 4.5 away"
 
 
-def test_an_object_that_cannot_be_told_leaves_the_others_known():
+def test_an_unclear_object_leaves_the_others_known():
     images, objects, names = scenes(*[[(20, 20, RED), (45, 20, CYAN), (20, 50, RED)]] * 4)
     images[1] = images[0]  # nothing was added, and then two at once
     places = recovered(images, objects, names)
@@ -166,7 +166,7 @@ def noise(images):
 
 
 def other_names(objects):
-    """Others in pictures of one, two and three objects."""
+    """Renames objects, differently in pictures of one, two and three objects."""
     present = objects >= 0
     return torch.where(present, objects + 5 * present.sum(1, keepdim=True), -1)
 
@@ -175,14 +175,14 @@ def other_names(objects):
     ("change", "what"),
     [
         (lambda i, o, n: (noise(i), o, n), "other pictures under the names of series"),
-        (lambda i, o, n: (i, other_names(o), n), "lists that do not go on from one another"),
+        (lambda i, o, n: (i, other_names(o), n), "lists that do not continue each other"),
         (lambda i, o, n: (i, o, ["one"] * len(n)), "one name for all"),
         (lambda i, o, n: (i, o, list(map(str, range(len(n))))), "a name for each"),
         (lambda i, o, n: (torch.stack([i[0]] * len(i)), o, n), "the same picture again and again"),
         (lambda i, o, n: (i.roll(1, 0), o, n), "pictures in another order"),
     ],
 )
-def test_what_is_no_series_gets_no_place(change, what):
+def test_pictures_that_are_not_series_get_no_places(change, what):
     parts = scenes(*[[(20 + i, 20, RED), (45, 20 + i, CYAN), (20, 50, RED)] for i in range(8)])
     assert (recovered(*parts)[..., 0] >= 0).sum() == 6 * 8
     assert (recovered(*change(*parts)) == -1).all(), what

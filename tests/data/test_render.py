@@ -27,7 +27,7 @@ def test_a_scene_follows_from_seed_and_index():
     assert layout(0, 5, 9.5) != layout(0, 6, 9.5)
 
 
-def test_the_same_seed_draws_the_same_files_and_goes_on_where_it_was(tmp_path):
+def test_the_same_seed_draws_the_same_files_and_only_missing_ones_again(tmp_path):
     labels, _ = draw_scenes(tmp_path / "a", range(3), **SETTINGS)
     assert list(labels) == [picture_name(i, k) for i in range(3) for k in (1, 2, 3)]
     assert [len(names) for names in labels.values()] == [1, 2, 3] * 3
@@ -53,7 +53,7 @@ def test_each_object_adds_its_colour(tmp_path):
 
 
 def test_places_are_where_the_objects_are(tmp_path):
-    """Beside the middle of the pixels that have a colour, of a scene's first object alone."""
+    """Compares with the middle of the coloured pixels of a scene's first object."""
     labels, places = draw_scenes(tmp_path / "a", range(8), **(SETTINGS | {"samples": 16}))
     assert {name: len(row) for name, row in places.items()} == {name: len(row) for name, row in labels.items()}
     errors = []
@@ -90,7 +90,7 @@ def test_test_sets_are_thirty_two_each_and_the_new_ones_are_confusable():
 
 
 def silhouette(folder, monkeypatch, kind):
-    """Mask (rows, columns) of one red object in the middle, cut to its bounding box, and the box's place."""
+    """Returns the mask (rows, columns) of one red object in the middle, cut to its bounding box, and the box place."""
     import data.render
 
     alone = layout(0, 0, 9.5)

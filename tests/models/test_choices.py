@@ -1,4 +1,4 @@
-"""The words a configuration may choose from are those of the registries, and reading them takes no torch."""
+"""The choices of a configuration equal the registries, and reading them does not need torch."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ from tests.conftest import HERE
         (GROWTH_AXES, AXES),
     ],
 )
-def test_the_words_are_the_registry_s(words, registry):
+def test_the_choices_equal_the_registry(words, registry):
     assert list(words) == list(registry)
 
 
@@ -47,7 +47,7 @@ def test_a_critic_that_reads_at_places_knows_the_conditions_it_names(condition):
 
 
 def test_every_command_is_in_the_table():
-    """By its module; what is started with `-m` and not in the table would answer `--help` only after torch."""
+    """Compares modules: a command started with `-m` and not in the table would import torch before `--help`."""
     modules = {
         str(path.relative_to(HERE / "stages").with_suffix("")).replace("/", ".")
         for path in (HERE / "stages").rglob("*.py")

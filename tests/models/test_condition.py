@@ -1,4 +1,4 @@
-"""A condition is objects in order with optional places, and its labels are what a judge takes."""
+"""A condition is objects in order with optional places, and its labels are what the judge takes."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ def test_objects_keep_their_order_and_labels_are_their_multi_hot():
     assert Condition.of_labels(SOME.labels).labels.equal(SOME.labels)
 
 
-def test_labels_lie_in_memory_as_a_multi_hot_of_their_own_does():
-    """A product with them rounds as it did when networks were given the data's own labels."""
+def test_labels_are_contiguous():
+    """So a product with them rounds like one with the labels of the data."""
     for some in (SOME, SOME[torch.tensor([2, 0])], SOME.repeat(2)):
         assert some.labels.is_contiguous()
 
@@ -37,13 +37,13 @@ def test_rows_are_taken_repeated_padded_and_joined():
         SOME.with_slots(2)
 
 
-def test_no_row_has_a_slot_and_no_object():
+def test_a_batch_without_rows_and_a_row_without_objects():
     empty = SOME[:0]
     assert len(empty) == 0 and empty.labels.shape == (0, 5)
     assert Condition.of_lists([[]], 5).labels.sum() == 0
 
 
-def test_a_blob_stands_where_its_place_is_and_nowhere_without_one():
+def test_a_blob_is_at_its_place_and_zero_without_one():
     found = blobs(torch.tensor([[[0.5 / 8, 7.5 / 8], [-1.0, -1.0]]]), 8)
     assert found.shape == (1, 2, 8, 8)
     assert found[0, 0, 7, 0] == 1 and found[0, 0].argmax() == 56
@@ -51,7 +51,7 @@ def test_a_blob_stands_where_its_place_is_and_nowhere_without_one():
     assert found[0, 1].abs().sum() == 0
 
 
-def test_a_cell_shows_the_nearest_object_and_else_the_background():
+def test_a_cell_shows_the_nearest_object_or_the_background():
     condition = Condition.of_lists([[3, 1], [2], []], 5, [[(0.5 / 8, 0.5 / 8), (2.5 / 8, 0.5 / 8)], [None], []])
     labels = cell_labels(condition, 8)
     assert labels[0, 0].tolist() == [3, 5, 1, 5, 5, 5, 5, 5]  # the next cells' centres are 1.25 deviations away
@@ -60,7 +60,7 @@ def test_a_cell_shows_the_nearest_object_and_else_the_background():
     assert (labels[2] == 5).all()
 
 
-def test_the_cells_loss_is_the_weighted_mean_of_what_is_known():
+def test_the_cell_loss_is_the_weighted_mean_over_known_cells():
     condition = Condition.of_lists([[3], [2]], 5, [[(0.5 / 8, 0.5 / 8)], [None]])
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 6, 8, 8, generator=generator)
@@ -70,8 +70,8 @@ def test_the_cells_loss_is_the_weighted_mean_of_what_is_known():
     assert cell_loss(logits[1:], cell_labels(condition[1:], 8)) == 0
 
 
-def test_the_cells_loss_of_a_batch_in_two_parts_is_that_of_the_whole():
-    """Parts with many objects and with few: their mean, as processes average gradients, divides by one weight."""
+def test_the_cell_loss_of_a_batch_in_two_parts_equals_that_of_the_whole():
+    """Parts with many and few objects divide by one weight, and are averaged as processes average gradients."""
     condition = Condition.of_lists([[0, 1, 2], [3]], 5, [[(0.1, 0.1), (0.5, 0.5), (0.9, 0.9)], [(0.4, 0.2)]])
     logits, labels = torch.randn(2, 6, 8, 8), cell_labels(condition, 8)
     weight = torch.stack([torch.where(part == 5, 0.05, 1.0).sum() for part in labels]).mean()

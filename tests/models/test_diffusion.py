@@ -30,7 +30,7 @@ def test_linear_schedule_at_both_ends():
     assert alpha_bar[0].item() == pytest.approx(1 - 1e-4)
     assert alpha_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-3)  # the DDPM paper's end
     for timesteps in (20, 100, 250, 500):
-        assert linear_alpha_bar(timesteps)[-1] < 5e-5  # as near to noise in fewer
+        assert linear_alpha_bar(timesteps)[-1] < 5e-5  # as close to noise in fewer timesteps
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -59,7 +59,7 @@ def test_v_is_the_derivative_by_the_angle():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_min_snr_weight_is_the_same_loss_on_x0(prediction):
-    """Whatever is predicted, the weighted error equals min(snr, gamma) times the error of the implied x_0."""
+    """For each prediction, the weighted error equals min(snr, gamma) times the error of the implied x_0."""
     diffusion, gamma = Diffusion.create("cosine", 1000, prediction), 5.0
     x0, noise, t = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.tensor([50, 300, 600, 900])
     xt, target = diffusion.noised(x0, noise, t), diffusion.target(x0, noise, t)
@@ -73,7 +73,7 @@ def test_min_snr_weight_is_the_same_loss_on_x0(prediction):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_log_snr_weight_is_a_bell_on_the_error_of_v(prediction):
-    """Whatever is predicted, the weighted error equals the bell times the error of the implied v."""
+    """For each prediction, the weighted error equals the bell times the error of the implied v."""
     diffusion = Diffusion.create("cosine", 1000, prediction)
     x0, noise, t = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.tensor([50, 300, 600, 900])
     xt, target = diffusion.noised(x0, noise, t), diffusion.target(x0, noise, t)
@@ -86,7 +86,7 @@ def test_log_snr_weight_is_a_bell_on_the_error_of_v(prediction):
     torch.testing.assert_close(weighted, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_log_snr_weighs_nothing_at_pure_noise():
+def test_the_log_snr_weight_is_zero_at_pure_noise():
     weights = Diffusion.create("cosine", 1000, "v", zero_terminal_snr=True).loss_weight(
         torch.tensor([999]), None, log_snr=(-1.0, 2.0)
     )
@@ -107,7 +107,7 @@ def test_weighted_timesteps_keep_the_weighted_loss():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_falls_from_nearly_one_and_its_zero_terminal_form_ends_at_nothing(schedule):
+def test_every_schedule_falls_from_nearly_one_and_its_zero_terminal_form_ends_at_zero(schedule):
     plain = Diffusion.create(schedule, 500, "v").alpha_bar
     assert plain.dtype == torch.float64
     assert plain[0] > 0.99 and plain[-1] > 0 and (plain.diff() < 0).all()
@@ -126,7 +126,7 @@ def test_beta_cosine_betas():
 
 
 def test_the_posterior_is_that_of_two_gaussian_steps():
-    """From q(x_{t-1} | x_0) and q(x_t | x_{t-1}) by the product of Gaussians."""
+    """Derives it from q(x_{t-1} | x_0) and q(x_t | x_{t-1}) by the product of Gaussians."""
     diffusion, t = Diffusion.create("linear", 100, "v"), torch.tensor([40])
     before, here = diffusion.alpha_bar[39], diffusion.alpha_bar[40]
     alpha, beta = here / before, 1 - here / before
@@ -139,7 +139,7 @@ def test_the_posterior_is_that_of_two_gaussian_steps():
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_bounds_weight_is_the_same_loss_whatever_is_predicted(prediction):
+def test_the_bounds_weight_is_the_same_loss_for_each_prediction(prediction):
     diffusion, t = Diffusion.create("beta-cosine", 100, prediction), torch.tensor([0, 5, 50, 99])
     x0, noise = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2)
     xt, target = diffusion.noised(x0, noise, t), diffusion.target(x0, noise, t)

@@ -12,7 +12,7 @@ def test_frechet_distance_of_gaussians_has_a_closed_form():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-def test_frechet_distance_bears_fewer_pictures_than_features():
+def test_frechet_distance_works_with_fewer_pictures_than_features():
     x = torch.randn(10, 64)
     assert frechet_distance(x, x + 1) == pytest.approx(64, rel=1e-3)
 

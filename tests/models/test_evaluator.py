@@ -4,8 +4,11 @@ from models.evaluator import Evaluator, accuracy, top_k_hits
 
 
 def fact_sheet_rule(scores, labels):
-    """The fact sheet's words, one picture at a time: take the k highest outputs, k the number of its labels;
-    count those that are labels; divide the sum over pictures by the sum of k."""
+    """Scores by the fact sheet's rule, one picture at a time.
+
+    Take the k highest outputs, k the number of its labels; count those that are labels; divide the sum over pictures by
+    the sum of k.
+    """
     hits = total = 0
     for row, truth in zip(scores.tolist(), labels.tolist(), strict=True):
         k = int(sum(truth))

@@ -8,7 +8,7 @@ GRID = [(x / 10, y / 10) for x in range(11) for y in range(11)]
 
 
 def training(rows=400):
-    """Rows of one to three objects: the first in the middle, the others at least .3 from all before."""
+    """Returns rows of one to three objects: the first in the middle, the others at least .3 from all before."""
     rng = torch.Generator().manual_seed(0)
     layouts = []
     for i in range(rows):
@@ -62,7 +62,7 @@ def test_where_some_places_are_given_the_others_keep_their_distance():
 
 
 @pytest.mark.parametrize("number", [3, 4, 5])
-def test_given_places_that_lie_close_stay_and_the_others_keep_their_distance_all_the_same(number):
+def test_given_places_that_are_close_stay_and_the_others_keep_their_distance(number):
     close = [(0.5, 0.3), (0.52, 0.3)]
     given = Condition.of_lists([list(range(number))] * 10, 5, [[*close, *[None] * (number - 2)]] * 10)
     rows = PRIOR.complete(given, keys(10))
@@ -79,7 +79,7 @@ def test_where_no_place_is_far_enough_the_best_candidate_is_taken():
     assert (places >= 0).all() and places[:59].equal(given.places[0, :59])
 
 
-def test_a_rows_layout_depends_on_its_key_alone():
+def test_a_rows_layout_depends_only_on_its_key():
     asked = Condition.of_lists([[0, 1], [2], [0, 1, 2, 3]], 5)
     together = PRIOR.complete(asked, keys(3))
     for i in range(3):
@@ -91,13 +91,13 @@ def test_the_smallest_distance_is_that_of_training():
     assert 0.3 <= PRIOR.nearest() < 0.35
 
 
-def test_a_prior_that_knows_nothing_leaves_places_open():
+def test_an_empty_prior_leaves_places_unknown():
     asked = Condition.of_lists([[0, 1], [2]], 5)
     for prior in (LayoutPrior(), LayoutPrior.of(asked)):
         assert prior.complete(asked, keys(2)) is asked
 
 
-def test_it_travels_with_an_exports_tensors():
+def test_it_is_saved_with_an_exports_tensors():
     tensors = {"weight": torch.zeros(2)} | PRIOR.state_dict()
     prior, rest = LayoutPrior.split_from(tensors)
     assert list(rest) == ["weight"]
@@ -107,9 +107,9 @@ def test_it_travels_with_an_exports_tensors():
 @pytest.mark.parametrize(
     ("count", "most", "found"), [(5, 3, [0, 2, 4]), (3, 5, [0, 1, 2]), (10, 4, [0, 3, 6, 9]), (1, 4, [0]), (0, 4, [])]
 )
-def test_evenly_is_from_first_to_last(count, most, found):
+def test_evenly_goes_from_first_to_last(count, most, found):
     assert evenly(count, most).tolist() == found
 
 
-def test_at_most_so_many_layouts_are_kept():
+def test_at_most_most_layouts_are_kept():
     assert {len(places) for places in LayoutPrior.of(CONDITIONS, most=10).layouts.values()} == {10}

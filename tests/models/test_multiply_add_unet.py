@@ -1,4 +1,4 @@
-"""The multiply-add U-Net's conditions by its formula, its map of places, and its weights as they start."""
+"""The multiply-add U-Net's conditioning formula, map of places and initial weights."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def small(paths="up+down", width=8, places=False):
 
 
 def told(*places):
-    """A network whose map of places has learned something, and two rows of objects 1 and 4 at these places."""
+    """Returns a network whose map of places is not zero, and two rows of objects 1 and 4 at these places."""
     network = small(places=True)
     nn.init.normal_(network.raster.leave.weight)
     return network, at(*places)
@@ -28,7 +28,7 @@ def at(*places):
 
 
 def maps_of(network, *arguments):
-    """What enters and what leaves each block of a forward pass: {name: (first input, output)}."""
+    """Returns each block's input and output in a forward pass: {name: (first input, output)}."""
     seen = {}
 
     def note(name):
@@ -44,7 +44,7 @@ def maps_of(network, *arguments):
 @pytest.mark.parametrize(
     ("paths", "conditioned"), [("up", {"up1", "up2"}), ("up+down", {"up1", "up2", "down1", "down2"})]
 )
-def test_a_block_s_map_is_multiplied_by_the_label_s_embedding_and_the_time_s_is_added(paths, conditioned):
+def test_a_blocks_map_is_multiplied_by_the_label_embedding_and_the_time_embedding_is_added(paths, conditioned):
     network, x, t = small(paths), torch.randn(3, 3, 32, 32), torch.tensor([0, 17, 39])
     labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]])
     seen = maps_of(network, x, t, Condition.of_labels(labels), torch.tensor([True, True, False]))
@@ -60,13 +60,13 @@ def test_a_block_s_map_is_multiplied_by_the_label_s_embedding_and_the_time_s_is_
         expected = plain
         if name in conditioned:
             c, plus = network.label[name](kept), network.time[name](torch.tensor([[0.0], [17 / 40], [39 / 40]]))
-            assert c.std() > 0.01 and plus.std() > 0.01  # neither is hidden
+            assert c.std() > 0.01 and plus.std() > 0.01  # both have an effect
             expected = c * plain + plus
         torch.testing.assert_close(seen[name][0], expected)
 
 
 @torch.no_grad()
-def test_the_map_of_places_starts_as_nothing():
+def test_the_map_of_places_starts_at_zero():
     x, t = torch.randn(2, 3, 32, 32), torch.tensor([0, 17])
     condition = at([0.25, 0.5], [0.75, 0.5])
     assert torch.equal(small(places=True)(x, t, condition), small()(x, t, condition))
@@ -115,8 +115,8 @@ def test_an_embedding_by_hand():
 @pytest.mark.parametrize(
     ("kinds", "mean"), [((nn.Conv2d, nn.ConvTranspose2d), 0.0), ((nn.BatchNorm2d, nn.GroupNorm), 1.0)]
 )
-def test_weights_start_as_dcgan_s(kinds, mean):
-    """Each within five standard errors of its mean and of .02: convolutions about 0, norms about 1; biases 0."""
+def test_weights_start_like_those_of_dcgan(kinds, mean):
+    """Each is within five standard errors of its mean (convolutions 0, norms 1) and of .02; biases are 0."""
     found = [m for m in small(width=16).modules() if isinstance(m, kinds)]
     assert {type(m) for m in found} == set(kinds)
     for module in found:

@@ -1,4 +1,4 @@
-"""The network on patches: nothing is lost on the way in and out, and the scale of pixels is undone."""
+"""The network on patches loses nothing on the way in and out, and undoes the scale of pixels."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def small(**options):
 
 
 def learned(**options):
-    """One whose layers that start at zero are not zero."""
+    """Returns a network whose layers that start at zero are not zero."""
     network = small(**options)
     for parameter in network.parameters():
         if not parameter.any():
@@ -58,7 +58,7 @@ def test_it_predicts_pictures_from_pictures_and_everything_learns(channels):
     assert unused == {"unet.labels.null", "unet.labels.nowhere"}  # nothing was dropped, every place is known
 
 
-def test_a_dropped_row_is_one_without_a_condition():
+def test_a_dropped_row_does_not_depend_on_its_condition():
     network, x, t = learned(places=True), torch.randn(2, 3, 32, 32), torch.tensor([3, 3])
     here, there = asked([0.2, 0.3], [0.8, 0.8]), asked([0.6, 0.3], [0.8, 0.1])
     keep = torch.tensor([True, False])
@@ -68,7 +68,7 @@ def test_a_dropped_row_is_one_without_a_condition():
     assert torch.equal(first[1], second[1])
 
 
-def test_an_estimate_of_zeros_is_none():
+def test_an_estimate_of_zeros_equals_no_estimate():
     network, x, t = learned(self_condition=True), torch.randn(2, 3, 32, 32), torch.tensor([3, 3])
     condition, none = asked([-1.0, -1.0], [-1.0, -1.0]), torch.zeros(2, 3, 32, 32)
     with torch.no_grad():

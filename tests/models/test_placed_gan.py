@@ -22,7 +22,7 @@ def noise_for(network, condition, seed=1):
 
 
 def entered(network, noise, condition):
-    """The map on which the objects stand, before the first block."""
+    """Returns the map of objects before the first block."""
     seen = []
     hook = network.blocks[0].register_forward_pre_hook(lambda block, given: seen.append(given[0]))
     network(noise, condition)
@@ -38,14 +38,14 @@ def test_shapes(size, channels):
     assert scores.shape == (2,) and logits.shape == (2, 6, 8, 8)
 
 
-def test_widths_that_do_not_reach_are_refused():
+def test_too_few_widths_are_refused():
     with pytest.raises(ValueError, match="at least 4 widths"):
         generator(size=64)
     with pytest.raises(ValueError, match="at least 4 widths"):
         PlacedCritic(5, 6, 64, (8, 8))
 
 
-def test_objects_with_their_places_and_noise_may_change_seats():
+def test_objects_with_their_places_and_noise_may_swap_slots():
     network = generator()
     noise = noise_for(network, ASKED)[:1]
     scene, first, second = noise.split([4, 3, 3], dim=1)
@@ -55,7 +55,7 @@ def test_objects_with_their_places_and_noise_may_change_seats():
     assert not torch.allclose(network(noise, turned), out, atol=1e-3)
 
 
-def test_an_object_and_its_noise_enter_at_its_place_alone():
+def test_an_object_and_its_noise_enter_only_at_its_place():
     network, row = generator(), ASKED[:1]
     noise = noise_for(network, row)
     other = noise.clone()
@@ -66,7 +66,7 @@ def test_an_object_and_its_noise_enter_at_its_place_alone():
 
 
 def test_the_noise_of_the_first_slots_does_not_depend_on_how_many_there_are():
-    """Of three slots it is one draw, as it always was."""
+    """For three slots it is one draw."""
     network, row = generator(noise=20, object_noise=6), Condition.of_lists([[1]], 5)
     drawn = {slots: noise_for(network, row.with_slots(slots)) for slots in (1, 2, 3, 4, 7)}
     assert torch.equal(drawn[3], torch.randn(1, 20 + 3 * 6, generator=torch.Generator().manual_seed(1)))
@@ -82,7 +82,7 @@ def test_an_object_without_a_place_is_spread_evenly():
     assert torch.allclose(bare, bare[..., :1, :1].expand_as(bare), atol=1e-6)
 
 
-def test_empty_slots_count_for_nothing():
+def test_empty_slots_have_no_effect():
     network, critic = generator(), PlacedCritic(5, 6, 8, (16, 16)).eval()
     noise, longer = noise_for(network, ASKED), ASKED.with_slots(3)
     out = network(noise, ASKED)
@@ -93,7 +93,7 @@ def test_empty_slots_count_for_nothing():
 
 
 def test_the_critic_reads_an_object_at_its_place():
-    """A picture that shows something at one cell alone: its object's score is seen there and not elsewhere."""
+    """In a picture that shows something only at one cell, its object's score changes there and not elsewhere."""
     critic = PlacedCritic(5, 6, 8, (16, 16)).eval()
     with torch.no_grad():
         for module in (critic.score, critic.project):
@@ -110,8 +110,8 @@ def test_the_critic_reads_an_object_at_its_place():
 
 
 @pytest.mark.parametrize("condition", CRITIC_CONDITIONS)
-def test_the_critic_has_the_ways_that_it_is_asked_for_and_no_other(condition):
-    """By projection its score depends on objects and on places; by the auxiliary head alone on neither."""
+def test_the_critic_has_exactly_the_conditions_that_it_is_asked_for(condition):
+    """With projection its score depends on objects and places; with only the auxiliary head, on neither."""
     critic = PlacedCritic(5, 6, 8, (16, 16), condition)
     x, moved = torch.randn(2, 6, 8, 8), ASKED.with_places(ASKED.places.flip(1))
     score, logits = critic(x, ASKED)
@@ -120,8 +120,8 @@ def test_the_critic_has_the_ways_that_it_is_asked_for_and_no_other(condition):
     assert (logits is None) == (condition == "projection")
 
 
-def test_the_critic_refuses_a_way_that_it_does_not_have():
-    with pytest.raises(ValueError, match="'concatenation' is none of projection, auxiliary"):
+def test_the_critic_refuses_an_unknown_condition():
+    with pytest.raises(ValueError, match="'concatenation'; choose one of projection, auxiliary"):
         PlacedCritic(5, 6, 8, (16, 16), "concatenation")
 
 

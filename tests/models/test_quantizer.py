@@ -12,7 +12,7 @@ OPTIONS = {"decay": 0.9, "rotation_trick": False}
 
 
 def pair(codes=64, dim=6, **options):
-    """Ours and the library's with the same codebook."""
+    """Returns our quantiser and the library's with the same codebook."""
     ours = Quantizer(dim, codes, commitment=0.25, dead_below=0.0, init="uniform", **OPTIONS)
     library = VectorQuantize(
         dim=dim,
@@ -125,7 +125,7 @@ def test_finite_scalars_number_their_codes_as_the_library_does():
     torch.testing.assert_close(ours.lookup(indices)[0].permute(1, 2, 0), codes)
 
 
-def test_bounded_latents_stay_within_half_a_level_and_begin_as_they_were():
+def test_bounded_latents_stay_within_half_a_level_and_hardly_change_near_zero():
     quantizer = FiniteScalar(2, 7)
     latents = torch.tensor([-1e4, -3.0, -0.01, 0.0, 0.01, 3.0, 1e4])[None, None, None]
     found = quantizer.bounded(latents).flatten()
@@ -163,7 +163,7 @@ def test_residual_codes_pass_the_gradient_straight_through_once():
     torch.testing.assert_close(latents.grad, torch.ones_like(latents))
 
 
-def test_residual_codebooks_that_are_looked_at_stay_untrained():
+def test_residual_codebooks_stay_untrained_by_nearest_and_in_eval_mode():
     quantizer = Residual(6, 16, 2, 0.9, 0.25, 1.0)
     latents = torch.randn(1, 6, 2, 2)
     assert quantizer.train().nearest(latents).shape == (1, 2, 2) and quantizer.training
@@ -182,7 +182,7 @@ def test_dead_residual_codes_are_replaced():
     assert quantizer.book.codebooks.abs().max() < 10
 
 
-def test_the_configurations_words_are_the_registrys():
+def test_the_configurations_choices_are_those_of_the_registry():
     words = get_args(Vae.model_fields["quantizer"].annotation)
     assert set(words) == QUANTIZERS.keys()
 

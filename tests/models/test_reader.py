@@ -1,4 +1,4 @@
-"""Targets and found are each other's inverse, figures are as by hand, and a reader learns to find squares."""
+"""`found` inverts `targets`, figures equal those by hand, and a reader learns to find squares."""
 
 import math
 
@@ -17,7 +17,7 @@ ASKED = Condition.of_lists(
 
 
 def exact(condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits and offsets of a reader that knows: what is ignored is background."""
+    """Returns the logits and offsets of a perfect reader; ignored cells are background."""
     labels, offsets, _ = targets(condition)
     labels = torch.where(labels == IGNORED, condition.classes, labels)
     return 20 * torch.nn.functional.one_hot(labels, condition.classes + 1).permute(0, 3, 1, 2).float(), offsets
@@ -43,7 +43,7 @@ def test_exact_logits_have_no_error_and_the_least_loss():
     assert label_scores(exact(ASKED)[0]).argmax(1).tolist()[1] == 0
 
 
-def test_a_cell_is_its_objects_neighbours_are_ignored_and_the_rest_is_background():
+def test_a_cell_has_its_objects_label_neighbours_are_ignored_and_the_rest_is_background():
     labels, offsets, near = targets(Condition.of_lists([[2]], CLASSES, [[(8.75 / 16, 4.5 / 16)]]))
     assert labels[0, 4, 8] == 2 and (labels == 2).sum() == 1
     assert labels[0, 4, 9] == IGNORED and labels[0, 4, 7] == CLASSES  # .75 and 1.25 cells away
@@ -52,8 +52,8 @@ def test_a_cell_is_its_objects_neighbours_are_ignored_and_the_rest_is_background
     assert near[0, 4, 9] and not near[0, 4, 7] and offsets[0, :, 4, 7].tolist() == [0, 0]
 
 
-def test_an_object_keeps_its_own_cell_though_another_is_nearer_to_its_centre():
-    """The first stands in a corner of cell 8, the second in cell 9 near their border: nearer to the centre of 8."""
+def test_an_object_keeps_its_cell_even_if_another_is_closer_to_the_centre():
+    """The first is in a corner of cell 8, the second in cell 9 near the border and closer to the centre of 8."""
     labels, _, _ = targets(Condition.of_lists([[0, 1]], CLASSES, [[(8.02 / 16, 8.02 / 16), (9.05 / 16, 8.5 / 16)]]))
     assert labels[0, 8, 8] == 0 and labels[0, 8, 9] == 1
 
@@ -68,7 +68,7 @@ def test_rows_with_an_unknown_place_teach_nothing():
     assert not logits.grad.any() and not offsets.grad.any()
 
 
-def test_of_two_neighbouring_cells_the_surer_one_speaks():
+def test_of_two_neighbouring_cells_the_more_confident_one_counts():
     logits = torch.zeros(1, 3, 16, 16)
     logits[:, 2] = 9  # background
     logits[0, :, 5, 5], logits[0, :, 5, 6] = torch.tensor([12.0, 0, 9]), torch.tensor([0, 13.0, 9])
@@ -102,7 +102,7 @@ def test_nothing_found_and_nothing_asked_have_no_error():
 
 
 def squares(count: int, seed: int) -> tuple[torch.Tensor, Condition]:
-    """Two squares of ten pixels on noise, red is 0 and blue 1, apart from one another."""
+    """Returns pictures of two separate squares of ten pixels on noise, red (0) and blue (1), and their condition."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.1 * torch.randn(count, 3, 64, 64, generator=generator)
     corners = torch.randint(0, 54, (count, 2, 2), generator=generator)
@@ -133,7 +133,7 @@ def test_a_reader_trained_for_a_few_steps_finds_drawn_squares():
     assert figures["not_found"] < 0.05
 
 
-def test_it_has_about_the_weights_it_says():
+def test_it_has_about_the_number_of_weights_it_documents():
     assert sum(p.numel() for p in Reader(24).parameters()) == pytest.approx(0.3e6, rel=0.15)
     logits, offsets = Reader(24)(torch.zeros(2, 3, 64, 64))
     assert logits.shape == (2, 25, 16, 16) and offsets.shape == (2, 2, 16, 16)

@@ -16,7 +16,7 @@ from models.samplers import (
 
 
 def oracle_of(diffusion, x0):
-    """A denoiser that knows x_0."""
+    """Returns a denoiser that knows x_0."""
 
     def oracle(x, t):
         alpha, sigma = diffusion.scales(t)
@@ -103,8 +103,8 @@ def test_guidance_acts_within_its_interval_only():
 
 
 @pytest.mark.parametrize("prediction", ["noise", "v"])
-def test_a_network_that_errs_a_little_still_samples(prediction):
-    """An oracle with errors of 1e-2 ends near x_0: no step divides by an alpha that has all but vanished."""
+def test_a_network_with_small_errors_still_samples(prediction):
+    """An oracle with errors of 1e-2 ends near x_0: no step divides by an alpha that is almost zero."""
     diffusion = Diffusion.create("cosine", 1000, prediction)
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(8, 6, 8, 8, generator=generator)
@@ -120,7 +120,7 @@ def test_a_network_that_errs_a_little_still_samples(prediction):
     assert (last - x0).abs().mean() < 0.1
 
 
-def test_noise_prediction_starts_where_alpha_has_not_vanished():
+def test_noise_prediction_starts_where_alpha_is_not_almost_zero():
     diffusion = Diffusion.create("cosine", 1000, "noise")
     times = sampling_timesteps(diffusion, 50)
     assert len(times) == 50
@@ -173,7 +173,7 @@ def test_ancestral_with_an_oracle_recovers_x0(prediction):
 
 
 def _guided_mean(sampler, prediction, scale):
-    """Samples of x_0 ~ N(0, 1) guided by a classifier log p(y | x_t) = -(x_t - 2)^2 / 2 of constant width."""
+    """Returns the mean of samples of x_0 ~ N(0, 1), guided by log p(y | x_t) = -(x_t - 2)^2 / 2 of constant width."""
     diffusion = Diffusion.create("linear", 200, prediction)
     generator = torch.Generator().manual_seed(0)
 
@@ -194,7 +194,7 @@ def _guided_mean(sampler, prediction, scale):
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
 @pytest.mark.parametrize("prediction", ["noise", "v", "x0"])
-def test_a_classifier_pulls_samples_its_way_and_more_with_its_scale(sampler, prediction):
+def test_a_classifier_pulls_samples_its_way_and_more_at_a_larger_scale(sampler, prediction):
     assert abs(_guided_mean(sampler, prediction, 0.0)) < 0.06
     weak, strong = _guided_mean(sampler, prediction, 0.5), _guided_mean(sampler, prediction, 1.0)
     assert 0.3 < weak < strong < 1.6
@@ -217,7 +217,7 @@ def test_dpm_solver_with_an_oracle_recovers_x0(prediction, steps):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [10, 20])
-def test_dpm_solver_is_nearer_to_the_flow_than_ddim_in_as_many_steps(schedule, steps):
+def test_dpm_solver_is_closer_to_the_flow_than_ddim_in_the_same_number_of_steps(schedule, steps):
     """For x_0 ~ N(0, s^2) the exact flow scales x by the deviation of x_t. Measured before the last step, which is
     the same in both."""
     diffusion, deviation = Diffusion.create(schedule, 1000, "v"), 0.5

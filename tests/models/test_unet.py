@@ -10,14 +10,14 @@ ALL = torch.ones(2, dtype=torch.bool)
 def small(**options):
     torch.manual_seed(0)
     unet = UNet(channels=16, blocks=1, head_width=8, context=16, **options)
-    with torch.no_grad():  # the zero-initialised ends would hide everything
+    with torch.no_grad():  # layers initialised to zero would hide everything
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return unet.eval()
 
 
 def asked(*first, at=((0.2, 0.3), (0.7, 0.6))):
-    """Two rows: the objects asked for, at places; and object 7 without one."""
+    """Returns two rows: the objects asked for, at places, and object 7 without a place."""
     return Condition.of_lists([first or (1, 5), (7,)], 24, [at, [None]])
 
 
@@ -51,7 +51,7 @@ def test_a_dropped_condition_is_forgotten(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"order": True, "places": True}])
-def test_empty_slots_count_for_nothing(options):
+def test_empty_slots_have_no_effect(options):
     unet = small(**options)
     x, t = arguments()
     assert close(unet(x, t, asked().with_slots(5)), unet(x, t, asked()))
@@ -70,7 +70,7 @@ def test_order_tells_the_first_object_from_the_second():
     assert not close(unet(x, t, asked(1, 5))[0], unet(x, t, asked(5, 1))[0])
 
 
-def test_with_places_alone_objects_may_change_seats_with_their_places():
+def test_without_order_objects_may_swap_slots_with_their_places():
     unet = small(places=True)
     x, t = arguments()
     here, there = (0.2, 0.3), (0.7, 0.6)
@@ -109,7 +109,7 @@ def test_the_raster_starts_at_zero_and_then_shows_each_object_at_its_place():
     assert (raster(condition, ~ALL, 8) == 0).all()
 
 
-def test_fourier_features_are_of_halving_periods():
+def test_fourier_features_have_halving_periods():
     found = fourier(torch.tensor([[0.25, 1.0]]), 2)
     torch.testing.assert_close(found[0], torch.tensor([0.5**0.5, 1, 0.5**0.5, 0, 0, 0, -1, 1]), atol=1e-6, rtol=0)
 
@@ -119,7 +119,7 @@ def test_starts_at_zero():
     assert (unet(*arguments(), asked()) == 0).all()
 
 
-def test_self_conditioning_takes_the_last_estimate_and_none_is_zeros():
+def test_self_conditioning_takes_the_last_estimate_and_no_estimate_equals_zeros():
     unet = small(self_condition=True)
     x, t = arguments()
     out = unet(x, t, asked())

@@ -29,14 +29,14 @@ def test_encode_normalises_and_decode_undoes_it():
 
 
 def test_decode_snaps_to_codes():
-    """A latent slightly beside a code decodes as the code."""
+    """A latent slightly off a code decodes like the code."""
     vae = VQVAE(**SMALL).eval()
     codes = vae.quantizer.lookup(torch.randint(16, (1, 8, 8)))
     torch.testing.assert_close(vae.decode(codes), vae.decode(codes + 1e-4))
 
 
-def test_a_gradient_passes_the_decoder_s_quantiser_as_identity():
-    """By the latents it is the decoder's own at the codes, times the deviation that undoes the normalisation."""
+def test_a_gradient_passes_the_decoders_quantiser_as_identity():
+    """The latents' gradient is the decoder's at the codes, times the deviation that undoes the normalisation."""
     torch.manual_seed(0)
     vae = VQVAE(**SMALL).eval().requires_grad_(False)
     vae.latent_mean.copy_(torch.randn(6))
@@ -59,7 +59,7 @@ def test_gradient_reaches_the_encoder():
     assert vae.encoder.body[0].weight.grad.abs().sum() > 0
 
 
-def test_without_quantisation_the_codebook_is_left_alone():
+def test_without_quantisation_the_codebook_does_not_change():
     vae = VQVAE(**SMALL).train()
     before = vae.quantizer._codebook.embed.clone()
     images, _, commitment = vae(torch.randn(2, 3, 64, 64), quantize=False)
@@ -68,7 +68,7 @@ def test_without_quantisation_the_codebook_is_left_alone():
     assert torch.equal(vae.quantizer._codebook.embed, before)
 
 
-def test_the_latent_classifier_finds_an_object_wherever_it_is_and_only_it():
+def test_the_latent_classifier_finds_an_object_anywhere_and_only_it():
     torch.manual_seed(0)
     classifier = LatentClassifier(6, 4)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_the_latent_classifier_finds_an_object_wherever_it_is_and_only_it():
     assert (classifier(torch.zeros(1, 6, 8, 8)) < 0).all()
 
 
-def test_a_decoder_of_latents_gets_them_as_they_are():
+def test_a_decoder_of_latents_gets_them_unchanged():
     vae = VQVAE(**SMALL, decodes="latents").eval()
     latents = torch.randn(2, 6, 8, 8)
     torch.testing.assert_close(vae.decode(latents), vae.decoder(latents))

@@ -8,7 +8,7 @@ from models.wgan import Critic, Generator, SelfAttention
 
 
 def one_each(first, last):
-    """A row for each of the objects `first` to `last`, without the last."""
+    """Returns a row for each of the objects `first` to `last`, without the last."""
     return Condition.of_lists([[i] for i in range(first, last)], 24)
 
 
@@ -68,7 +68,7 @@ def test_every_critic_has_a_penalty_with_a_gradient(condition, body, attention):
     assert differs == (condition != "auxiliary")
 
 
-def test_in_bfloat16_the_penalty_teaches_the_same():
+def test_the_penalty_has_nearly_the_same_gradient_in_bfloat16():
     torch.manual_seed(0)
     critic = Critic(24, 6, 8, (32, 32, 32), "sum", "projection+auxiliary")
     real, fake, labels = torch.randn(16, 6, 8, 8), torch.randn(16, 6, 8, 8), one_each(0, 16)

@@ -130,7 +130,7 @@ def test_no_configuration(stage):
     [
         (["--labels", "red cub"], ["red cub", "did you mean 'red cube'"]),
         (["--labels", ","], ["empty label set"]),
-        (["--labels", "red cube, red cube"], ["stands twice"]),
+        (["--labels", "red cube, red cube"], ["appears twice"]),
         (["--labels", "red cube", "--count", "0"], ["--count 0"]),
         (["--labels", "red cube", "--steps", "0"], ["--steps 0"]),
         (["--labels", "red cube", "--steps", "1001"], ["1001", "ldm.timesteps"]),

@@ -12,14 +12,14 @@ SMALL = ("--count", "1")
     ("text", "parts"),
     [
         ("red cube at 1.3 0.6", ["outside the picture", "red cube at 0.3 0.6"]),
-        ("red cube at 0.3", ["'at 0.3' is no place"]),
-        ("red cube at 0.3 x", ["'at 0.3 x' is no place"]),
-        ("red cube at", ["is no place"]),
-        ("red cube at 0.3 0.6, cyan sphere at 0.3 0.61", ["stand on one spot"]),
-        ("red cube, red cube", ["stands twice"]),
+        ("red cube at 0.3", ["'at 0.3' is not a place"]),
+        ("red cube at 0.3 x", ["'at 0.3 x' is not a place"]),
+        ("red cube at", ["is not a place"]),
+        ("red cube at 0.3 0.6, cyan sphere at 0.3 0.61", ["are too close"]),
+        ("red cube, red cube", ["appears twice"]),
         ("red car at 0.3 0.6", ["unknown object 'red car'"]),
         ("", ["empty label set"]),
-        ("red cube at nan 0.5", ["is no place"]),
+        ("red cube at nan 0.5", ["is not a place"]),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(stage, chain, tmp_path, text, parts):
