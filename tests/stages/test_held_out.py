@@ -28,7 +28,7 @@ def test_sets_of_all_names_are_not_asked_for(names, larger):
 
 
 def test_where_nothing_is_withheld_it_says_what_to_do():
-    with pytest.raises(UserError, match=r"of 10 label sets .*data.withhold=0.1 leaves none .* say data.withhold=0.5"):
+    with pytest.raises(UserError, match=r"of 10 label sets .*data.withhold=0.1 withholds none.*set data.withhold=0.5"):
         label_sets(all_sets(4), Vocabulary(CLEVR.names[:4]), 0.1, 0)
 
 
