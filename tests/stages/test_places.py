@@ -59,6 +59,6 @@ def test_the_page(stage, tmp_path):
 def test_a_folder_without_places_is_one_line(stage, tmp_path):
     folder = write_folder(tmp_path / "d", places=False)
     arguments = (f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=3", "ldm.network.places=false")
-    assert_one_line(*stage("places", *arguments), "no object is known", "places.json")
+    assert_one_line(*stage("places", *arguments), "no object has a known place", "places.json")
     (folder / "places.json").write_text('{"CLEVR_train_000000_0.png": [[2, 0.5]]}')
     assert_one_line(*stage("places", *arguments), "places.json", "are not places")
