@@ -48,9 +48,9 @@ def test_where_nothing_is_known_it_says_so(tmp_path):
     dataset = some_known(tmp_path)
     assert nothing_to_read(dataset) is None
     unknown = Condition.of_lists([[0], [1, 2]], 3, [[None], [A, None]])
-    assert "of no held-out picture" in nothing_to_read(replace(dataset, held_out_conditions=unknown))
+    assert "nothing to read: no held-out picture" in nothing_to_read(replace(dataset, held_out_conditions=unknown))
     words = nothing_to_read(replace(dataset, conditions=unknown, held_out_conditions=unknown))
-    assert "of no training and no held-out picture" in words
+    assert "nothing to read: no training and no held-out picture" in words
 
 
 def test_pictures_without_places_are_one_line_and_no_fault(stage, tmp_path):
@@ -72,7 +72,7 @@ def test_its_export_says_what_it_is_worth(chain):
 
 def test_a_placement_error_is_said_with_the_share_of_objects_it_is_of():
     figures = {"placement_error_pixels": 0.5, "not_found": 0.25, "too_many": 0.0, "too_few": 0.5, "accuracy": 1.0}
-    assert "placement error 0.50 pixels, of the 0.750 found" in words_of(figures | {"pictures": 8})
+    assert "placement error 0.50 pixels over the 0.750 found" in words_of(figures | {"pictures": 8})
     none = figures | {"pictures": 8, "placement_error_pixels": None, "not_found": 1.0}
     assert "no object is found" in words_of(none)
 
