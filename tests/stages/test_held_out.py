@@ -1,4 +1,4 @@
-"""Label sets never seen, where the vocabulary is small."""
+"""Label sets never seen, with a small vocabulary."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from tests.data.folder import write_folder
 
 
 def all_sets(names):
-    """Multi-hot labels of all pairs and triples of so many names."""
+    """Returns the multi-hot labels of all pairs and triples of `names` names."""
     rows = [c for k in (2, 3) for c in itertools.combinations(range(names), k)]
     return torch.stack([torch.eye(names)[list(row)].sum(0) for row in rows])
 

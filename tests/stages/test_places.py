@@ -12,7 +12,7 @@ from tests.stages.test_bad_inputs import assert_one_line
 BLUE = torch.tensor([0, 0, 90], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
 
 
-def test_a_ring_is_about_each_known_place_and_nowhere_else():
+def test_a_ring_is_around_each_known_place_and_nowhere_else():
     picture = marked(BLUE, torch.tensor([[0.25, 0.75], [-1, -1], [0.5, 0.5]]))
     assert picture.shape == (3, 64 * SCALE, 64 * SCALE)
     for number, (x, y) in ((0, (0.25, 0.75)), (2, (0.5, 0.5))):
