@@ -88,7 +88,11 @@ def _add_only(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         return wanted
 
     parser.add_argument(
-        "--only", default="", type=chosen, metavar="NAME,...", help=f"(default: all) {', '.join(names)}"
+        "--only",
+        default="",
+        type=chosen,
+        metavar="NAME,...",
+        help=f"what to measure (default: all): {', '.join(names)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Measures one value of what grows in a separate process, so that the memory is for that value alone."""
+"""Measures one value of what grows in a separate process, so that the memory is for that value only."""
 
 import statistics
 import time

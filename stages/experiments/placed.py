@@ -51,7 +51,7 @@ def walk(conditions: Condition, slots: int) -> Tensor:
     prior = LayoutPrior.of(conditions)
     layouts = prior.layouts.get(slots)
     if layouts is None:
-        raise UserError(f"no training picture of {slots} objects has known places; name fewer or more")
+        raise UserError(f"no training picture of {slots} objects has all places known; name fewer or more")
     others, last = layouts[:, :-1], layouts[:, -1].unique(dim=0)
     if slots > 1:
         free = (torch.cdist(others, last.expand(len(others), -1, -1)) >= prior.nearest()).all(dim=1)

@@ -58,7 +58,7 @@ def named(context: Context, key: str) -> str:
 def homes_of(context: Context) -> dict[str, Context]:
     """Returns where each row's model is trained: the first experiment with its section, so that none is trained twice.
 
-    For the section of the experiment itself that is the experiment itself; --fresh leaves it alone.
+    A row with the experiment's section uses the experiment's model, which --fresh does not touch.
     """
     itself = replace(context, arguments=argparse.Namespace(**vars(context.arguments) | {"fresh": False}))
     learned: dict[str, list[tuple[object, Context]]] = {m: [(getattr(context.config, m), itself)] for m in MODELS}
