@@ -47,7 +47,7 @@ MODELS: dict[str, Model] = {
         gan.main,
         gan.load_gan,
         _title_of_gan,
-        _curves(("wasserstein", "score_gap"), "GAN, the critic's gap from real to fake", "GAN", False),
+        _curves(("wasserstein", "score_gap"), "GAN, the critic's gap between real and fake", "GAN", False),
         "gan.generator.entry=map gan.generator.condition=modulation",
     ),
     "ddpm": Model(
