@@ -1,3 +1,5 @@
+"""`make places`: its rings, its counts, and its page."""
+
 import json
 
 import torch

@@ -1,3 +1,5 @@
+"""`make scenes` writes where the objects are."""
+
 import json
 
 from tests.data.folder import write_folder
