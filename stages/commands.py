@@ -1,4 +1,4 @@
-"""Every command in ONE table: its words and its flags, without torch, so that `--help` and mistakes answer at once."""
+"""Lists every command, its help and its flags in one table, without torch, so that `--help` and mistakes are fast."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from stages.experiments.systems import GROUPS, SYSTEMS
 # what `make bench` and `make growth` measure: the names of stages/benchmark's tables
 BENCH_ROWS = ("ldm", "ldm-compiled", "vae", "gan", "sampling", "sampling-compiled", "few-steps", "reading", "rates")
 GROWTH_AXES = ("LDM: batch", "LDM: latent side", "LDM: width", "stage 1: batch", "stage 1: codes")
-LONGEST = 60.0  # seconds of one contender in all, from its fifth time on: a slow one is measured fewer times
+LONGEST = 60.0  # total seconds of one contender, from its fifth time on: a slow one is measured fewer times
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +18,9 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=8, help="how many pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="picture i has the key (seed, i) (default: %(default)s)")
     parser.add_argument("--out", default="sample.png", metavar="FILE", help="a PNG file (default: %(default)s)")
-    parser.add_argument("--model", choices=MODELS, help="who draws (default: as `models` has it)")
-    parser.add_argument("--steps", type=int, help="of a diffusion's sampler (default: the configuration's eval.steps)")
-    parser.add_argument("--guidance", type=float, help="a diffusion's (default: the configuration's eval.guidance)")
+    parser.add_argument("--model", choices=MODELS, help="the model that draws (default: from `models`)")
+    parser.add_argument("--steps", type=int, help="sampling steps of a diffusion model (default: eval.steps)")
+    parser.add_argument("--guidance", type=float, help="guidance of a diffusion model (default: eval.guidance)")
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:
@@ -34,54 +34,66 @@ def _gradnorm(parser: argparse.ArgumentParser) -> None:
 
 
 def _diffusion(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=DIFFUSION, help="(default: the configuration's)")
+    parser.add_argument("--model", choices=DIFFUSION, help="diffusion model (default: the configuration's)")
     add_fresh(parser)
 
 
 def _ablations(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=400, help="of each training (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=2, help="trainings a value, seeds 0, 1, ... (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each training (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=2, help="trainings per value, seeds from 0 (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups (default: all)")
     add_fresh(parser)
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=300, help="for the distance (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=300, help="pictures for the distance (default: %(default)s)")
     add_fresh(parser)
 
 
 def _pace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--accuracy", type=float, default=0.8, help="to pass on both test sets, one seed (default: %(default)s)"
+        "--accuracy",
+        type=float,
+        default=0.8,
+        help="accuracy to pass on both test sets with one seed (default: %(default)s)",
     )
-    parser.add_argument("--to-the-end", action="store_true", help="train on after it has passed")
+    parser.add_argument("--to-the-end", action="store_true", help="continue training after it has passed")
     add_fresh(parser)
 
 
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     rows = f"rows to run (default: all): {', '.join(SYSTEMS)}"
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM", help=rows)
-    parser.add_argument("--steps", type=int, help="at most so many steps a training (default: the configurations')")
+    parser.add_argument("--steps", type=int, help="most steps per training (default: the configurations')")
     add_fresh(parser)
 
 
 def _add_seconds(parser: argparse.ArgumentParser) -> None:
-    """The flag of commands that measure."""
+    """Adds the flag of commands that measure."""
     parser.add_argument(
-        "--seconds", type=_duration, default=1.0, help="that each of a median's times is of, at least (%(default)s)"
+        "--seconds",
+        type=_duration,
+        default=1.0,
+        help="shortest time of one measurement, in seconds (default: %(default)s)",
     )
 
 
 def _add_only(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """The flag that chooses among what a command measures, by names between commas; all of it by default."""
+    """Adds the flag that chooses what a command measures, by comma-separated names; the default is everything."""
 
     def chosen(text: str) -> list[str]:
         wanted = [name.strip() for name in text.split(",") if name.strip()] or [*names]
         if unknown := set(wanted) - {*names}:
-            raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]} is none of {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]} is unknown; choose from {', '.join(names)}")
         return wanted
 
-    parser.add_argument("--only", default="", type=chosen, metavar="NAME,...", help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "--only",
+        default="",
+        type=chosen,
+        metavar="NAME,...",
+        help=f"what to measure (default: all): {', '.join(names)}",
+    )
 
 
 def _duration(text: str) -> float:
@@ -90,7 +102,7 @@ def _duration(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < LONGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to {LONGEST:g}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to below {LONGEST:g}")
     return seconds
 
 
@@ -102,7 +114,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
 
 def _growth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--pictures", default="18000,180000,1800000", metavar="N,...", help="sizes of made-up packs, 12 KiB a picture"
+        "--pictures", default="18000,180000,1800000", metavar="N,...", help="sizes of made-up packs, 12 KiB per picture"
     )
     _add_only(parser, [*GROWTH_AXES, "pictures", "processes"])
     _add_seconds(parser)
@@ -122,20 +134,16 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "experiments.places": Command("Shows pictures with the places of their objects.", alone=True),
     "experiments.placed": Command("Asks for one object at eight places.", _placed, alone=True),
     "experiments.gradnorm": Command("Compares the critic's gradient norms by layer.", _gradnorm, alone=True),
-    "experiments.progress": Command("Shows whole denoisings.", _diffusion, alone=True),
+    "experiments.progress": Command("Shows samples from noise to picture.", _diffusion, alone=True),
     "experiments.samplers": Command(
         "Compares DDPM's sampler with DDIM's by accuracy and time.", _diffusion, alone=True
     ),
-    "experiments.ablations": Command("Ablations from a small fixed budget.", _ablations, alone=True),
-    "experiments.compare": Command("Sets the models of an experiment side by side.", _compare, alone=True),
+    "experiments.ablations": Command("Ablations on a small fixed budget.", _ablations, alone=True),
+    "experiments.compare": Command("Compares the models of an experiment.", _compare, alone=True),
     "experiments.held_out": Command("Trains without a share of the label sets and asks for them.", alone=True),
     "experiments.pace": Command("Measures the time until the LDM passes an accuracy.", _pace, alone=True),
-    "experiments.reproduce": Command(
-        "Runs every system of the reports and sets them side by side.", _reproduce, alone=True
-    ),
-    "benchmark.bench": Command(
-        "Measures the steps beside the plain way and beside other packages.", _bench, alone=True
-    ),
+    "experiments.reproduce": Command("Runs every system of the reports and compares them.", _reproduce, alone=True),
+    "benchmark.bench": Command("Measures the steps against the plain way and other packages.", _bench, alone=True),
     "benchmark.growth": Command(
         "Measures how steps grow with batch, networks, pictures, processes.", _growth, alone=True
     ),

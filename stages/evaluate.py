@@ -1,4 +1,4 @@
-"""`make eval`: both models on both test sets over the configured seeds, judged, and written as a report."""
+"""`make eval`: draws the test sets with each model over the configured seeds, judges them and writes a report."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ CODE = Path(__file__).resolve().parent.parent
 def recorded(
     sampler: DiffusionSampler, condition: Condition, keys: list[tuple], how: Eval, columns: int
 ) -> list[tuple[int, Tensor, Tensor]]:
-    """A sampling's t, pictures of x and of the predicted x_0, at up to `columns` steps spread from first to last."""
+    """Samples. Returns t, pictures of x and of the predicted x_0, at up to `columns` steps from first to last."""
     seen: list[tuple[int, Tensor, Tensor]] = []
     sampler.sample(condition, keys, how, lambda t, x, x0: seen.append((t, x.cpu(), x0.cpu())))
     chosen = evenly(len(seen), columns).tolist()
@@ -57,7 +57,7 @@ def recorded(
 
 
 def denoising_strip(sampler: DiffusionSampler, dataset: Dataset, context: Context) -> tuple[Tensor, str]:
-    """x_t above and predicted x_0 below, from noise to picture, as (3, h, w) in [0, 1], and what was asked for."""
+    """Draws x_t above and the predicted x_0 below, from noise to picture: (3, h, w) in [0, 1], and the labels."""
     vocabulary = dataset.vocabulary
     if all(name in vocabulary.index for name in STRIP):
         condition = Condition.of_lists([[vocabulary.index[name] for name in STRIP]], len(vocabulary))
@@ -69,7 +69,7 @@ def denoising_strip(sampler: DiffusionSampler, dataset: Dataset, context: Contex
 
 
 def _captioned(images: Tensor, labels: Tensor, judge: Evaluator, dataset: Dataset, context: Context) -> list[dict]:
-    """Each picture as a PNG with its labels, and whether the judge found each."""
+    """Returns each picture as a PNG with its labels, and whether the judge found each label."""
     found = scores(judge, images, context).cpu()
     pictures = []
     for image, row, score in zip(images, labels, found, strict=True):
@@ -118,7 +118,7 @@ def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) ->
 
 
 def _sources() -> list[Path]:
-    """The project's own files: the folder above them may hold an environment with every package's."""
+    """Lists the project's files only: the folder above may hold an environment with every package's files."""
     return sorted(path for part in ("data", "models", "stages") for path in (CODE / part).rglob("*.py"))
 
 
@@ -132,7 +132,7 @@ def _digest_of_sets(dataset: Dataset, content: Callable[[Condition], Tensor]) ->
 
 
 def _facts(provenance: dict) -> list[tuple[str, str]]:
-    """The provenance a person reads, as (what, value)."""
+    """Returns the provenance that people read, as (what, value)."""
     minutes = ", ".join(
         f"{stage} {provenance['seconds'][stage] / 60:.1f} min ({steps} steps)"
         for stage, steps in provenance["steps"].items()
@@ -155,13 +155,13 @@ def _evaluator_words(about: dict) -> str:
 
 
 def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> None:
-    """Samples, judges, writes eval/. An old report is moved aside once all that this one needs is there."""
+    """Samples, judges and writes eval/. An old report is moved aside once everything for the new one is loaded."""
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     guided = context.config.eval.classifier_guidance > 0
     guide = load_evaluator(context, len(dataset.vocabulary), "guide")[0] if guided else None
     samplers = {name: MODELS[name].load(context)[0] for name in context.config.models if name in exports}
     folder = context.folder("eval")
-    distributed.barrier()  # all have looked before the main process moves it
+    distributed.barrier()  # all processes have looked for it before the main one moves it
     if (folder / "report.json").exists() and distributed.is_main():
         say(f"{context.config.name}/eval: the old report is now {move_aside(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
 def _evaluate_placing(
     samplers: dict, results: dict, judge: Evaluator, dataset: Dataset, context: Context
 ) -> dict[str, float | None] | None:
-    """Adds `held_out` to each model's results, by the reader. Its own figures on those pictures, if there are any."""
+    """Adds the reader's `held_out` to each model's results. Returns its errors on those pictures, if there are any."""
     rows = readable(dataset, EVALUATED)
     if not len(rows):
         return None
@@ -228,7 +228,7 @@ def _evaluate_placing(
 
 def _measure_vae(judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float | str]:
     vae, about = load_vae(context)
-    quantizer = about["config"].get("quantizer", "codebook")  # an older export knows no other
+    quantizer = about["config"].get("quantizer", "codebook")  # an older export has no such key
     return {
         **measure_vae(vae, judge, dataset, context),
         "codes": vae.quantizer.codebook_size,
@@ -249,7 +249,7 @@ def _say_results(context: Context) -> None:
 
 
 def _eval_of(provenance: dict) -> Eval | None:
-    """The `eval` section of an earlier report; what is newer than the report has its default."""
+    """Returns the `eval` section of an earlier report, with defaults for newer keys; None if it is not valid."""
     try:
         return Eval.model_validate(provenance["configuration"]["eval"], strict=False)
     except (KeyError, TypeError, ValidationError):
@@ -264,8 +264,8 @@ def main(context: Context) -> None:
         path = context.export(stage)
         if stage in models and not path.exists():
             name = title(stage, context.config)
-            say(f"warning: no {name} here ({path}): it is left out; {context.make(stage)} trains one")
-        elif stage != "vae" or path.exists():  # its own loader says where a model misses it
+            say(f"warning: no {name} here ({path}), it is left out; {context.make(stage)} trains one")
+        elif stage != "vae" or path.exists():  # a model that lacks it reports that when it is loaded
             exports[stage] = read_about(path, f"run {context.make(stage)}")
     if not set(models) & exports.keys():
         raise UserError(f"nothing to evaluate in {context.folder('')}: run {context.make(' '.join(models))} first")
@@ -274,7 +274,7 @@ def main(context: Context) -> None:
         exports["guide"] = read_about(context.export("guide"), "train the evaluator of that experiment")
         if exports["guide"]["sha256"] == exports["evaluator"]["sha256"]:
             raise UserError(
-                f"{context.export('guide')} is the judge itself: uses.guide must name an experiment whose evaluator "
+                f"{context.export('guide')} is the judge itself; uses.guide must name an experiment whose evaluator "
                 f"was trained from another seed"
             )
     refuse_other_pictures(context, exports, dataset)
@@ -287,9 +287,9 @@ def main(context: Context) -> None:
             old = {}
         now = _provenance(context, dataset, exports)
         was = old.get("parents", {})
-        if "vae" not in now["parents"]:  # an older report names one where none was needed
+        if "vae" not in now["parents"]:  # an older report names one even if none was needed
             was.pop("vae", None)
-        # of the label sets without their order: from before any model read it
+        # an older report hashed the label sets without their order, which no model read then
         if old.get("test_sets_sha256") == _digest_of_sets(dataset, lambda asked: asked.labels):
             old["test_sets_sha256"] = now["test_sets_sha256"]
         same = ("data_sha256", "test_sets_sha256", "parents", "precision")

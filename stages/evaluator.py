@@ -1,4 +1,4 @@
-"""`make evaluator`: the judge. The lab's checkpoint, or a ResNet-18 trained here and measured on held-out scenes."""
+"""`make evaluator`: adopts the lab's checkpoint, or trains a ResNet-18 and measures it on held-out scenes."""
 
 import hashlib
 import pickle
@@ -26,7 +26,7 @@ from stages.judge import load_evaluator, scores
 
 
 def augmented(images: Tensor, condition: Condition, low_resolution: float, draws: Draws) -> tuple[Tensor, Condition]:
-    """Mirrors half, shifts by up to 4 pixels, passes the share `low_resolution` through 32x32. Places follow."""
+    """Mirrors half, shifts by up to 4 pixels, passes the share `low_resolution` through 32x32; moves places along."""
     mirrored = draws.uniform(1, 1, 1) < 0.5
     images = torch.where(mirrored, images.flip(3), images)
     dx, dy = draws.number(9, "dx"), draws.number(9, "dy")
@@ -41,10 +41,10 @@ def augmented(images: Tensor, condition: Condition, low_resolution: float, draws
 
 
 class EvaluatorTask:
-    """Binary cross-entropy on the labels; part of each batch passes through 32x32, as the lab's evaluator's did.
+    """Trains by binary cross-entropy on the labels; part of each batch passes through 32x32, as for the lab's.
 
-    With `cell_weight` a linear head on the 8x8 features learns what each cell shows, where places are known: it teaches
-    the features sooner, and is no part of the evaluator.
+    With `cell_weight` a linear head on the 8x8 features learns what each cell shows, where places are known. The
+    features then learn sooner; the head is not part of the evaluator.
     """
 
     def __init__(self, context: Context, dataset: Dataset):
@@ -92,9 +92,9 @@ class EvaluatorTask:
 
 
 def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
-    """The lab's `checkpoint.pth`: {"model": state dict of a torchvision resnet18 with fc = Linear, Sigmoid}.
+    """Loads the lab's `checkpoint.pth`: {"model": state dict of a torchvision resnet18 with fc = Linear, Sigmoid}.
 
-    Nothing of the file is executed (weights_only). Raises UserError where keys or shapes are not those.
+    Nothing in the file is executed (weights_only). Raises UserError if keys or shapes differ.
     """
     if not path.is_file():
         raise UserError(
@@ -104,7 +104,7 @@ def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused ({oneline(error)[:90]}); it must hold tensors only") from None
-    except Exception as error:  # what is no checkpoint at all ends in many ways
+    except Exception as error:  # a file that is no checkpoint fails in many ways
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path} is damaged ({oneline(error)[:90]}); copy it again") from None
@@ -117,7 +117,7 @@ def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
     wrong += [k for k in state if k not in expected]
     if wrong:
         raise UserError(
-            f"{path}: {wrong[0]} is missing, unknown or of another shape ({len(wrong)} such); "
+            f"{path}: {wrong[0]} is missing, unknown or of another shape ({len(wrong)} keys are); "
             f"expected a ResNet-18 with {classes} outputs"
         )
     network.resnet18.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The two judges, evaluator and reader: loading them, asking them, and a model's figures over sampling seeds."""
+"""Loads and applies the two judges, evaluator and reader, and measures models over sampling seeds."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from stages.engine.trained import load_trained
 
 
 def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> tuple[Evaluator, dict]:
-    """The experiment's evaluator, or its guide, frozen on the device, and what its export says of itself."""
+    """Loads the experiment's evaluator or guide, frozen on the device, and its export's metadata."""
     remedy = f"run {context.make('evaluator')}" if role == "evaluator" else "train the evaluator of that experiment"
     tensors, about = load_export(context.export(role), remedy)
     with torch.device("meta"):  # its eleven million weights would be drawn at random and then replaced
@@ -38,33 +38,33 @@ def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> t
 
 
 def load_reader(context: Context) -> tuple[Reader, dict]:
-    """The experiment's reader, frozen on the device, and what its export says of itself."""
+    """Loads the experiment's reader, frozen on the device, and its export's metadata."""
     trained = load_trained(context, "reader", ReaderSection, lambda settings, about: Reader(about["classes"]))
     return trained.network, trained.about
 
 
 @torch.no_grad()
 def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
-    """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, classes) logits, in float32 as the lab's: near ties decide accuracy."""
+    """Maps (n, 3, 64, 64), uint8 or in [-1, 1], to logits (n, classes), in float32 as the lab's: near ties matter."""
     network.eval()
     return torch.cat([network.logits(as_input(part, context)) for part in images.split(batch)])
 
 
 def as_input(images: Tensor, context: Context) -> Tensor:
-    """(n, 3, 64, 64) uint8 or [-1, 1] -> [-1, 1] on the device, as the evaluator takes them."""
+    """Converts (n, 3, 64, 64), uint8 or in [-1, 1], to [-1, 1] on the device, as the evaluator takes them."""
     images = to_unit(images) if images.dtype == torch.uint8 else images
     return images.to(context.device, memory_format=torch.channels_last)
 
 
 def accuracy_by(network: Evaluator, context: Context) -> Callable[[Tensor, Tensor], float]:
-    """The evaluator as a function of pictures (n, 3, 64, 64) in [-1, 1] and labels (n, classes): the accuracy."""
+    """Returns the evaluator's accuracy as a function of pictures (n, 3, 64, 64) in [-1, 1] and labels (n, classes)."""
     return lambda images, labels: accuracy(scores(network, images, context).cpu(), labels)
 
 
 def guide_of(context: Context, classes: int) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """For classifier guidance: pictures (b, 3, 64, 64) and labels -> log p(labels | picture) (b,), where one is asked.
+    """Returns pictures (b, 3, 64, 64), labels -> log p(labels | picture) (b,), or None without classifier guidance.
 
-    The sum over all objects of the log-likelihood of the guide's sigmoid outputs: a picture has several labels.
+    It is the sum over all objects of the log-likelihood of the guide's sigmoid outputs: a picture has several labels.
     """
     if context.config.eval.classifier_guidance == 0:
         return None
@@ -78,7 +78,7 @@ def guide_of(context: Context, classes: int) -> Callable[[Tensor, Tensor], Tenso
 
 @torch.no_grad()
 def read(reader: Reader, images: Tensor, context: Context, batch: int = 256) -> tuple[list[list[Found]], Tensor]:
-    """(n, 3, 64, 64) uint8 or [-1, 1] -> what each picture shows and where, and scores (n, classes) of the labels."""
+    """Reads from (n, 3, 64, 64), uint8 or in [-1, 1], what each shows and where, and label scores (n, classes)."""
     reader.eval()
     seen, scores = [], []
     for part in images.split(batch):
@@ -89,12 +89,12 @@ def read(reader: Reader, images: Tensor, context: Context, batch: int = 256) -> 
 
 
 def hits_and_labels(judge: Evaluator, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """Per picture, how many of its labels were found and how many there are: two (n,) tensors."""
+    """Counts each picture's labels that were found, and all its labels: two (n,) tensors."""
     return top_k_hits(scores(judge, images, context).cpu(), labels), labels.sum(1).long()
 
 
 def by_objects(hits: Tensor, counts: Tensor) -> dict[str, float]:
-    """Accuracy of the pictures with one, two, ... labels."""
+    """Returns the accuracy on pictures with one, two, ... labels."""
     return {str(n): (hits[counts == n].sum() / counts[counts == n].sum()).item() for n in counts.unique().tolist()}
 
 
@@ -106,10 +106,10 @@ def evaluate_set(
     context: Context,
     guide: Evaluator | None = None,
 ) -> tuple[dict, Tensor]:
-    """One model on one test set: its figures over all seeds, and the pictures of the first.
+    """Evaluates one model on one test set. Returns its figures over all seeds, and the pictures of the first.
 
-    Several processes share the seeds. With a guide its own accuracy stands beside the judge's: it saw the pictures
-    being made.
+    Several processes share the seeds. With a guide its accuracy is reported beside the judge's, because the guide
+    steered the sampling.
     """
     how, labels, per_seed, by_guide, all_hits = context.config.eval, condition.labels, [], [], []
     everything, rate = _sampled(sampler, name, condition, context)
@@ -131,7 +131,7 @@ def evaluate_set(
 
 
 def _warm_up(sampler: Sampler, condition: Condition, context: Context) -> None:
-    """Samples a batch in few steps: what is done once (compiling, a GPU's kernels) is no part of a sampler's time."""
+    """Samples a batch in few steps, so that compiling and loading GPU kernels do not count as sampling time."""
     how = context.config.eval
     if context.device.type == "cpu" and not how.compile:
         return
@@ -142,7 +142,7 @@ def _warm_up(sampler: Sampler, condition: Condition, context: Context) -> None:
 
 
 def _sampled(sampler: Sampler, name: str, condition: Condition, context: Context) -> tuple[Tensor, float]:
-    """Every seed's pictures (seeds, n, 3, 64, 64), each made by one of the processes, and pictures a second."""
+    """Samples all seeds' pictures (seeds, n, 3, 64, 64), each in one process. Returns them and pictures per second."""
     how, world, seconds, mine = context.config.eval, distributed.world_size(), 0.0, 0
     pictures = torch.zeros(len(how.seeds), len(condition), 3, 64, 64)
     _warm_up(sampler, condition, context)
@@ -153,7 +153,7 @@ def _sampled(sampler: Sampler, name: str, condition: Condition, context: Context
             pictures[place] = made.cpu()  # waits for the device
             seconds, mine = seconds + time.perf_counter() - began, mine + len(condition)
     rate = torch.tensor(mine / seconds if mine else 0.0, device=context.device)
-    if world > 1:  # each picture is one process's and the others' zeros
+    if world > 1:  # each picture comes from one process; the others hold zeros
         pictures = distributed.total(pictures.to(context.device)).cpu()
     return pictures, distributed.total(rate).item()
 
@@ -161,10 +161,10 @@ def _sampled(sampler: Sampler, name: str, condition: Condition, context: Context
 def evaluate_held_out(
     sampler: Sampler, judge: Evaluator, reader: Reader, asked: Condition, context: Context
 ) -> dict[str, float | None]:
-    """A model asked for what held-out pictures show, once where they show it and once by names alone; the first seed.
+    """Asks a model for what held-out pictures show, with their places and by names only, with the first seed.
 
-    `accuracy_given` and `accuracy_chosen` by the judge; `placing`'s figures by the reader, of the pictures with places
-    given. A model that takes no places has the second accuracy and the errors of counts, all else is None.
+    The judge gives `accuracy_given` and `accuracy_chosen`; the reader gives `placing`'s figures for the pictures with
+    places given. For a model that takes no places, all but `accuracy_chosen` and the count errors is None.
     """
     how, asked = context.config.eval, asked.to("cpu")
     keys = [(how.seeds[0], "held out", i) for i in range(len(asked))]
@@ -181,19 +181,19 @@ def evaluate_held_out(
 
 
 def evaluate_sets(sampler: Sampler, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, dict]:
-    """One model's figures on every test set, by the set's name."""
+    """Returns one model's figures on every test set, by the set's name."""
     return {n: evaluate_set(sampler, judge, n, asked, context)[0] for n, asked in dataset.test_sets.items()}
 
 
 def shown(figures: dict) -> str:
-    """Accuracy as people read it: mean ± deviation over the seeds."""
+    """Formats accuracy for people: mean ± deviation over the seeds."""
     return f"{figures['accuracy']:.3f} ± {figures['std']:.3f}"
 
 
 def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: Dataset) -> None:
-    """Raises UserError where an export, by what it says of itself, was made from other pictures than these."""
+    """Raises UserError if an export's metadata names other pictures than these."""
     for stage, about in exports.items():
         if about["identity"]["parent data"] != dataset.sha256:
             raise UserError(
-                f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder"
+                f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder to them"
             )

@@ -1,4 +1,4 @@
-"""The models that draw pictures, in ONE table: how each is trained, loaded and called. Other lists read it."""
+"""Lists the models that draw pictures in one table: how each is trained, loaded and named. Other lists read it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from stages.engine.command import Context
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Config
 
-Curve = tuple[list[str], str, bool]  # metrics in one plot, its words, a logarithmic axis
+Curve = tuple[list[str], str, bool]  # metrics in one plot, its title, whether its axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model. Its name is its section in the configuration and its folder in an experiment.
+    """Describes a model. Its name is its section in the configuration and its folder in an experiment.
 
-    `train(context)` is its stage; `load(context)` gives a sampler and what its export says of itself; `title(config)`
-    is what people call it; `curves` are its plots in a report; `placing` is the override that makes it take places.
+    `train(context)` is its stage; `load(context)` returns a sampler and its export's metadata; `title(config)` is its
+    name for people; `curves` are its plots in a report; `placing` is the override that makes it take places.
     """
 
     train: Callable[[Context], None]
@@ -47,7 +47,7 @@ MODELS: dict[str, Model] = {
         gan.main,
         gan.load_gan,
         _title_of_gan,
-        _curves(("wasserstein", "score_gap"), "GAN, what the critic tells apart", "GAN", False),
+        _curves(("wasserstein", "score_gap"), "GAN, the critic's gap between real and fake", "GAN", False),
         "gan.generator.entry=map gan.generator.condition=modulation",
     ),
     "ddpm": Model(
@@ -61,5 +61,5 @@ MODELS: dict[str, Model] = {
 
 
 def title(model: str, config: Config) -> str:
-    """What people call a model."""
+    """Returns a model's name for people."""
     return MODELS[model].title(config)

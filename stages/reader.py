@@ -1,4 +1,4 @@
-"""`make reader`: trained on real pictures alone, it reads from pictures what they show and where."""
+"""`make reader`: trains a network, on real pictures only, that reads which objects a picture shows and where."""
 
 import torch
 from torch import Tensor
@@ -20,24 +20,24 @@ from stages.engine.run import Run
 from stages.evaluator import augmented
 from stages.judge import load_reader, read
 
-EVALUATED = 64  # held-out pictures whose objects and places are asked for again
+EVALUATED = 64  # held-out pictures whose objects and places the models are asked for
 
 
 def readable(dataset: Dataset, most: int | None = None) -> Tensor:
-    """Indices of the held-out pictures whose objects' places are all known; at most so many, evenly chosen."""
+    """Returns indices of the held-out pictures whose places are all known; at most `most`, evenly chosen."""
     rows = dataset.held_out_conditions.wholly_placed.nonzero()[:, 0]
     return rows if most is None else rows[evenly(len(rows), most)]
 
 
 def figures_on_real(reader: Reader, dataset: Dataset, rows: Tensor, context: Context) -> dict[str, float | None]:
-    """The reader's own errors (`placing`) and label accuracy on those held-out pictures: its worth as a judge."""
+    """Measures the reader's errors (`placing`) and label accuracy on those held-out pictures: its worth as a judge."""
     asked: Condition = dataset.held_out_conditions[rows]
     seen, scores = read(reader, dataset.held_out_images[rows], context)
     return {**placing(seen, asked), "accuracy": accuracy(scores, asked.labels.cpu()), "pictures": len(rows)}
 
 
 class ReaderTask:
-    """What each cell of a picture shows and the way to its object, from the pictures whose places are all known."""
+    """Learns what each cell shows and the offset to its object, from the pictures whose places are all known."""
 
     def __init__(self, context: Context, dataset: Dataset):
         self.context, self.dataset, self.settings = context, dataset, context.config.reader
@@ -71,13 +71,13 @@ class ReaderTask:
 
 
 def nothing_to_read(dataset: Dataset) -> str | None:
-    """Why no reader can be trained and measured on these pictures, in words; None where one can."""
+    """Returns why no reader can be trained and measured on these pictures, or None if one can."""
     parts = {"training": dataset.conditions, "held-out": dataset.held_out_conditions}
     without = [name for name, conditions in parts.items() if not conditions.wholly_placed.any()]
     if not without:
         return None
     pictures = " and no ".join(without)
-    return f"there is nothing to read: of no {pictures} picture of {dataset.folder} all places are known"
+    return f"there is nothing to read: no {pictures} picture of {dataset.folder} has all its places known"
 
 
 def main(context: Context) -> None:
@@ -92,12 +92,12 @@ def main(context: Context) -> None:
 
 
 def words_of(figures: dict[str, float | None]) -> str:
-    """A reader's own figures, for people."""
+    """Describes a reader's figures for people."""
     error, found = figures["placement_error_pixels"], 1 - figures["not_found"]
-    shown = "no object is found" if error is None else f"placement error {error:.2f} pixels, of the {found:.3f} found"
+    shown = "no object is found" if error is None else f"placement error {error:.2f} pixels over the {found:.3f} found"
     return (
         f"on the objects of {figures['pictures']} held-out pictures: {shown}; too many in {figures['too_many']:.3f} of "
-        f"the pictures, too few in {figures['too_few']:.3f}; label accuracy {figures['accuracy']:.3f}"
+        f"the pictures and too few in {figures['too_few']:.3f}; label accuracy {figures['accuracy']:.3f}"
     )
 
 

@@ -16,13 +16,13 @@ from stages.engine.run import differences, move_aside
 
 
 def _settings_of(folder: Path) -> dict | None:
-    """What a folder was begun with, or None."""
+    """Returns the settings with which a folder was begun, or None."""
     try:
         return json.loads((folder / "render.json").read_text())
     except FileNotFoundError:
         return None
     except ValueError:
-        raise UserError(f"{folder / 'render.json'} is damaged; start anew with --fresh (Make: FRESH=1)") from None
+        raise UserError(f"{folder / 'render.json'} is damaged; start again with --fresh (Make: FRESH=1)") from None
 
 
 def _write_places(folder: Path, places: dict[str, list[Place]]) -> None:
@@ -40,12 +40,12 @@ def main(context: Context) -> None:
         say(f"{title}: the old scenes are now {move_aside(folder)}")
     wanted, begun = flatten(settings), _settings_of(folder)
     if begun is not None and (changes := differences(begun, wanted)):
-        raise UserError(f"{folder} holds other scenes ({'; '.join(changes)}); start anew with --fresh (Make: FRESH=1)")
+        raise UserError(f"{folder} holds other scenes ({'; '.join(changes)}); start again with --fresh (Make: FRESH=1)")
     total = settings.scenes + settings.validation_scenes
     if (folder / "train.json").exists():
         if begun is not None and not (folder / "places.json").exists():  # drawn by a version that did not write them
             _write_places(folder, scene_places(range(total), settings.seed, settings.camera_distance))
-            say(f"{title}: wrote where the objects are into {folder / 'places.json'}")
+            say(f"{title}: wrote the places of the objects to {folder / 'places.json'}")
         say(f"{title}: finished already ({total * OBJECTS} pictures): {folder}")
         return
     write_atomically(folder / "render.json", json.dumps(wanted).encode())
@@ -69,7 +69,7 @@ def main(context: Context) -> None:
     cut = settings.scenes * OBJECTS
     _write_places(folder, places)
     write_atomically(folder / "validation.json", json.dumps(dict(pairs[cut:])).encode())
-    write_atomically(folder / "train.json", json.dumps(dict(pairs[:cut])).encode())  # last: it says the set is whole
+    write_atomically(folder / "train.json", json.dumps(dict(pairs[:cut])).encode())  # last: the set is complete
     say(f"{title}: {len(pairs)} pictures in {(time.perf_counter() - began) / 60:.1f} min: {folder}")
 
 

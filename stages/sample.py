@@ -1,4 +1,4 @@
-"""`make sample LABELS="red cube, cyan sphere"`: a picture from a trained model."""
+"""`make sample LABELS="red cube, cyan sphere"`: draws pictures with a trained model."""
 
 import math
 from pathlib import Path
@@ -23,10 +23,10 @@ def main(context: Context) -> None:
     if a.steps is not None and a.steps < 1:
         raise UserError(f"--steps {a.steps}: take at least one step")
     if a.guidance is not None and not 0 <= a.guidance < math.inf:
-        raise UserError(f"--guidance {a.guidance}: must be a number from 0 on; 1 is none")
+        raise UserError(f"--guidance {a.guidance}: must be a finite number from 0 on; 1 means no guidance")
     model = a.model or context.config.drawer
     if model not in DIFFUSION and (a.steps is not None or a.guidance is not None):
-        raise UserError("--steps and --guidance are a diffusion's: leave them out, or say --model ldm")
+        raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
     if Path(a.out).suffix.lower() != ".png":
         raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
     sampler, about = MODELS[model].load(context)

@@ -1,1 +1,1 @@
-"""`make bench` and `make growth`: this project's steps (subject), the plain way (plain), other packages (peers)."""
+"""`make bench` and `make growth`: time our steps (subject), the plain way (plain) and other packages (peers)."""

@@ -1,6 +1,6 @@
-"""`make bench`: training steps, sampling and reading beside the plain way and beside other packages, on this machine.
+"""`make bench`: times training steps, sampling and reading against the plain way and other packages.
 
-All contenders of a row run in turn in one process, so that ratios hold where times do not.
+All contenders of a row take turns in one process, so that ratios are reliable even where times are not.
 """
 
 import statistics
@@ -30,18 +30,18 @@ from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 
 PICTURES = 64  # sampled at once
-PIXEL_PICTURES, PIXEL_STEPS = 16, 2  # of the slow peer on a CPU; its time is scaled to PICTURES and DDIM_STEPS
+PIXEL_PICTURES, PIXEL_STEPS = 16, 2  # for the slow peer on a CPU; its time is scaled to PICTURES and DDIM_STEPS
 DDIM_STEPS, GUIDANCE = 50, 3.0
-FEW_STEPS = 10  # as good as 50 on i-CLEVR: .931 / .910 within .4 to .9 of t, .908 / .907 by 50 throughout
+FEW_STEPS = 10  # as good as 50 on i-CLEVR: .931 / .910, guided from .4 to .9 of t; 50 guided throughout: .908 / .907
 DDIM = ("eval.sampler=ddim", "eval.eta=0.0", "eval.interval=[0.0,1.0]", f"eval.steps={DDIM_STEPS}")
 ALIKE = (f"eval.batch={PICTURES}", f"eval.guidance={GUIDANCE}", "eval.classifier_guidance=0.0")
 
 
 @dataclass
 class Row:
-    """One table row: this project's seconds a call, and each contender's, scaled to the same work.
+    """Holds one table row: the seconds per call of this project and of each contender, scaled to the same work.
 
-    `arithmetic`: each contender's FLOP over ours, where there is any.
+    `arithmetic`: each contender's FLOP divided by ours, unless ours is 0.
     """
 
     what: str
@@ -51,7 +51,7 @@ class Row:
 
     @staticmethod
     def of(what: str, contenders: dict[str, Work], context: Context, scales: dict[str, float] | None = None) -> "Row":
-        """The first contender is ours."""
+        """Measures a row. The first contender is ours."""
         times = interleaved(contenders, context)
         scale = {name: (scales or {}).get(name, 1.0) for name in contenders}
         scaled = {name: [s * scale[name] for s in seconds] for name, seconds in times.items()}
@@ -61,7 +61,7 @@ class Row:
         return Row(what, scaled[ours], {name: scaled[name] for name in others}, arithmetic)
 
     def cells(self) -> list[list]:
-        """A line for each contender: what, ours, against, theirs, how many times ours is faster, their arithmetic."""
+        """Returns a line per contender: what, ours, against, theirs, theirs over ours, their arithmetic over ours."""
         mine = statistics.median(self.ours)
         lines = []
         for name, seconds in self.others.items():
@@ -72,7 +72,7 @@ class Row:
 
 
 def ldm_row(subject: Subject, context: Context, compiled: bool = False) -> Row:
-    feed_forward = "ldm.network.expansion=4"  # as diffusers' blocks have it
+    feed_forward = "ldm.network.expansion=4"  # as in diffusers' blocks
     config = subject.changed(feed_forward).config
     alike = (feed_forward, "ldm.network.pooled=false", "ldm.optimizer=adam")  # and the same recipe
     contenders = {"ours": subject.ldm_step(*alike, f"ldm.compile={str(compiled).lower()}")}
@@ -96,12 +96,12 @@ def vae_row(subject: Subject, context: Context) -> Row:
     return Row.of(f"stage-1 training step, batch {config.vae.batch}", contenders, context)
 
 
-# the report's quantiser, which the plain way has too, and nothing beside it
+# the report's quantiser alone, as in the plain way
 PLAIN_VAE = (
     *("vae.quantizer=codebook", "vae.decodes=codes", "vae.decoder_noise=0.0", "vae.unquantized=0.0"),
     *("vae.cell_weight=0.0", "vae.windows_until=0"),
 )
-# networks that the label set is enough for, as the reports have them
+# networks that need the label set only, as in the reports
 REPORTS_GAN = ("gan.generator.entry=vector", "gan.critic.read=pooled")
 
 
@@ -136,13 +136,13 @@ def sampling_row(subject: Subject, context: Context) -> Row:
 
 
 def interval(context: Context) -> tuple[str, str]:
-    """The configuration's interval of guidance, as an override and in words."""
+    """Returns the configuration's interval of guidance, as an override and in words."""
     low, high = context.config.eval.interval
     return f"eval.interval=[{low},{high}]", f"guidance in {low:g} to {high:g} of t"
 
 
 def compiled_sampling_row(subject: Subject, context: Context) -> Row:
-    """What a user may have: our network compiled, guidance where the configuration's `eval.interval` has it."""
+    """Times what a user can have: our network compiled, guided only in the configuration's `eval.interval`."""
     sampler, compiled = subject.sampler(), subject.sampler()
     compile_network(compiled.network, context.device, constant=True)
     within, words = interval(context)
@@ -189,7 +189,7 @@ COMPILED = ("ldm-compiled", "sampling-compiled")
 
 
 def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
-    """Each step's arithmetic beside the machine's: FLOP, seconds, FLOP/s, and the rates they are measured against."""
+    """Measures each step's FLOP, seconds and FLOP/s, and the rate of bare convolutions of the same shapes."""
     s = subject.context.config
     network = s.ldm.network
     of_ldm = [(s.ldm.batch, network.channels * m, 8 >> i) for i, m in enumerate(network.multipliers)]
@@ -212,19 +212,19 @@ def main(context: Context) -> None:
     wanted = context.arguments.only
     for package, name in (("diffusers", "diffusers"), ("denoising_diffusion_pytorch", "denoising-diffusion-pytorch")):
         if not peers.available(package):
-            say(f"{name} is not installed: its lines are left out; `.venv/bin/python -m pip install {name}`")
+            say(f"{name} is missing: its lines are left out; to install: `.venv/bin/python -m pip install {name}`")
     if compiler := missing_compiler(context.device):
-        say(f"{compiler} is not installed: what is compiled is left out")
+        say(f"{compiler} is not installed: compiled networks are left out")
         wanted = [name for name in wanted if name not in COMPILED]
         if not wanted:
-            raise UserError(f"nothing is left of --only: {', '.join(COMPILED)} want {compiler}; install it")
+            raise UserError(f"--only names nothing that can run: {', '.join(COMPILED)} need {compiler}; install it")
     folder = page_folder(context, "bench")
     subject = Subject(context, folder / "work")
     about = machine(context)
     page = Page(
         f"{context.config.name}: how fast",
         f"{measured_with(about)}. Medians of calls in "
-        f"turn in one process. The networks are the configuration's, untrained, on pictures made up for the purpose.",
+        f"turn in one process. The networks are the configuration's, untrained, on made-up pictures.",
     )
     head = ["what", "ours", "against", "takes", "times ours", "arithmetic, times ours"]
     rows, result = [], {"device": about, "versions": versions(), "rows": []}
@@ -233,7 +233,7 @@ def main(context: Context) -> None:
         row = ROWS[name](subject, context)
         rows += row.cells()
         result["rows"].append(asdict(row))
-        page.write(folder, result)  # as far as it is measured
+        page.write(folder, result)  # what is measured so far
     if "rates" in wanted:
         result["rates"] = rates(subject, context)
         result["matrix_rate"] = matrix_rate(context)

@@ -1,4 +1,4 @@
-"""One value of what grows, measured in a process of its own, so that the memory is that value's."""
+"""Measures one value of what grows in a separate process, so that the memory is for that value only."""
 
 import statistics
 import time
@@ -27,7 +27,7 @@ from stages.engine.machine import peak_memory, reset_peak
 PICTURE_BYTES = 3 * SIZE * SIZE
 BATCH = 64  # pictures read at once
 PACK = "pack.safetensors"
-# what grows -> its values, and the step that is measured, of a subject and a value
+# what grows -> its values, and a function of a subject and a value that returns the step to measure
 AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
     "LDM: batch": ((16, 32, 64, 128, 256), lambda s, n: s.ldm_step(f"ldm.batch={n}")),
     "LDM: latent side": ((8, 16, 32), lambda s, n: s.ldm_step(latents=noise(s, n))),
@@ -38,18 +38,18 @@ AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
         lambda s, n: s.vae_step(f"vae.codebook.codes={n}", *FEW),
     ),
 }
-HEADS = ("ldm.network.heads=2", "ldm.network.head_width=null")  # the width need not be a multiple of some head's
+HEADS = ("ldm.network.heads=2", "ldm.network.head_width=null")  # the width need not be a multiple of a head's width
 FEW = ("vae.quantizer=codebook", "vae.codebook.init=uniform")  # k-means needs as many latents as codes
 
 
 def noise(subject: Subject, side: int) -> Tensor:
-    """Latents of another size, one for each picture."""
+    """Returns random latents of another size, one for each picture."""
     channels = subject.context.config.vae.latent_channels
     return torch.randn(len(subject.dataset.images), channels, side, side, device=subject.context.device)
 
 
 def measured(context: Context, work: Path, axis: str, value: int) -> tuple[float, int]:
-    """Median seconds of a step, and the most bytes held while it was repeated."""
+    """Returns a step's median seconds, and the peak memory in bytes while it was repeated."""
     step = AXES[axis][1](Subject(context, work, again=True), value)
     step()
     reset_peak(context.device)
@@ -57,11 +57,11 @@ def measured(context: Context, work: Path, axis: str, value: int) -> tuple[float
 
 
 def in_a_process(function: Callable, context: Context, *arguments: object) -> tuple:
-    """function(context, *arguments), in a fresh process. Raises UserError where that ends without an answer."""
+    """Calls function(context, *arguments) in a new process. Raises UserError if that ends without a result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_answer, context.config, context.arguments, function, arguments).result()
-        except Exception as error:  # out of memory, mostly: as the device's error, or because the system ended it
+        except Exception as error:  # mostly out of memory: the device's error, or the system killed the process
             raise UserError(oneline(error)[:80]) from None
 
 
@@ -71,7 +71,7 @@ def _answer(config: Config, arguments: Namespace, function: Callable, more: tupl
 
 
 def write_pack(path: Path, count: int) -> None:
-    """An export with `count` made-up pictures: noise, repeated."""
+    """Writes an export with `count` made-up pictures: repeated noise."""
     images = on_disk(path.parent, count, 3, SIZE, SIZE)
     block = torch.randint(256, (4096, 3, SIZE, SIZE), dtype=torch.uint8)
     for part in images.split(len(block)):
@@ -80,7 +80,7 @@ def write_pack(path: Path, count: int) -> None:
 
 
 def read_pack(context: Context, work: Path) -> tuple[float, float, float, int]:
-    """Seconds to open (its checksum included), of a picture read at random, of a stage-1 step, and peak bytes."""
+    """Measures seconds to open (with its checksum), per picture read at random, per stage-1 step, and peak bytes."""
     subject, path = Subject(context, work, again=True), work / PACK
     began = time.perf_counter()
     images = placed(load_export(path, "run the same command again", mapped=True)[0]["images"], context.device)

@@ -1,4 +1,4 @@
-"""Times of contenders in turn, arithmetic as torch counts it, and the machine's own rates."""
+"""Times contenders in turn, counts arithmetic as torch does, and measures the machine's rates."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ REPEATS, LEAST = 7, 5
 
 
 def _seconds(work: Work, device: torch.device, calls: int) -> float:
-    """Seconds of so many calls together."""
+    """Returns the seconds of `calls` calls together."""
     began = time.perf_counter()
     for _ in range(calls):
         work()
@@ -29,7 +29,7 @@ def _seconds(work: Work, device: torch.device, calls: int) -> float:
 
 
 def _calls(work: Work, context: Context) -> int:
-    """How many calls take `--seconds`: so many that a loader's workers have to keep up. Warms up."""
+    """Returns how many calls take `--seconds`, so that a loader's workers have to keep up. Warms up."""
     calls = 1
     while _seconds(work, context.device, calls) < context.arguments.seconds:
         calls *= 2
@@ -37,9 +37,9 @@ def _calls(work: Work, context: Context) -> int:
 
 
 def interleaved(contenders: dict[str, Work], context: Context) -> dict[str, list[float]]:
-    """Seconds of a call, `REPEATS` times, after a warm-up: all contenders in turn.
+    """Measures the seconds of a call `REPEATS` times after a warm-up, all contenders in turn.
 
-    In turn, so that what else the machine does falls on all alike.
+    Taking turns spreads the machine's other load equally over all.
     """
     calls = {name: _calls(work, context) for name, work in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -51,22 +51,22 @@ def interleaved(contenders: dict[str, Work], context: Context) -> dict[str, list
 
 
 def shown(seconds: float) -> str:
-    """Seconds for a table."""
+    """Formats seconds for a table."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def machine(context: Context) -> str:
-    """The device and the precision, in words."""
+    """Describes the device and the precision."""
     return f"{describe_device(context.device)}, {str(context.dtype).removeprefix('torch.')}"
 
 
 def measured_with(about: str) -> str:
-    """A page's first words: the machine, the day, the versions."""
+    """Returns a page's first words: the machine, the date, the versions."""
     return f"{about}; {date.today()}; {', '.join(f'{k} {v}' for k, v in versions().items() if v)}"
 
 
 class _OneModule(ModuleTracker):
-    """No count by module: its hooks cannot be where `autograd.grad` is, as in a gradient penalty."""
+    """Switches off counting by module, whose hooks fail with `autograd.grad`, as in a gradient penalty."""
 
     def __enter__(self) -> "_OneModule":
         return self
@@ -76,7 +76,7 @@ class _OneModule(ModuleTracker):
 
 
 def flops(work: Work) -> int:
-    """Multiplications and additions of one call, as torch counts them."""
+    """Counts the multiplications and additions of one call, as torch does."""
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _OneModule()
     with counter:
@@ -85,12 +85,12 @@ def flops(work: Work) -> int:
 
 
 def rate(work: Work, context: Context) -> float:
-    """FLOP/s of a call."""
+    """Measures the FLOP/s of a call."""
     return flops(work) / statistics.median(interleaved({"": work}, context)[""])
 
 
 def convolution_rate(context: Context, batch: int, channels: int, side: int, repeat: int = 4) -> float:
-    """FLOP/s of 3x3 convolutions (batch, channels, side, side), forward and backward, in the stages' precision."""
+    """Measures FLOP/s of 3x3 convolutions (batch, channels, side, side), forward and backward, in stages' precision."""
     layers = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(repeat)))
     layers.to(context.device, memory_format=torch.channels_last)
     x = torch.randn(batch, channels, side, side, device=context.device).to(memory_format=torch.channels_last)
@@ -105,7 +105,7 @@ def convolution_rate(context: Context, batch: int, channels: int, side: int, rep
 
 
 def matrix_rate(context: Context, side: int = 2048) -> float:
-    """FLOP/s of a square matrix product in the stages' precision."""
+    """Measures FLOP/s of a square matrix product in the stages' precision."""
     a, b = (torch.randn(side, side, device=context.device, dtype=context.dtype) for _ in range(2))
 
     def work() -> Tensor:

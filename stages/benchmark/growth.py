@@ -1,4 +1,4 @@
-"""`make growth`: how a step's time and memory grow with the batch, the networks, the pictures and the processes."""
+"""`make growth`: measures how a step's time and memory grow with batch, networks, pictures and processes."""
 
 import json
 import os
@@ -34,12 +34,12 @@ def _sizes(text: str) -> list[int]:
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < BATCH:
-        raise UserError(f"--pictures {text!r}: give numbers of {BATCH} and more, such as 18000,180000")
+        raise UserError(f"--pictures {text!r}: give numbers of at least {BATCH}, such as 18000,180000")
     return sizes
 
 
 def row(words: list[str], work: Callable[[], list[str]]) -> list[str | None]:
-    """A table's row, or why there is none: a value that this machine cannot hold must not cost the others."""
+    """Returns a table row, or why it failed: a value that this machine cannot hold must not stop the others."""
     try:
         return words + work()
     except UserError as error:
@@ -59,7 +59,7 @@ def picture_row(context: Context, work: Path, count: int) -> list[str | None]:
     def cells() -> list[str]:
         free, needed = shutil.disk_usage(work).free, 2 * count * PICTURE_BYTES  # twice while it is written
         if needed > free:
-            raise UserError(f"it needs {needed / 1e9:.0f} GB of disk, {free / 1e9:.0f} are free")
+            raise UserError(f"it needs {needed / 1e9:.0f} GB of disk, but only {free / 1e9:.0f} are free")
         try:
             write_pack(work / PACK, count)
             opened, read, step, peak = in_a_process(read_pack, context, work)
@@ -71,12 +71,12 @@ def picture_row(context: Context, work: Path, count: int) -> list[str | None]:
 
 
 def process_row(config: Config, work: Path, count: int) -> list[str | None]:
-    """The LDM's training by `count` processes, each with its share of the cores or a GPU of its own."""
+    """Trains the LDM by `count` processes, each with its share of the cores or one GPU. Returns a table row."""
     threads, name = max(1, (os.cpu_count() or 1) // count), f"processes-{count}"
 
     def cells() -> list[str]:
         if config.device != "cpu" and 0 < torch.cuda.device_count() < count:
-            raise UserError("there are not as many GPUs")
+            raise UserError("there are fewer GPUs than processes")
         file = work / "processes.yaml"
         file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
@@ -99,7 +99,7 @@ def gibibytes(count: int) -> str:
 
 
 def clean(work: Path) -> None:
-    """Removes what an earlier run, killed perhaps, left: as large as the largest pack."""
+    """Removes what an earlier run left, if it was killed: it can be as large as the largest pack."""
     for path in work.glob(f"*{PACK}*"):  # its temporary file too
         path.unlink()
     for count in PROCESSES:
@@ -115,9 +115,9 @@ def main(context: Context) -> None:
     about = machine(context)
     page = Page(
         f"{context.config.name}: how its cost grows",
-        f"{measured_with(about)}. One thing at a time "
-        f"from the configuration's value, each line in a process of its own; medians of times in turn; memory is the "
-        f"most that was held in training steps, without what is mapped from files.",
+        f"{measured_with(about)}. One value at a time "
+        f"differs from the configuration, each line in a separate process; medians of times in turn; memory is the "
+        f"peak in training steps, without what is mapped from files.",
     )
     steps = [(axis, value) for axis in AXES if axis in wanted for value in AXES[axis][0]]
     tables = {

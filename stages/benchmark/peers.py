@@ -1,6 +1,6 @@
-"""Other packages on the same work: diffusers and denoising-diffusion-pytorch, used as their own examples use them.
+"""Runs the same work with diffusers and denoising-diffusion-pytorch, used as in their examples.
 
-An optional extra, `pip install .[bench]`; `available` says what is there.
+They are an optional extra, `pip install .[bench]`; `available` tells which are installed.
 """
 
 import math
@@ -28,7 +28,7 @@ def available(package: str) -> bool:
 
 
 def unet(network: Network, channels: int) -> nn.Module:
-    """diffusers' UNet of the same widths, blocks, heads and context."""
+    """Builds diffusers' UNet with the same widths, blocks, heads and context."""
     from diffusers import UNet2DConditionModel
 
     widths = tuple(network.channels * m for m in network.multipliers)
@@ -42,15 +42,15 @@ def unet(network: Network, channels: int) -> nn.Module:
         layers_per_block=network.blocks,
         transformer_layers_per_block=network.depth,
         cross_attention_dim=network.context,
-        attention_head_dim=tuple(network.heads or max(1, w // network.head_width) for w in widths),  # how many
+        attention_head_dim=tuple(network.heads or max(1, w // network.head_width) for w in widths),  # heads
         norm_num_groups=math.gcd(32, *widths),
     )
 
 
 def ldm_step(context: Context, config: Config, folder: Path, vae: VQVAE, cached: Tensor | None) -> Work:
-    """A step as in diffusers' text-to-image training example: encode, add noise, predict, AdamW, EMA.
+    """Returns a step as in diffusers' text-to-image training example: encode, add noise, predict, AdamW, EMA.
 
-    With `cached` latents (n, c, 8, 8) nothing is read and encoded. Precision as ours: autocast.
+    With `cached` latents (n, c, 8, 8) no pictures are read or encoded. The precision is ours: autocast.
     """
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
@@ -113,14 +113,14 @@ class _VQModel(nn.Module):
 
 
 def vae_step(config: Config, folder: Path, device: torch.device) -> Work:
-    """The plain way with diffusers' VQModel of equal widths in place of ours."""
+    """Returns the plain step with diffusers' VQModel of equal widths in place of our network."""
     return plain.vae_step(config, folder, device, _VQModel(config))
 
 
 def sampling(
     context: Context, sampler: DiffusionSampler, vae: VQVAE, condition: Condition, steps: int, scale: float
 ) -> Work:
-    """diffusers' DDIM loop, as in its pipelines, around our network: the same arithmetic but for the loop."""
+    """Returns diffusers' DDIM loop, as in its pipelines, around our network: only the loop's arithmetic differs."""
     from diffusers import DDIMScheduler
 
     network, t_count = sampler.network, len(sampler.diffusion)
@@ -151,14 +151,14 @@ def sampling(
 
 
 def pixel_sampling(device: torch.device, count: int, steps: int, width: int) -> Work:
-    """denoising-diffusion-pytorch's DDIM on 64x64 pictures, its default U-Net."""
+    """Returns denoising-diffusion-pytorch's DDIM on 64x64 pictures with its default U-Net."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     network = Unet(dim=width, dim_mults=(1, 2, 4, 8), flash_attn=False)
     diffusion = GaussianDiffusion(network, image_size=64, timesteps=1000, sampling_timesteps=steps).to(device)
 
     def work() -> Tensor:
-        with redirect_stderr(StringIO()):  # its progress bar goes nowhere
+        with redirect_stderr(StringIO()):  # hides its progress bar
             return diffusion.sample(batch_size=count)
 
     return work

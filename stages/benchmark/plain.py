@@ -1,6 +1,6 @@
-"""The plain way of the same steps: float32, a DataLoader with workers, library defaults, one pass a purpose.
+"""Takes the same steps the plain way: float32, a DataLoader with workers, library defaults, one pass per purpose.
 
-It is what a good student writes first, on the same networks with the same settings; nothing is made slower than that.
+It is what a good student writes first, with the same networks and settings; nothing is made slower on purpose.
 """
 
 import json
@@ -31,7 +31,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Pictures(Dataset):
-    """A folder in the lab's layout as torchvision's users read it: open, convert, to tensor, normalise."""
+    """Reads a folder in the lab's layout as torchvision's users do: open, convert, to tensor, normalise."""
 
     def __init__(self, folder: Path):
         self.folder = folder / "iclevr"
@@ -49,7 +49,7 @@ class Pictures(Dataset):
 
 
 def batches(folder: Path, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures (b, 3, 64, 64) and labels (b, 24) without end, from a DataLoader that keeps its workers."""
+    """Yields pictures (b, 3, 64, 64) and labels (b, 24) without end, from a DataLoader that keeps its workers."""
     pinned = device.type == "cuda"
     loader = DataLoader(
         Pictures(folder),
@@ -66,13 +66,13 @@ def batches(folder: Path, batch: int, device: torch.device) -> Iterator[tuple[Te
 
 
 def reading(folder: Path, batch: int, device: torch.device) -> Work:
-    """Calls that each bring a batch onto the device."""
+    """Returns a function that brings a batch onto the device at each call."""
     source = batches(folder, batch, device)
     return lambda: next(source)
 
 
 def plain_vae(config: Config) -> VQVAE:
-    """The configuration's autoencoder with the library's quantiser as it comes."""
+    """Builds the configuration's autoencoder with the library's quantiser at its defaults."""
     network = build_vae(config.vae)
     codes, width = config.vae.codebook.codes, config.vae.latent_channels
     network.quantizer = _Library(dim=width, codebook_size=codes, accept_image_fmap=True)
@@ -85,7 +85,7 @@ class _Library(VectorQuantize):
 
 
 def vae_step(config: Config, folder: Path, device: torch.device, network: nn.Module | None = None) -> Work:
-    """Autoencoder and discriminator, once each. `network`: images -> reconstruction and loss of the codes."""
+    """Returns a step of autoencoder and discriminator. `network`: images -> reconstruction and loss of the codes."""
     s, d = config.vae, config.vae.discriminator
     network = (network or _Reconstructing(plain_vae(config))).to(device)
     optimizer = torch.optim.Adam(network.parameters(), s.learning_rate, s.betas)
@@ -128,9 +128,9 @@ class _Reconstructing(nn.Module):
 
 
 def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kept: Batch | None = None) -> Work:
-    """`critic_steps` updates of the critic, three passes each, and one of the generator.
+    """Returns a step: `critic_steps` updates of the critic, three passes each, and one of the generator.
 
-    With `kept` inputs of the critic and labels nothing is read and encoded.
+    With `kept` inputs of the critic and labels no pictures are read or encoded.
     """
     s = config.gan
     width = vae.latent_mean.numel() if s.space == "latents" else 0
@@ -147,7 +147,7 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kep
             return (vae.encode(images) if width else F.pixel_unshuffle(images, s.stem)), labels
 
     def asked(labels: Tensor) -> Condition:
-        """What the networks are given: of a condition they look at the labels alone."""
+        """Wraps labels as a condition: these networks read only the labels."""
         return SimpleNamespace(labels=labels)
 
     def classified(logits: Tensor | None, labels: Tensor) -> Tensor | float:

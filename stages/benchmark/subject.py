@@ -1,4 +1,4 @@
-"""This project's own steps, as `stages.vae`, `ldm` and `gan` take them, on pictures made up for the purpose."""
+"""Takes this project's steps, as `stages.vae`, `ldm` and `gan` do, on made-up pictures."""
 
 import json
 import shutil
@@ -26,12 +26,12 @@ from stages.ldm import ldm_task
 from stages.vae import VaeTask, encode_set, load_vae
 
 PICTURES = 1500
-UNTRAINED = ("evaluator", "vae")  # stages whose exports the others need: of one step each
+UNTRAINED = ("evaluator", "vae")  # stages whose exports the others need, trained for one step each
 LONG = 10**6
 
 
 def write_pictures(folder: Path) -> None:
-    """A folder in the lab's layout: PNGs of 64x64 noise on grey, one to three labels and places each."""
+    """Writes a folder in the lab's layout: PNGs of 64x64 noise on grey, one to three labels and places each."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "iclevr").mkdir(parents=True)
     random, labels, places = np.random.default_rng(0), {}, {}
@@ -48,9 +48,9 @@ def write_pictures(folder: Path) -> None:
 
 
 class Subject:
-    """The configuration's networks and recipes, untrained, with everything in them switched on from the first step.
+    """Holds the configuration's untrained networks and recipes, with every part switched on from the first step.
 
-    `work`: a folder for its pictures and exports. `again`: what an earlier one left there serves.
+    `work`: a folder for its pictures and exports. `again`: uses what an earlier subject left there.
     """
 
     def __init__(self, context: Context, work: Path, again: bool = False):
@@ -66,7 +66,7 @@ class Subject:
             "vae.discriminator.start=0",
             "reported={}",
         ]
-        always += ["vae.perceptual.weight=0"]  # of no contender: its backbone may not be here
+        always += ["vae.perceptual.weight=0"]  # no contender has it, and its backbone may be missing
         always += [f"{stage}.warmup=0" for stage in ("evaluator", "vae", "ldm", "gan")]
 
         def of(steps: int) -> Context:
@@ -86,11 +86,11 @@ class Subject:
 
     @cached_property
     def latents(self) -> Tensor:
-        """Of all its pictures (n, c, 8, 8)."""
+        """The latents of all its pictures (n, c, 8, 8)."""
         return encode_set(self.vae, self.dataset.images, self.context)
 
     def stepper(self, task: Task, stage: str, batch: int) -> Work:
-        """Calls that each take the task's next step."""
+        """Returns a function that takes the task's next step at each call."""
         context, step = self.context, iter(range(LONG))
 
         def work() -> None:
@@ -101,7 +101,7 @@ class Subject:
         return work
 
     def ldm_step(self, *overrides: str, latents: Tensor | None = None) -> Work:
-        """`latents` (n, c, h, w), one for each picture, in place of the autoencoder's."""
+        """Returns an LDM step. `latents` (n, c, h, w), one for each picture, replace the autoencoder's."""
         context = self.changed(*overrides)
         latents = self.latents if latents is None else latents
         return self.stepper(ldm_task(context, self.dataset, self.vae, latents), "ldm", context.config.ldm.batch)
@@ -117,18 +117,18 @@ class Subject:
         return self.stepper(task, "gan", context.config.gan.batch)
 
     def sampler(self) -> DiffusionSampler:
-        """The LDM's sampler, of an untrained network: as fast as a trained one."""
+        """Returns the LDM's sampler of an untrained network, which is as fast as a trained one."""
         task = ldm_task(self.context, self.dataset, self.vae, self.latents)
         return task.sampler_of(task.ema.average, task.layouts)
 
     def sampling(self, sampler: DiffusionSampler, count: int, *overrides: str) -> Callable[[], Tensor]:
-        """Calls that each make `count` pictures, as `make eval` does."""
+        """Returns a function that draws `count` pictures at each call, as `make eval` does."""
         how = self.changed(*overrides).config.eval
         condition = self.dataset.conditions[:count].to("cpu")
         return lambda: sampler.sample(condition, [(0, "bench", i) for i in range(count)], how)
 
     def reading(self, batch: int) -> Work:
-        """Calls that each bring a batch of pictures, in [-1, 1], and their labels onto the device."""
+        """Returns a function that brings a batch of pictures in [-1, 1] and labels onto the device at each call."""
         step = iter(range(LONG))
 
         def work() -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Experiments on trained models and on recipes: one Make target a module, each leaves a page of figures."""
+"""Experiments on trained models and recipes: each module is one Make target and writes a page of figures."""

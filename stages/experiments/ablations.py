@@ -1,4 +1,4 @@
-"""`make ablations`: one choice at a time, from a small fixed budget, over seeds."""
+"""`make ablations`: trains with one choice changed at a time, on a small fixed budget, over several seeds."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from stages.models import MODELS
 
 
 def budget(model: str, steps: int) -> list[str]:
-    """Overrides that make a run of that many steps: its pace, and no preview but the last."""
+    """Returns overrides for a run of `steps` steps: when it saves and warms up, with a preview only at the end."""
     pace = {
         "steps": steps,
         "preview_every": steps,
@@ -31,7 +31,7 @@ def budget(model: str, steps: int) -> list[str]:
 
 
 def section_of(file: str, model: str) -> list[str]:
-    """Overrides that take another configuration's section of a model, and its sampler and guidance."""
+    """Returns overrides that copy a model's section, sampler and guidance from another configuration."""
     other = load(Path(file))
     section = getattr(other, model).model_dump(mode="json")
     return [
@@ -44,17 +44,17 @@ def section_of(file: str, model: str) -> list[str]:
 
 
 def lacks(context: Context, model: str) -> bool:
-    """Whether the experiment has no section of that model: one is lent to it."""
+    """Returns whether the experiment has no section for `model` and must borrow one."""
     return getattr(context.config, model) is None
 
 
 def borrowed(context: Context, model: str) -> list[str]:
-    """Overrides that lend a configuration without a `ddpm` section a small one."""
+    """Returns overrides that give a configuration without a section for `model` the small one of SMALL."""
     return section_of(SMALL, model) if lacks(context, model) else []
 
 
 def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:
-    """Per sampling value and test set, the accuracies of all evaluation seeds of one trained model."""
+    """Returns one trained model's accuracies over the evaluation seeds, by sampling value and test set."""
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     refuse_other_pictures(context, {"evaluator": about}, dataset)
@@ -67,7 +67,7 @@ def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> di
 
 
 def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]:
-    """Value -> test set -> the accuracy of each training, a mean over the evaluation seeds."""
+    """Trains a group. Returns value -> test set -> each training's accuracy, the mean over the evaluation seeds."""
     model, trained, sampled = GROUPS[group]
     together: dict[str, dict[str, list[float]]] = {}
     for value, overrides in trained.items():
@@ -87,13 +87,13 @@ def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-    """Mean and deviation over the trainings; a single one has no deviation, shown as 0."""
+    """Returns the mean and standard deviation over the trainings; the deviation of a single one is 0."""
     found = torch.tensor(values, dtype=torch.float64)
     return found.mean().item(), found.std().item() if len(found) > 1 else 0.0
 
 
 def figure(group: str, values: dict[str, dict[str, list[float]]]) -> bytes:
-    """Mean accuracy by value with the trainings' deviation, a colour a test set, the sets side by side."""
+    """Draws mean accuracy and deviation over the trainings by value, with one colour per test set, side by side."""
     drawing, axis = plt.subplots(figsize=(8, 3), dpi=120)
     series: dict[str, list[tuple[float, float, float]]] = {}
     for place, sets in enumerate(values.values()):
@@ -113,12 +113,12 @@ def main(context: Context) -> None:
         raise UserError(f"--steps {a.steps} --runs {a.runs}: both must be at least 1")
     lent = ""
     if any(borrowed(context, GROUPS[group][0]) for group in a.only):
-        lent = f" It has no ddpm section: conditions are shown on that of {SMALL}, with its sampler and guidance."
+        lent = f" It has no ddpm section, so conditions are compared with that of {SMALL}, its sampler and guidance."
     page = Page(
         f"{context.config.name}: one choice at a time",
-        f"{a.steps} steps a training, {a.runs} trainings a value (seeds from 0), each judged by its mean over "
+        f"{a.steps} steps per training, {a.runs} trainings per value (seeds from 0), each scored by its mean over "
         f"the evaluation seeds {list(context.config.eval.seeds)}; mean ± deviation over the trainings. Everything else "
-        f"as in the configuration (but a mean is sampled as DDPM does), so figures compare within a group only.{lent}",
+        f"is as in the configuration (but predicted means are sampled with DDPM): compare only within a group.{lent}",
     )
     results, folder = {}, page_folder(context, "ablations")
     for group in a.only:
@@ -129,7 +129,7 @@ def main(context: Context) -> None:
             rows.append([value, *cells])
         page.add_figure(group, figure(group, results[group]), f"{group}: mean and deviation over the trainings.")
         page.add_table(group, [group, *next(iter(results[group].values()))], rows)
-        path = page.write(folder, results)  # so that a later group's fault costs no earlier one
+        path = page.write(folder, results)  # after each group: a later failure keeps the earlier ones
     print(path)
 
 

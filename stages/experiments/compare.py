@@ -1,4 +1,4 @@
-"""`make compare`: the models of an experiment side by side: time, memory, accuracy, diversity, likeness."""
+"""`make compare`: compares an experiment's models by time, memory, accuracy, diversity and likeness."""
 
 import torch
 from torch import Tensor
@@ -25,17 +25,17 @@ ALIKE = 16  # pictures of one label set, for diversity
 
 @torch.no_grad()
 def features(judge: Evaluator, images: Tensor, context: Context) -> Tensor:
-    """(n, 3, 64, 64) uint8 or [-1, 1] -> (n, 512) of the evaluator's last layer but one, on the CPU."""
+    """Maps (n, 3, 64, 64), uint8 or in [-1, 1], to the evaluator's last layer but one (n, 512), on the CPU."""
     return torch.cat([judge.features(as_input(part, context)).cpu() for part in images.split(256)])
 
 
 def alike_sets(sets: int) -> range:
-    """Which of so many label sets are asked for again and again: spread over them, at least four where there are."""
+    """Returns which of `sets` label sets are asked for repeatedly: evenly spread, at least four if possible."""
     return range(0, sets, max(1, sets // 4))
 
 
 def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tensor]:
-    """Mean pairwise distance among pictures of one label set, over `alike_sets`; and the pictures of the first."""
+    """Returns the mean pairwise distance of pictures of one label set, over `alike_sets`, and the first set's."""
     how, found, first = context.config.eval, [], None
     asked = next(iter(dataset.test_sets.values()))
     for i in alike_sets(len(asked)):
@@ -47,7 +47,7 @@ def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tenso
 
 
 def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, context: Context) -> tuple[dict, Tensor]:
-    """One model's figures, and pictures of one label set."""
+    """Returns one model's figures and its pictures of one label set."""
     sampler, about = MODELS[model].load(context)
     refuse_other_pictures(context, {model: about}, dataset)
     sets = evaluate_sets(sampler, judge, dataset, context)
@@ -71,12 +71,12 @@ def main(context: Context) -> None:
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     models = [m for m in context.config.models if context.export(m).exists()]
     for absent in [m for m in context.config.models if m not in models]:
-        say(f"warning: no {title(absent, context.config)} here: it is left out; {context.make(absent)} trains one")
+        say(f"warning: no {title(absent, context.config)} here, it is left out; {context.make(absent)} trains one")
     refuse_other_pictures(context, {"evaluator": about}, dataset)
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")
     if context.arguments.pictures < 2:
-        raise UserError(f"--pictures {context.arguments.pictures}: a distance needs two or more")
+        raise UserError(f"--pictures {context.arguments.pictures}: a distance needs at least two")
     count = min(context.arguments.pictures, len(dataset.held_out_images))
     real = features(judge, dataset.held_out_images[:count], context)
     first, asked = next(iter(dataset.test_sets.items()))
@@ -87,15 +87,14 @@ def main(context: Context) -> None:
     results["real"] = {"variety": variety_of_real(dataset)}
     page = Page(
         f"{context.config.name}: models side by side",
-        f"Accuracy: mean ± deviation of the seeds {list(context.config.eval.seeds)}, by the {about['kind']} evaluator. "
-        f"Fréchet distance: on the evaluator's features, {count} pictures of held-out label sets against the real "
-        f"ones; it is not the FID, whose network saw photographs. Diversity: root mean squared difference of pixels "
-        f"between {ALIKE} pictures of one label set, the mean of {alike} sets of {first}. One layout, over layouts: "
-        f"the same between pictures of one set whose objects stand within a pixel of one another, and wherever they "
-        f"stand. For these two, models are asked "
-        f"for the very objects and places of training pictures, which are the real ones beside them: mostly of one "
-        f"object, as few other sets come twice. Training: the model's own stage; an LDM and a GAN on latents need the "
-        f"autoencoder too{_vae_words(context)}.",
+        f"Accuracy: mean ± deviation over the seeds {list(context.config.eval.seeds)}, by the {about['kind']} "
+        f"evaluator. Fréchet distance: on the evaluator's features, {count} pictures of held-out label sets against "
+        f"the real ones; it is not the FID, whose network was trained on photographs. Diversity: root mean squared "
+        f"pixel difference between {ALIKE} pictures of one label set, the mean of {alike} sets of {first}. One layout "
+        f"and over layouts: the same difference between pictures of one label set whose objects are within a pixel of "
+        f"each other, or anywhere. For these two, models are asked for exactly the objects and places of training "
+        f"pictures, and the last row measures those pictures: mostly of one object, as few other sets occur twice. "
+        f"Training: the model's stage only; an LDM and a GAN on latents need the autoencoder too{_vae_words(context)}.",
     )
     head = ["", *dataset.test_sets, "training", "memory", "a picture", "Fréchet distance", "diversity"]
     head += ["one layout", "over layouts"]

@@ -1,4 +1,4 @@
-"""`make gradnorm`: gradient norms of the critic's layers under weight clipping and under the gradient penalty."""
+"""`make gradnorm`: compares the critic's gradient norms by layer with weight clipping and with the gradient penalty."""
 
 import matplotlib.pyplot as plt
 
@@ -11,11 +11,11 @@ from stages.engine.run import page_folder
 from stages.gan import main as train_gan
 
 VARIANTS = {"wgan-gp": "gradient penalty", "wgan": "weight clipping"}
-MOMENTS = 6  # of the training, in the figure
+MOMENTS = 6  # of the training that the figure shows
 
 
 def layers_over_time(lines: list[dict]) -> tuple[list[str], list[tuple[int, list[float]]]]:
-    """The critic's layers, from the input up, and (step, norms) at each log line."""
+    """Returns the critic's layers, from the input up, and (step, norms) at each log line."""
     lines = [line for line in lines if any(key.startswith("layer ") for key in line)]
     names = [key for key in lines[0] if key.startswith("layer ") and "project" not in key and "skip" not in key]
     order = {"enter": 0, "blocks": 1, "attention": 2, "score": 3}
@@ -26,7 +26,7 @@ def layers_over_time(lines: list[dict]) -> tuple[list[str], list[tuple[int, list
 
 
 def figure(found: dict[str, tuple[list[str], list[tuple[int, list[float]]]]]) -> bytes:
-    """A panel a variant: norm by layer on a log scale, a line a moment of the training, dark at the end."""
+    """Draws a panel per variant: norm by layer on a log scale, one line per moment of training, dark at the end."""
     drawing, axes = plt.subplots(1, len(found), figsize=(5 * len(found), 3.6), dpi=120, sharey=True)
     for axis, (loss, (names, moments)) in zip(axes, found.items(), strict=True):
         shown = moments[:: max(1, len(moments) // MOMENTS)]
@@ -37,7 +37,7 @@ def figure(found: dict[str, tuple[list[str], list[tuple[int, list[float]]]]]) ->
         axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("norm of the gradient")
-    axes[-1].legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # off the lines
+    axes[-1].legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the lines
     drawing.tight_layout()
     return drawn(drawing)
 
@@ -55,11 +55,11 @@ def main(context: Context) -> None:
         found[loss] = layers_over_time(read_metrics(variant.folder("gan") / "metrics.jsonl"))
     page = Page(
         "Gradient norms by critic layer",
-        f"The critic of {name}'s GAN, {context.arguments.steps} generator steps, seed {context.config.seed}; its "
-        f"weights clipped to ±{context.config.gan.weight_clip}, or the gradient penalty with lambda "
+        f"The critic of {name}'s GAN, {context.arguments.steps} generator steps, seed {context.config.seed}, with "
+        f"weights clipped to ±{context.config.gan.weight_clip} or with the gradient penalty, lambda "
         f"{context.config.gan.penalty:g}. Means over the log interval before each step.",
     )
-    page.add_figure("gradnorm", figure(found), "Even is good; growing or vanishing is what clipping does.")
+    page.add_figure("gradnorm", figure(found), "Even norms are good; clipping makes them grow or vanish.")
     result: dict = {"steps": context.arguments.steps, "variants": {}}
     rows = []
     for loss, (names, moments) in found.items():

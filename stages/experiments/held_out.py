@@ -1,4 +1,4 @@
-"""`make held-out`: label sets that no training saw, four and five objects at once: what LDM and GAN make of them."""
+"""`make held-out`: trains LDM and GAN without some label sets, then asks for those and for four and five objects."""
 
 import random
 
@@ -17,25 +17,25 @@ from stages.engine.run import page_folder
 from stages.judge import evaluate_set, load_evaluator, refuse_other_pictures, shown
 from stages.models import MODELS, title
 
-WITHHELD = 0.1  # of the pairs and triples, where data.withhold says nothing
-SETS = 64  # of each kind
+WITHHELD = 0.1  # share of the pairs and triples, where data.withhold is 0
+SETS = 64  # label sets of each kind
 LARGER = {"four": 4, "five": 5}  # objects at once
 ASKED = ("ldm", "gan")  # the models that are trained again and asked
 
 
 def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -> dict[str, Condition]:
-    """Up to 64 label sets each: seen in training, withheld from it, and of four and five objects.
+    """Draws up to 64 label sets of each kind: seen in training, withheld from it, of four and of five objects.
 
     `every`: the labels (n, k) of all pictures before a `share` was withheld. Sets of all the vocabulary's objects are
-    not asked for: accuracy is 1 there, whatever is drawn.
+    left out: their accuracy is 1 for any picture. Raises UserError where no sets are withheld, or all.
     """
     rng = random.Random(f"{seed}/held out")
     several = torch.unique(every[every.sum(1) > 1], dim=0)
     hidden = withheld(several, share)
     if not hidden.any() or hidden.all():
         raise UserError(
-            f"of {len(several)} label sets of two and more, data.withhold={share:g} leaves none on one side; take more "
-            f"scenes, or say data.withhold=0.5"
+            f"of {len(several)} label sets of two or more objects, data.withhold={share:g} withholds none or all; use "
+            f"more scenes, or set data.withhold=0.5"
         )
 
     def some(rows: Tensor) -> Condition:
@@ -52,7 +52,7 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -
 
 
 def trained_without(context: Context, model: str, share: float) -> Context:
-    """The experiment with that share of label sets withheld, that model of it trained."""
+    """Trains `model` with a `share` of the label sets withheld. Returns the variant of the experiment."""
     variant = context.derived(f"{context.config.name}-held-out", f"data.withhold={share}")
     MODELS[model].train(variant)
     return variant
@@ -64,15 +64,15 @@ def main(context: Context) -> None:
     sets = label_sets(complete.labels.cpu(), complete.vocabulary, share, context.config.seed)
     models = [model for model in context.config.models if model in ASKED]
     if not models:
-        raise UserError(f"{context.arguments.config}: models has neither ldm nor gan")
+        raise UserError(f"{context.arguments.config}: `models` has neither ldm nor gan; add one of them")
     judge, about = load_evaluator(context, len(complete.vocabulary))
-    if not context.config.data.withhold:  # else its pictures are fewer
+    if not context.config.data.withhold:  # otherwise it was trained on fewer pictures
         refuse_other_pictures(context, {"evaluator": about}, complete)
     page = Page(
         f"{context.config.name}: label sets never seen",
-        f"A fixed share of the pairs and triples, {share:g}, was withheld from the training of the models (but not of "
-        f"the {about['kind']} evaluator and the autoencoder, unless data.withhold says so). Accuracy over {SETS} label "
-        f"sets at most, mean ± deviation of the seeds {list(context.config.eval.seeds)}. No picture has more than "
+        f"A fixed share of the pairs and triples, {share:g}, was withheld when the models were trained (but not the "
+        f"{about['kind']} evaluator and the autoencoder, unless data.withhold is set). Accuracy over at most {SETS} "
+        f"label sets, mean ± deviation over the seeds {list(context.config.eval.seeds)}. No picture has more than "
         f"{int(complete.labels.sum(1).max())} objects.",
     )
     results: dict[str, dict] = {}

@@ -1,4 +1,4 @@
-"""`make pace`: seconds from packed pictures until the LDM passes an accuracy, by this recipe and by a plain one."""
+"""`make pace`: measures how long the LDM takes to pass an accuracy, with this recipe and with a plain one."""
 
 import json
 import time
@@ -20,10 +20,10 @@ from stages.ldm import main as train_ldm
 from stages.vae import main as train_vae
 
 SETS = ("accuracy_test", "accuracy_new_test")
-PREVIEWS = 16  # of a whole training; where it passes is known to one of them
-ADAM_BATCH = 64  # of an LDM by Adam, where the configuration has Muon: what its rate was chosen for
-ADAM_STEPS = 4  # that an autoencoder needs for one of Muon's (docs/measured.md, stage 1)
-# what this project adds to the recipe, taken away; in float32 too. The loops and the quantiser's arithmetic stay
+PREVIEWS = 16  # of a whole training: the time of passing is known to the nearest preview
+ADAM_BATCH = 64  # of an LDM trained with Adam where the configuration has Muon; Adam's learning rate was chosen for it
+ADAM_STEPS = 4  # that an autoencoder needs for each step of Muon (docs/notebook.md, stage 1)
+# without what this project adds to the recipe; in float32 too. The loops and the quantiser's arithmetic stay
 PLAIN = (
     "vae.norm=group",
     "vae.foreground=0.0",
@@ -42,7 +42,7 @@ PLAIN = (
 
 
 def plain(config: Config) -> tuple[str, ...]:
-    """PLAIN, with as many steps for Adam as it needs to reach what Muon does: an LDM the same number of pictures."""
+    """Returns PLAIN with the steps that Adam needs to match Muon; an LDM sees the same number of pictures."""
     changes = list(PLAIN)
     if config.vae.optimizer == "muon":
         steps, start = ADAM_STEPS * config.vae.steps, ADAM_STEPS * config.vae.discriminator.start
@@ -54,7 +54,7 @@ def plain(config: Config) -> tuple[str, ...]:
 
 
 def variants(context: Context) -> dict[str, Context]:
-    """Both recipes as experiments of their own, with this one's pictures and evaluator."""
+    """Returns both recipes as separate experiments that use this one's pictures and evaluator."""
     name = context.config.name
     judges = {"evaluator": name} | {k: v for k, v in context.config.uses.items() if k in SERVING and k != "vae"}
     uses = f"uses={json.dumps(judges)}"
@@ -70,8 +70,8 @@ def variants(context: Context) -> dict[str, Context]:
 def measure(variant: Context, accuracy: float, to_the_end: bool) -> dict:
     """Trains what is missing: the autoencoder, then the LDM until it has passed.
 
-    Seconds of the autoencoder, (seconds, accuracies) of the LDM's previews, and the sum of both at the first preview
-    above `accuracy` on both sets, or None.
+    Returns the autoencoder's seconds, the LDM's previews as (seconds, accuracies), and the seconds of the first one
+    above `accuracy` on both sets, or None. The seconds of previews include the autoencoder's.
     """
 
     def passed(line: dict) -> bool:
@@ -87,7 +87,7 @@ def measure(variant: Context, accuracy: float, to_the_end: bool) -> dict:
 
 
 def figure(found: dict[str, dict], accuracy: float) -> bytes:
-    """Accuracy over minutes: a colour a recipe, a line style a test set."""
+    """Draws accuracy over minutes, with one colour per recipe and one line style per test set."""
     drawing, axis = plt.subplots(figsize=(7, 3.4), dpi=120)
     for i, (name, result) in enumerate(found.items()):
         minutes = [seconds / 60 for seconds, _ in result["previews"]]
@@ -96,7 +96,7 @@ def figure(found: dict[str, dict], accuracy: float) -> bytes:
             label = f"{name}, {part.removeprefix('accuracy_')}"
             axis.plot(minutes, values, f"C{i}" + ("-", "--")[j], marker="o", markersize=3, label=label)
     axis.axhline(accuracy, color="grey", linewidth=0.8)
-    axis.set(xlabel="minutes, the autoencoder's first", ylabel="accuracy", xlim=(0, None))
+    axis.set(xlabel="minutes, including the autoencoder's", ylabel="accuracy", xlim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False)
     drawing.tight_layout()
@@ -106,12 +106,12 @@ def figure(found: dict[str, dict], accuracy: float) -> bytes:
 def main(context: Context) -> None:
     accuracy = context.arguments.accuracy
     if not 0 <= accuracy < 1:
-        raise UserError(f"--accuracy {accuracy}: give a share from 0 to below 1")
+        raise UserError(f"--accuracy {accuracy}: give a number from 0 to below 1")
     to_the_end = context.arguments.to_the_end
     found = {name: measure(variant, accuracy, to_the_end) for name, variant in variants(context).items()}
     page = Page(
-        f"{context.config.name}: how long until {accuracy:g}",
-        f"Autoencoder and LDM together, previews included, from packed pictures until one seed's accuracy is above "
+        f"{context.config.name}: time until accuracy {accuracy:g}",
+        f"Time of autoencoder and LDM, previews included, from packed pictures until one seed's accuracy is above "
         f"{accuracy:g} on both test sets. Plain: {', '.join(plain(context.config))}, float32. One training each, seed "
         f"{context.config.seed}.",
     )
@@ -119,7 +119,7 @@ def main(context: Context) -> None:
     rows = []
     for name, result in found.items():
         passed, last = result["seconds"], result["previews"][-1]
-        reached = f"{passed / 60:.1f} min" if passed else f"not in {last[0] / 60:.1f} min"
+        reached = f"{passed / 60:.1f} min" if passed else f"not within {last[0] / 60:.1f} min"
         rows.append([name, f"{result['vae_seconds'] / 60:.1f} min", reached, *last[1]])
     page.add_table("Time", ["", "autoencoder", f"above {accuracy:g}", "test, at the last preview", "new_test"], rows)
     print(page.write(page_folder(context, "pace"), found))

@@ -1,4 +1,4 @@
-"""`make placed`: one object walks over eight asked places, the others stand still; a reader says how far off it is."""
+"""`make placed`: asks for one object at eight places while the others stay; a reader measures how far off it is."""
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from stages.judge import load_reader, read, refuse_other_pictures
 from stages.models import MODELS, title
 from stages.reader import words_of
 
-STOPS, COLUMNS = 8, 4  # places that the object is asked at, and how they lie on the page
-STRIP = 16  # pixels of the page below a picture, for what is written there
+STOPS, COLUMNS = 8, 4  # places at which the object is asked for, and columns of the page's grid
+STRIP = 16  # height of the text below a picture, in pixels of the page
 
 
 def asked_objects(text: str | None, dataset: Dataset) -> list[int]:
-    """The objects named, or the last label set of two in test.json, or else its last. Raises UserError."""
+    """Returns the objects named, else the last pair in test.json, else its last label set. May raise UserError."""
     if text is None:
         sets = [[i for i in row if i >= 0] for row in next(iter(dataset.test_sets.values())).objects.tolist()]
         return [row for row in sets if len(row) == 2][-1] if any(len(row) == 2 for row in sets) else sets[-1]
@@ -37,21 +37,21 @@ def asked_objects(text: str | None, dataset: Dataset) -> list[int]:
     except DataError as error:
         raise UserError(str(error)) from None
     if any(places):
-        raise UserError(f"--labels {text!r}: the page itself says where; leave the places out")
+        raise UserError(f"--labels {text!r}: the page chooses the places; leave the places out")
     return objects
 
 
 def walk(conditions: Condition, slots: int) -> Tensor:
-    """Places (8, slots, 2): eight of the last object, far from each other, and the others' always the same.
+    """Returns places (8, slots, 2): eight for the last object, far from each other, and fixed ones for the others.
 
-    All are places of training pictures with as many objects, each of its own slot. The others stand where they leave
-    the last object the most room at the distance that training pictures keep. Raises UserError where there is no such
-    picture, or no eight such places.
+    All are places of training pictures with as many objects, each from the same slot. The other objects are where
+    they leave the last one the most places at the distance that training pictures keep. Raises UserError if there is
+    no such picture, or there are fewer than eight such places.
     """
     prior = LayoutPrior.of(conditions)
     layouts = prior.layouts.get(slots)
     if layouts is None:
-        raise UserError(f"no training picture of {slots} objects whose places are all known: name fewer or more")
+        raise UserError(f"no training picture of {slots} objects has all places known; name fewer or more")
     others, last = layouts[:, :-1], layouts[:, -1].unique(dim=0)
     if slots > 1:
         free = (torch.cdist(others, last.expand(len(others), -1, -1)) >= prior.nearest()).all(dim=1)
@@ -60,16 +60,16 @@ def walk(conditions: Condition, slots: int) -> Tensor:
     else:
         others = others[0]
     if len(last) < STOPS:
-        raise UserError(f"no {STOPS} places of training keep apart from {slots - 1} other objects: name fewer objects")
+        raise UserError(f"fewer than {STOPS} places keep away from {slots - 1} other objects; name fewer objects")
     eight = last[farthest_first(last, STOPS)]
     upper = eight[:, 1].argsort()
-    rows = [row[eight[row, 0].argsort()] for row in upper.split(COLUMNS)]  # as people read: by row, then from the left
+    rows = [row[eight[row, 0].argsort()] for row in upper.split(COLUMNS)]  # reading order: by row, then from the left
     eight = eight[torch.cat(rows)]
     return torch.cat([others.expand(STOPS, -1, -1), eight[:, None]], dim=1)
 
 
 def farthest_first(points: Tensor, count: int) -> list[int]:
-    """Indices of `count` of the points (n, 2): the leftmost, then each the farthest from those before."""
+    """Returns indices of `count` points of (n, 2): the leftmost, then each time the farthest from those chosen."""
     chosen = [int(points[:, 0].argmin())]
     while len(chosen) < count:
         chosen.append(int(torch.cdist(points, points[chosen]).amin(1).argmax()))
@@ -77,7 +77,7 @@ def farthest_first(points: Tensor, count: int) -> list[int]:
 
 
 def walked(sampler: Sampler, reader: Reader, asked: Condition, context: Context) -> tuple[Tensor, list[float | None]]:
-    """Pictures (8, 3, 64, 64) of one key, and how many pixels the last object is from where it was asked."""
+    """Samples pictures (8, 3, 64, 64) with one key. Returns them and how many pixels off the last object is."""
     keys = [(context.config.eval.seeds[0], "placed")] * len(asked)
     images = sampler.sample(asked, keys, context.config.eval).cpu()
     only_last = asked.places.clone()
@@ -87,7 +87,7 @@ def walked(sampler: Sampler, reader: Reader, asked: Condition, context: Context)
 
 
 def tile(image: Tensor, place: Tensor, error: float | None) -> Tensor:
-    """The picture (3, 64, 64) in [-1, 1], below it a copy with the asked place (2,), and the error: (3, h, w)."""
+    """Stacks a picture (3, 64, 64) in [-1, 1], a copy with a ring at `place` (2,), and the error, as (3, h, w)."""
     pixels = image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     plain, ringed = (marked(pixels, places) for places in (place[None][:0], place[None]))
     strip = Image.new("RGB", (plain.shape[2], STRIP), "white")
@@ -108,18 +108,19 @@ def main(context: Context) -> None:
     results: dict[str, list[float | None]] = {}
     page = Page(
         f"{context.config.name}: {names[-1]} at eight places",
-        f"Asked for: {dataset.vocabulary.describe_placed(asked.objects[:1], asked.places[:1])[0]}; from picture "
-        f"to picture only the place of the {names[-1]} changes, not the noise. The ring is where it was asked. Below, "
-        f"how far from there a reader finds it that was trained on real pictures alone; {words_of(about['metrics'])}.",
+        f"Asked for: {dataset.vocabulary.describe_placed(asked.objects[:1], asked.places[:1])[0]}; only the place "
+        f"of the {names[-1]} changes between pictures, not the noise. The ring marks the asked place. The number is "
+        f"how far from it a reader, trained on real pictures only, finds the object. The reader's figures "
+        f"{words_of(about['metrics'])}.",
     )
     for model in context.config.models:
         if not context.export(model).exists():
-            say(f"warning: no {title(model, context.config)} here: it is left out; {context.make(model)} trains one")
+            say(f"warning: no {title(model, context.config)} here, it is left out; {context.make(model)} trains one")
             continue
         sampler, about = MODELS[model].load(context)
         refuse_other_pictures(context, {model: about}, dataset)
         if not sampler.takes_places:
-            say(f"warning: the {title(model, context.config)} takes no places: it is left out")
+            say(f"warning: the {title(model, context.config)} takes no places, so it is left out")
             continue
         images, results[model] = walked(sampler, reader, asked, context)
         tiles = torch.stack(list(map(tile, images, places[:, -1], results[model])))

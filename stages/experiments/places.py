@@ -1,4 +1,4 @@
-"""`make places`: 32 training pictures with the places of their objects drawn in, and how many places are known."""
+"""`make places`: shows 32 training pictures with rings at their objects' places, and counts the known places."""
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 
 PICTURES, COLUMNS = 32, 8
-SCALE = 3  # a pixel of the picture is so many of the page's, for the numbers to be read
-RING = 7  # pixels of the page
+SCALE = 3  # pixels of the page per pixel of the picture, so that the numbers can be read
+RING = 7  # radius, in pixels of the page
 COLOURS = ("#ff2020", "#20ff20", "#ff40ff", "#ffffff", "#ffff40")  # first object, second, ...
 
 
 def marked(picture: Tensor, places: Tensor) -> Tensor:
-    """Picture (3, h, w) uint8, places (m, 2) in [0, 1] or -1 -> (3, SCALE h, SCALE w) uint8 with numbered rings."""
+    """Draws numbered rings at places (m, 2) in [0, 1] or -1 into a uint8 picture (3, h, w): (3, SCALE h, SCALE w)."""
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
     image = image.resize((SCALE * image.width, SCALE * image.height), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
@@ -36,12 +36,12 @@ def marked(picture: Tensor, places: Tensor) -> Tensor:
 
 
 def known_by_slot(conditions: Condition) -> list[tuple[int, int]]:
-    """For the first objects of all lists, the second, ...: how many there are, and of how many the place is known."""
+    """Counts the first objects of all lists, the second ones, ...: all of them, and those with a known place."""
     return list(zip(conditions.present.sum(0).tolist(), conditions.placed.sum(0).tolist(), strict=True))
 
 
 def chosen(conditions: Condition) -> Tensor:
-    """Rows spread evenly over the pictures of the most objects, or over all where those are too few."""
+    """Returns rows spread evenly over the pictures with the most objects, or over all if those are too few."""
     numbers = conditions.present.sum(1)
     (rows,) = (numbers == numbers.max()).nonzero(as_tuple=True)
     rows = rows if len(rows) >= PICTURES else torch.arange(len(conditions))
@@ -52,7 +52,7 @@ def main(context: Context) -> None:
     dataset = load_dataset(context.config, torch.device("cpu"))
     if not dataset.places_sha256:
         raise UserError(
-            f"{dataset.folder}: the place of no object is known, there is nothing to show; add a places.json "
+            f"{dataset.folder}: no object has a known place, so there is nothing to show; add a places.json "
             "(README, 'Your own data')"
         )
     rows = chosen(dataset.conditions)
@@ -62,8 +62,8 @@ def main(context: Context) -> None:
     objects, known = map(sum, zip(*slots, strict=True))
     page = Page(
         f"Places of objects, {context.config.name}",
-        f"Of {known:,} of {objects:,} objects in {len(dataset.images):,} training pictures it is known where they are. "
-        "The rings are numbered in the order of a picture's list.",
+        f"The places of {known:,} of {objects:,} objects in {len(dataset.images):,} training pictures are known. "
+        "The rings are numbered in the order of each picture's list.",
     )
     page.add_figure("places", png(grid(to_unit(pictures), COLUMNS)), "In the order of the second table.")
     page.add_table(

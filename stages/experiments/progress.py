@@ -1,4 +1,4 @@
-"""`make progress`: five samples and their whole denoising, and the strip of red sphere, yellow cube, cyan cylinder."""
+"""`make progress`: shows the whole denoising of five samples, and of a red sphere, yellow cube and cyan cylinder."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ COLUMNS = 12
 
 
 def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
-    """Up to five label sets of test.json, a row each, from noise to picture; what was asked for; timesteps shown."""
+    """Draws up to five label sets of test.json, a row each, from noise to picture. Returns grid, labels, timesteps."""
     rows = next(iter(dataset.test_sets.values()))
     asked = rows[evenly(len(rows), SAMPLES)]
     how = context.config.eval.model_copy(update={"batch": SAMPLES})
@@ -40,10 +40,10 @@ def main(context: Context) -> None:
         f"Denoising, {title(model, context.config)} of {context.config.name}",
         "From noise (left) to picture (right): x_t.",
     )
-    page.add_figure("progress", png(pictures, 2), "A row a label set, a column a timestep, as below.")
+    page.add_figure("progress", png(pictures, 2), "One row per label set, one column per timestep, as listed below.")
     rows = [[names, ", ".join(map(str, times))] for names in asked]
-    page.add_table("What is shown, from above", ["label set", "after the steps at t ="], rows)
-    page.add_figure("strip", png(strip, 2), f"{strip_labels}: above x_t, below the x_0 predicted from it.")
+    page.add_table("What is shown, from top to bottom", ["label set", "after the steps at t ="], rows)
+    page.add_figure("strip", png(strip, 2), f"{strip_labels}: x_t above, the x_0 predicted from it below.")
     print(page.write(page_folder(context, "progress"), {"model": model, "labels": asked, "timesteps": times}))
 
 

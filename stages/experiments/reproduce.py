@@ -1,4 +1,4 @@
-"""`make reproduce`: every system and choice of the reports, run where it is missing, beside the reports' figures."""
+"""`make reproduce`: runs the reports' systems and choices that are missing; shows ours beside the reports' figures."""
 
 import argparse
 import json
@@ -24,23 +24,23 @@ from stages.models import MODELS
 
 
 def asked_of(context: Context, system: System) -> list[str]:
-    """What the command line says of the model and its evaluation."""
+    """Returns the command line's overrides for the model and its evaluation."""
     return [o for o in context.arguments.overrides if o.startswith((f"{system.model}.", "eval."))]
 
 
 def recipe_of(context: Context, system: System) -> str | None:
-    """The other configuration that a row's section is taken from; None where it is the experiment's own."""
+    """Returns the other configuration that a row's section is taken from, or None if it is the experiment's."""
     return system.recipe or (MULTIPLY_ADD if lacks(context, system.model) else None)
 
 
 def changes_of(context: Context, key: str) -> list[str]:
-    """What a row changes in the experiment: a section it lacks, what the command line says, what makes it that row."""
+    """Returns a row's overrides: a section that the experiment lacks, the command line's, and what defines the row."""
     a, system = context.arguments, SYSTEMS[key]
     lent = recipe_of(context, system)
     changes = section_of(lent, system.model) if lent else []
     changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
     changes.append(f"reported={json.dumps({system.model: system.reported} if system.reported else {})}")
-    if GUIDED in system.changes:  # a stranger to the judge, though the judge be the lab's
+    if GUIDED in system.changes:  # another network than the judge, even where the judge is the lab's
         changes.append(f"uses.guide={context.config.name}-guide")
     if a.steps is None:
         return changes
@@ -51,14 +51,14 @@ def changes_of(context: Context, key: str) -> list[str]:
 
 
 def named(context: Context, key: str) -> str:
-    """The experiment that a row is evaluated in."""
+    """Returns the name of the experiment in which a row is evaluated."""
     return f"{context.config.name}-{key.replace('+', '-')}"
 
 
 def homes_of(context: Context) -> dict[str, Context]:
-    """The experiment that each row's model is trained in: the first with its section, so that none is learned twice.
+    """Returns where each row's model is trained: the first experiment with its section, so that none is trained twice.
 
-    Where it is the experiment's own section, that is the experiment itself; --fresh leaves it alone.
+    A row with the experiment's section uses the experiment's model, which --fresh does not touch.
     """
     itself = replace(context, arguments=argparse.Namespace(**vars(context.arguments) | {"fresh": False}))
     learned: dict[str, list[tuple[object, Context]]] = {m: [(getattr(context.config, m), itself)] for m in MODELS}
@@ -66,7 +66,7 @@ def homes_of(context: Context) -> dict[str, Context]:
     for key, system in SYSTEMS.items():
         try:
             row = context.derived(named(context, key), *changes_of(context, key))
-        except UserError:  # said of that row where it is run
+        except UserError:  # reported when that row is run
             continue
         section = getattr(row.config, system.model)
         alike = [home for other, home in learned[system.model] if other == section]
@@ -76,7 +76,7 @@ def homes_of(context: Context) -> dict[str, Context]:
 
 
 def told_of(config: Config, model: str) -> str:
-    """What a row's model knows that the reports' did not, in words."""
+    """Describes what a row's model is told that the reports' models were not."""
     if not config.places_of(model):
         return ""
     places = "chosen by the program" if config.eval.places == "chosen" else "left open"
@@ -84,7 +84,7 @@ def told_of(config: Config, model: str) -> str:
 
 
 def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
-    """Trains and evaluates what is missing of a row. Returns what the page shows of it."""
+    """Trains and evaluates what a row lacks. Returns what the page shows of the row."""
     system, name = SYSTEMS[key], named(context, key)
     row = context.derived(name, *changes_of(context, key))
     if (home := homes[key]).config.name != name:
@@ -113,7 +113,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
 
 
 def command_of(context: Context, key: str) -> str:
-    """What makes one row again."""
+    """Returns the command that repeats one row."""
     a = context.arguments
     steps = ["--steps", str(a.steps)] if a.steps else []
     words = ["-m", "stages.experiments.reproduce", "--config", a.config, *steps, "--only", key, "--", *a.overrides]
@@ -121,7 +121,7 @@ def command_of(context: Context, key: str) -> str:
 
 
 def missing(key: str, fault: str, command: str | None = None) -> dict:
-    """What the page shows of a row that has no figures. One that nobody asked for has no command either."""
+    """Returns what the page shows of a row without figures. A row that was not asked for has no command either."""
     system = SYSTEMS[key]
     return {
         "system": system.words,
@@ -132,17 +132,17 @@ def missing(key: str, fault: str, command: str | None = None) -> dict:
 
 
 def how_of(result: dict) -> str | None:
-    """A row's configuration and what is changed in it."""
+    """Describes a row's configuration and the changes to it."""
     return ", ".join([*filter(None, [result.get("configuration")]), *result.get("settings", [])]) or None
 
 
 def judged_on(result: dict) -> str:
-    """Where a row was trained, and by whom it was judged."""
+    """Describes where a row was trained, and which evaluator judged it."""
     return f"{result['device']}, {result['judge']} evaluator"
 
 
 def row_of(key: str, result: dict, alike: bool) -> list:
-    """A table row; a guide's own accuracy stands behind the judge's. `alike`: device and judge are all rows'."""
+    """Returns a table row; a guide's accuracy follows the judge's. `alike`: all rows have one device and judge."""
 
     def with_guide(figures: dict) -> str:
         guide = figures.get("accuracy_by_the_guide")
@@ -157,27 +157,27 @@ def row_of(key: str, result: dict, alike: bool) -> list:
 
 
 def write_page(context: Context, results: dict[str, dict]) -> Path:
-    """The page of all rows, those that this command and earlier ones ran and those still to be run."""
+    """Writes the page of all rows: those that this command and earlier ones ran, and those still to be run."""
     rows = {key: results.get(key) or missing(key, "not run yet") for key in SYSTEMS}
     where = {judged_on(result) for result in results.values() if "figures" in result}
     page = Page(
         "The reports' systems, side by side",
-        "Ours: mean ± deviation over the sampling seeds of one training, five unless report.json says other, fixed "
-        f"before the run; {' or '.join(sorted(where)) or 'none yet'}. The reports' figures are their best epoch, "
-        "mostly, by the lab's evaluator. A budget is the model's own training; autoencoder and evaluator are the "
-        "experiment's. Where ours falls short, compare the budgets first. The reports' models knew label sets alone; "
-        "a row of ours that was trained with places says so.",
+        "Ours: mean ± deviation over the sampling seeds of one training, five unless report.json names others, fixed "
+        f"before the run; {' or '.join(sorted(where)) or 'none yet'}. The reports' figures are mostly their best "
+        "epoch, by the lab's evaluator. A budget covers the model's training only; autoencoder and evaluator are the "
+        "experiment's. Where ours scores lower, compare the budgets first. The reports' models were told label sets "
+        "only; a row of ours that was trained with places says so.",
     )
     head = ["", "report: test", "new_test", "its budget", "ours: test", "new_test", "our budget"]
     page.add_table("Systems", head, [row_of(key, row, len(where) < 2) for key, row in rows.items()])
     again = [[row["system"], how_of(row), row["command"]] for row in rows.values()]
-    page.add_table("What a row is, and what makes it again", ["", "configuration", "command"], again)
+    page.add_table("What each row is, and the command that repeats it", ["", "configuration", "command"], again)
     return page.write(Path(context.config.root) / "reproduce", results)
 
 
 def main(context: Context) -> None:
     if context.arguments.steps is not None and context.arguments.steps < 1:
-        raise UserError(f"--steps {context.arguments.steps}: take at least one")
+        raise UserError(f"--steps {context.arguments.steps}: must be at least 1")
     folder = Path(context.config.root) / "reproduce"
     context.held.enter_context(locked(folder))
     try:
@@ -189,15 +189,15 @@ def main(context: Context) -> None:
         say(f"{context.config.name}/reproduce: {key}, {SYSTEMS[key].words}")
         try:
             results[key] = run(context, key, homes)
-        except UserError as error:  # one row's fault is not the others'
+        except UserError as error:  # one row's failure must not stop the others
             say(f"warning: {key}: {error}")
             failed.append(key)
-            if "figures" not in results.get(key, {}):  # a row keeps what it has
+            if "figures" not in results.get(key, {}):  # a row keeps its earlier figures
                 results[key] = missing(key, f"not run: {error}", command_of(context, key))
         path = write_page(context, results)
     print(path)
     if failed:
-        raise UserError(f"{len(failed)} of {len(context.arguments.only)} rows were not run, as said above: {failed}")
+        raise UserError(f"{len(failed)} of {len(context.arguments.only)} rows were not run, see above: {failed}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make samplers`: DDPM with every timestep against DDIM and DPM-Solver++ with ever fewer: accuracy, time, ratio."""
+"""`make samplers`: compares DDPM at every timestep with DDIM and DPM-Solver++ at fewer, by accuracy and time."""
 
 import matplotlib.pyplot as plt
 
@@ -18,7 +18,7 @@ SOLVER_STEPS = (20, 10, 5)
 
 
 def choices(timesteps: int) -> dict[str, list[str]]:
-    """Each sampler's overrides, by the name it has in the table."""
+    """Returns each sampler's overrides, by its name in the table."""
     found = {f"DDPM, {timesteps} steps": ["eval.sampler=ancestral"]}
     for steps in DDIM_STEPS:
         if steps <= timesteps:
@@ -30,7 +30,7 @@ def choices(timesteps: int) -> dict[str, list[str]]:
 
 
 def figure(results: dict[str, dict], per_picture: dict[str, float]) -> bytes:
-    """A panel a test set: accuracy, with the seeds' deviation, over a picture's time; the steps beside each point."""
+    """Draws a panel per test set: accuracy with the seeds' deviation over a picture's time; steps beside each point."""
     sets = list(next(iter(results.values())))
     drawing, axes = plt.subplots(1, len(sets), figsize=(5 * len(sets), 3.6), dpi=120, sharey=True)
     for axis, part in zip(axes, sets, strict=True):
@@ -58,7 +58,7 @@ def main(context: Context) -> None:
     refuse_other_pictures(context, {"evaluator": about, model: of_model}, dataset)
     variants = choices(len(sampler.diffusion))
     if len(variants) < 2:
-        raise UserError(f"{model}.timesteps ({len(sampler.diffusion)}) leaves DDIM nothing to save; it needs 5 or more")
+        raise UserError(f"{model}.timesteps ({len(sampler.diffusion)}) is too few for DDIM to save any; use 5 or more")
     results: dict[str, dict] = {}
     for name, overrides in progress(list(variants.items()), f"{context.config.name}/samplers"):
         results[name] = evaluate_sets(sampler, judge, dataset, context.derived(context.config.name, *overrides))
@@ -67,11 +67,11 @@ def main(context: Context) -> None:
     low, high = context.config.eval.interval
     page = Page(
         f"Samplers of {context.config.name}'s {title(model, context.config)}",
-        f"Mean of the seeds {list(context.config.eval.seeds)}, guidance {context.config.eval.guidance:g} "
-        f"within {low:g} to {high:g} of t / T, batches of "
-        f"{context.config.eval.batch}; judge: {about['kind']} evaluator. Time is sampling with decoding.",
+        f"Mean over the seeds {list(context.config.eval.seeds)}, guidance {context.config.eval.guidance:g} "
+        f"for t / T from {low:g} to {high:g}, batches of "
+        f"{context.config.eval.batch}; judge: {about['kind']} evaluator. The time includes decoding.",
     )
-    words = "Accuracy and the seeds' deviation over the time a picture takes; beside each point its steps."
+    words = "Accuracy and the seeds' deviation over the time per picture; beside each point its sampling steps."
     page.add_figure("samplers", figure(results, per_picture), words)
     rows = [
         [

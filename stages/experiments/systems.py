@@ -13,12 +13,12 @@ from models.choices import (
     SPACINGS,
 )
 
-OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it wants the ancestral sampler
+OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it needs the ancestral sampler
 MULTIPLY_ADD, SMALL = "configs/ddpm-multiply-add.yaml", "configs/ddpm-small.yaml"  # the second: for two cores
 
 
 def unweighted(model: str) -> tuple[str, str]:
-    """Overrides by which every timestep's error weighs alike."""
+    """Returns overrides that weight every timestep's error equally."""
     return f"{model}.min_snr=null", f"{model}.log_snr=null"
 
 
@@ -26,19 +26,19 @@ SIMPLE = unweighted("ldm")
 
 
 def told(order: bool, places: bool) -> tuple[str, ...]:
-    """Overrides by which the LDM is told the objects' order and places, or not, by a token an object in any case."""
+    """Returns overrides that tell the LDM the objects' order and places, or not; always with one token per object."""
     said = f"ldm.network.order={str(order).lower()}", f"ldm.network.places={str(places).lower()}"
     return "ldm.network.condition=tokens", *said
 
 
 def paths(where: str) -> tuple[str, str]:
-    """Overrides by which conditions enter the pixel DDPM there; on patches it has no such paths."""
+    """Returns overrides that set where conditions enter the pixel DDPM; on patches it has no such paths."""
     return "ddpm.network=multiply-add", f"ddpm.paths={where}"
 
 
 # how much of a condition the LDM is told
 TOLD = {"the set": told(False, False), "order": told(True, False), "order and places": told(True, True)}
-# group -> the model, what is trained anew for each value, and what only sampling changes
+# group -> the model, the values to train, and the values that only change sampling
 GROUPS: dict[str, tuple[str, dict[str, list[str]], dict[str, list[str]]]] = {
     "told": ("ldm", {name: [*changes] for name, changes in TOLD.items()}, {}),
     "conditions": ("ddpm", {p.replace("+", " + "): [*paths(p)] for p in ("up", "up+down")}, {}),
@@ -70,10 +70,10 @@ COSINE = ("ddpm.schedule=beta-cosine", "ddpm.timesteps=500")
 
 @dataclass(frozen=True)
 class System:
-    """A row: what it is, the model that is trained, what differs from the experiment, the report's (test, new_test).
+    """Holds a row: its words, the model trained, what differs from the experiment, the report's (test, new_test).
 
-    `budget`: the report's own. `recipe`: the configuration whose section of the model, sampler and guidance this row
-    takes, whatever the experiment has. An experiment without a ddpm section is lent that of MULTIPLY_ADD.
+    `budget`: the report's training. `recipe`: the configuration from which this row takes the model's section, sampler
+    and guidance instead of the experiment's. An experiment without a ddpm section borrows that of MULTIPLY_ADD.
     """
 
     words: str
@@ -84,9 +84,9 @@ class System:
     recipe: str | None = None
 
 
-# GANs that are told the label set alone, as the reports have them
+# GANs that are told the label set only, as in the reports
 POOLED = ("gan.generator.entry=vector", "gan.critic.read=pooled")
-# those on a map of places, with what these need
+# GANs on a map of places, and what these need
 MAP = ("gan.generator.entry=map", "gan.generator.condition=modulation", "gan.attention=false")
 READ = (
     *("gan.critic.read=places", "gan.critic.condition=projection+auxiliary"),
@@ -95,7 +95,7 @@ READ = (
 
 
 def _choices(model: str, key: str, values: Iterable[str], words: str, *more: str) -> dict[str, System]:
-    """A row for each value of a key; `more` is changed in all of them."""
+    """Returns a row for each value of a key; `more` is changed in all of them."""
     short = key.replace(".", "-").replace("_", "-")
     return {f"{model}-{short}-{v}": System(f"{words}: {v}", model, (f"{model}.{key}={v}", *more)) for v in values}
 
@@ -116,13 +116,13 @@ SYSTEMS: dict[str, System] = {
         "gan",
         (*POOLED, "gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising"),
         (0.972, 0.845),
-        budget="not said",
+        budget="not stated",
     ),
     "ddpm-multiply-add": System(
         "pixel DDPM, multiply-add", "ddpm", paths("up+down"), (0.653, 0.726), f"{IN_PIXELS}, width 256"
     ),
     "ddpm-up": System("conditions on its up path", "ddpm", paths("up"), (0.631, 0.678), f"{IN_PIXELS}, width 256"),
-    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not said"),
+    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not stated"),
     "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
     "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),
     "gan-placed": System("WGAN-GP on a map of places", "gan", (*MAP, *READ)),

@@ -1,7 +1,7 @@
-"""How unlike one another a model's pictures of the same scene are, beside real pictures of it. Of `make compare`.
+"""Measures how much pictures of the same label set differ, a model's beside real ones. Used by `make compare`.
 
-Real pictures of one label set are rare, but there are some: mostly of one object, of which each name has hundreds. A
-model is asked for exactly what such pictures show, so that both figures are over the same label sets and layouts.
+Several real pictures of one label set are rare: mostly they show one object, and each name has hundreds. A model is
+asked for exactly what these pictures show, so that both figures cover the same label sets and layouts.
 """
 
 import torch
@@ -20,7 +20,7 @@ PAIRS, WITHIN = 64, 1 / 64  # pairs of real pictures, each object within a pixel
 
 
 def _by_label_set(conditions: Condition) -> list[Tensor]:
-    """The indices of the pictures of each label set, of pictures whose places are all known; of sets shown twice."""
+    """Returns the indices of each label set's pictures whose places are all known; only sets with two or more."""
     rows = conditions.wholly_placed.nonzero()[:, 0]
     if not len(rows):
         return []
@@ -30,7 +30,7 @@ def _by_label_set(conditions: Condition) -> list[Tensor]:
 
 
 def of_one_label_set(conditions: Condition) -> list[Tensor]:
-    """Indices of up to 16 pictures of one label set, of four sets that 8 pictures or more show: of most objects."""
+    """Returns up to 16 picture indices for each of four label sets with 8 pictures or more; most objects first."""
     sizes = conditions.present.sum(1)
     many = [part for part in _by_label_set(conditions) if len(part) >= FEWEST]
     many.sort(key=lambda part: (-int(sizes[part[0]]), -len(part)))
@@ -38,10 +38,10 @@ def of_one_label_set(conditions: Condition) -> list[Tensor]:
 
 
 def of_one_layout(conditions: Condition) -> Tensor:
-    """Pairs (p, 2) of pictures of one label set whose objects stand within a pixel of one another; 64 at most."""
+    """Returns up to 64 pairs (p, 2) of pictures of one label set whose objects are within a pixel of each other."""
     found = []
     for part in _by_label_set(conditions):
-        order = conditions.objects[part].argsort(dim=1)  # whatever the order of their lists
+        order = conditions.objects[part].argsort(dim=1)  # their lists may be in any order
         places = conditions.places[part].gather(1, order[..., None].expand(-1, -1, 2)).flatten(1)
         close = torch.cdist(places, places, p=torch.inf) <= WITHIN
         found.append(part[close.triu(1).nonzero()])
@@ -50,7 +50,7 @@ def of_one_layout(conditions: Condition) -> Tensor:
 
 
 def variety_of_real(dataset: Dataset) -> dict[str, float | None]:
-    """Mean distance of pixels between real pictures of one label set: at one layout, and over layouts."""
+    """Returns the mean pixel distance between real pictures of one label set: at one layout, and over layouts."""
     every, pairs = dataset.conditions.to("cpu"), of_one_layout(dataset.conditions.to("cpu"))
 
     def real(rows: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def variety_of_real(dataset: Dataset) -> dict[str, float | None]:
 
 
 def variety(sampler: Sampler, dataset: Dataset, context: Context) -> dict[str, float | None]:
-    """The same of a model's pictures, asked for what those real ones show; at one layout where it takes places."""
+    """Measures the same for a model asked for what those real pictures show; at one layout only if it takes places."""
     every, how = dataset.conditions.to("cpu"), context.config.eval
 
     def made(rows: Tensor, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What tests of a task's single steps share: a handful of pictures of noise, a context on the smoke configuration."""
+"""Helpers for tests of a task's single steps: a few noise pictures, and a context on the smoke configuration."""
 
 import time
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ DEVICE = torch.device("cpu")
 
 
 def noise_pictures(folder) -> Dataset:
-    """Eight pictures of one object of three each, none held out."""
+    """Returns eight noise pictures, each labelled with one of three objects; none is held out."""
     names = Vocabulary(["red cube", "cyan sphere", "gray cylinder"])
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
@@ -26,6 +26,6 @@ def noise_pictures(folder) -> Dataset:
 
 
 def context_with(*changes: str) -> Context:
-    """The smoke configuration with changes, in float32 on the CPU."""
+    """Returns a context of the smoke configuration with changes, in float32 on the CPU."""
     config = load(HERE / SMOKE, [*changes])
     return Context(config, DEVICE, torch.float32, SimpleNamespace(config=SMOKE), time.perf_counter(), ExitStack())

@@ -1,4 +1,4 @@
-"""Bad inputs through the commands: exit status 2, one line that names what and where, and nothing changed."""
+"""Bad inputs to the commands give exit status 2 and one line that names what and where, and change nothing."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def test_wrong_arguments_are_one_line(stage, arguments):
 
 
 def test_two_runs_in_one_folder_are_refused(stage, chain):
-    """The lock is the system's: this process holds it as another run would."""
+    """This process holds the lock as another run would: it is a lock of the operating system."""
     with locked(chain / "smoke" / "ldm"):
         assert_one_line(*stage("ldm", f"root={chain}"), f"process {os.getpid()}", "name=")
     assert stage("ldm", f"root={chain}")[0] == 0
@@ -105,7 +105,7 @@ def test_a_report_older_than_a_key_is_taken_as_with_its_default(stage, chain_cop
 
 
 def test_a_report_from_before_the_order_of_test_sets_was_read_stays(stage, chain_copy):
-    """It names the multi-hot label sets; other ones are noticed as ever."""
+    """An older report names multi-hot label sets; other sets are still noticed."""
     path, folder = chain_copy / "smoke/eval/report.json", chain_copy / "smoke/render"
     report, names = json.loads(path.read_text()), list(json.loads((folder / "objects.json").read_text()))
     sets = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("test", "new_test")}
@@ -202,7 +202,7 @@ def test_data_faults_reach_the_user(stage, tmp_path):
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
-def test_lpips_without_its_backbone_says_where_and_how_without(stage, chain, tmp_path):
+def test_lpips_without_its_backbone_names_the_file_and_the_key(stage, chain, tmp_path):
     absent = tmp_path / "vgg16.pth"
     arguments = (f"root={chain}", "name=lpips", f"vae.perceptual.weights={absent}", "vae.perceptual.weight=1.0")
     folder = chain / "smoke"

@@ -1,4 +1,4 @@
-"""A table of bad data folders and configurations, through the command: one line, exit status 2, nothing changed."""
+"""Bad data folders and configurations, as a table: the command gives one line and status 2, and changes nothing."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ FIRST = "CLEVR_train_000000_0.png"
 
 
 def text(name, content):
-    """A fault: the file `name` holds this text or these bytes."""
+    """Returns a fault: the file `name` holds this text or these bytes."""
 
     def spoil(folder: Path) -> None:
         path = folder / name
@@ -27,7 +27,7 @@ def text(name, content):
 
 
 def changed(name, change):
-    """A fault: the JSON file `name` after change(content)."""
+    """Returns a fault: the JSON file `name` after change(content)."""
 
     def spoil(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
@@ -41,7 +41,7 @@ def gone(name):
 
 
 def loop(name):
-    """A fault: a symbolic link that leads to itself."""
+    """Returns a fault: a symbolic link that points to itself."""
 
     def spoil(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -51,7 +51,7 @@ def loop(name):
 
 
 def picture(make):
-    """A fault: the first picture is make()'s, saved with its own options."""
+    """Returns a fault: the first picture is make()'s, saved with make()'s options."""
 
     def spoil(folder: Path) -> None:
         image, options = make()
@@ -66,7 +66,7 @@ def animated():
 
 
 def zipped(members, renamed=lambda name: name):
-    """A fault: the pictures in a zip, with further or renamed members."""
+    """Returns a fault: the pictures in a zip, with further or renamed members."""
 
     def spoil(folder: Path) -> None:
         with zipfile.ZipFile(folder / "iclevr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -87,7 +87,7 @@ def cut_zip(folder: Path) -> None:
 
 
 def flipped_zip(folder: Path) -> None:
-    """A byte in the middle of a member's compressed data."""
+    """Flips a byte in the middle of a member's compressed data."""
     zipped({})(folder)
     content = bytearray((folder / "iclevr.zip").read_bytes())
     content[content.index(b"PK", 100) - 30] ^= 255
@@ -262,7 +262,7 @@ CONFIGURATION = [
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Every file's hash, links by where they lead."""
+    """Returns every file's hash, and every link's target."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

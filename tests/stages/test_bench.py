@@ -1,4 +1,4 @@
-"""The bench runs on the smoke configuration, and compares like with like."""
+"""The benchmark runs on the smoke configuration and compares equal work."""
 
 import json
 import time
@@ -23,7 +23,7 @@ def test_its_rows_are_medians_of_calls_in_turn():
     assert [len(t) for t in times.values()] == [clock.REPEATS] * 2
 
 
-def test_a_time_is_of_as_many_calls_as_take_long_enough():
+def test_a_time_covers_as_many_calls_as_take_long_enough():
     context, calls = SimpleNamespace(device=torch.device("cpu"), arguments=SimpleNamespace(seconds=0.02)), []
 
     def work() -> None:

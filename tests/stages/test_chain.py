@@ -1,4 +1,4 @@
-"""The whole chain through Make on the smoke configuration, and the contract that other programs rely on."""
+"""Runs the whole chain through Make on the smoke configuration; checks the contract that other programs rely on."""
 
 import json
 import shutil
@@ -61,8 +61,8 @@ def test_report_json_keeps_the_contract(report):
     assert provenance["seconds"].keys() == {"evaluator", "reader", "vae", "ldm", "gan", "evaluate"}
 
 
-def test_held_out_figures_stand_beside_the_readers_own(report, chain):
-    """Of the smoke networks the LDM takes places; of the GAN there are accuracy by names alone and errors of counts."""
+def test_held_out_figures_are_beside_the_readers(report, chain):
+    """The smoke LDM takes places; its GAN has only the accuracy by names and the errors of counts."""
     own = report["reader"]
     assert own["pictures"] > 0 and 0 <= own["accuracy"] <= 1 and 0 <= own["not_found"] <= 1
     keys = {"placement_error_pixels", "placement_error_95", "not_found", "too_many", "too_few"}
@@ -110,7 +110,7 @@ def test_exports_name_their_parents(chain, report):
 
 
 def test_report_json_is_enough_to_train_the_same_model_again(stage, report, chain, tmp_path):
-    """The experiment written out of it, in another place, gives the LDM that it names by its sha256."""
+    """The configuration in it, run in another folder, gives the LDM whose sha256 it names."""
     provenance = report["provenance"]
     path = tmp_path / "again.yaml"
     path.write_text(json.dumps(provenance["configuration"] | {"root": str(tmp_path)}))
@@ -220,7 +220,7 @@ def test_make_takes_the_models_of_the_configuration():
 
 
 def test_make_reads_models_as_the_program_does(tmp_path):
-    """However the YAML is written, also in what it extends; named targets come first, once, with their FRESH."""
+    """Any form of YAML works, also in what it extends; named targets come first, once, with their FRESH."""
     (tmp_path / "base.yaml").write_text((HERE / SMOKE).read_text() + "models:\n- 'gan'\n- ldm  # as well\n")
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: base.yaml  # mine\n")
@@ -274,7 +274,7 @@ VIEW |= {"samples": {}, "strip": None, "strip_labels": "", "curves": [], "facts"
     ("quantizer", "words"),
     [("codebook", "codebook perplexity 20 of 32 codes, 91 % of them in use."), ("fsq", "29 different codes (fsq)")],
 )
-def test_only_of_a_codebook_there_is_a_share_of_codes_in_use(report, tmp_path, quantizer, words):
+def test_only_a_codebook_has_a_share_of_codes_in_use(report, tmp_path, quantizer, words):
     result = json.loads(json.dumps(report))
     assert result["vae"]["quantizer"] == "codebook"
     figures = {"codebook_perplexity": 20.2, "codebook_use": 0.91, "codes_in_use": 29}
@@ -295,7 +295,7 @@ def test_nothing_a_user_names_becomes_markup(report, tmp_path):
 
 
 def test_the_export_carries_the_latents_own_mean_and_deviation(chain):
-    """Encoded with them, the whole set has mean 0 and deviation 1 in every channel."""
+    """The whole set, encoded with them, has mean 0 and deviation 1 in every channel."""
     from stages.engine.config import load
     from stages.engine.export import load_export, read_about
     from stages.vae import build_vae

@@ -1,4 +1,4 @@
-"""Places and order are parents of what reads them: a finished run notices that they changed."""
+"""Places and order are parents of the stages that read them: a finished run notices when they change."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_changed_places_are_noticed_by_what_learned_from_them(stage, tmp_path, n
     assert_one_line(*stage(name, *settings(folder, *changes)), f"{name} holds another run (parent places: ")
 
 
-def test_changed_places_are_nothing_to_what_did_not_learn_from_them(stage, tmp_path):
+def test_changed_places_are_ignored_by_what_did_not_learn_from_them(stage, tmp_path):
     folder = write_folder(tmp_path / "d")
     finished(stage, "evaluator", settings(folder))
     move_an_object(folder)
@@ -51,7 +51,7 @@ def test_changed_places_are_nothing_to_what_did_not_learn_from_them(stage, tmp_p
 
 
 def test_a_run_that_named_no_places_stays_finished(stage, tmp_path):
-    """An evaluator that learned from cells before they were a parent."""
+    """An evaluator that learned from cells before places were a parent stays finished."""
     folder = write_folder(tmp_path / "d")
     arguments = settings(folder, "evaluator.cell_weight=0.3")
     finished(stage, "evaluator", arguments)

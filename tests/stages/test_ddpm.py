@@ -1,4 +1,4 @@
-"""Pixel diffusion's networks through the command: on patches, and told the places; what cannot work is one line."""
+"""Pixel diffusion's networks through the command: on patches, and with places; what cannot work gives one line."""
 
 import numpy
 import pytest
@@ -19,7 +19,7 @@ NETWORKS = {"patches": PATCHES, "places": ("ddpm.places=true",)}
 
 
 def beside(tmp_path, **folder):
-    """Arguments of a run on a small folder, whose judge has learned nothing."""
+    """Returns the arguments of a run on a small folder, with an untrained judge."""
     save_export(tmp_path / "judge/evaluator/export.safetensors", Evaluator(24).state_dict(), {})
     data = write_folder(tmp_path / "data", **folder)
     few = ("ddpm.steps=2", "ddpm.preview_every=2", "ddpm.plateau_factor=1.0", "ddpm.batch=4")
@@ -50,7 +50,7 @@ def test_a_network_that_is_told_places_is_trained_and_draws(stage, tmp_path, nam
 
 
 def test_a_network_that_is_told_no_places_stays_what_it_was(stage, tmp_path):
-    """Its export has no map and no layouts and names no places, and one written before the keys were there is drawn."""
+    """Its export has no map, layouts or places; an export written before these keys existed can still draw."""
     arguments = (*beside(tmp_path), "uses.evaluator=judge")
     assert stage("ddpm", *arguments)[0] == 0
     path = tmp_path / "pixels/ddpm/export.safetensors"
@@ -102,7 +102,7 @@ def test_a_unet_beside_the_multiply_add_network_is_no_fault():
 
 
 def test_the_scale_of_pixels():
-    """As numpy has it, in float64; a pixel that never changes has the least deviation."""
+    """The scale equals numpy's in float64; a pixel that never changes has the least deviation."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (600, 3, 8, 8), dtype=torch.uint8, generator=generator)
     images[:, :, 0, 0] = 17
@@ -113,10 +113,10 @@ def test_the_scale_of_pixels():
     torch.testing.assert_close(mean, torch.from_numpy(pictures.mean(axis=0)).float())
     torch.testing.assert_close(deviation, expected)
     again = pixel_scale(images[torch.randperm(600, generator=generator)])
-    assert torch.equal(mean, again[0]) and torch.equal(deviation, again[1]), "exact sums: the order is nothing"
+    assert torch.equal(mean, again[0]) and torch.equal(deviation, again[1]), "sums are exact: the order does not matter"
 
 
-def test_the_row_of_patches_has_its_own_recipe_whatever_the_experiment_has(tmp_path):
+def test_the_row_of_patches_keeps_its_recipe_in_any_experiment(tmp_path):
     from stages.experiments.reproduce import PATCHES as FILE
     from stages.experiments.reproduce import SYSTEMS, changes_of, recipe_of
 

@@ -1,5 +1,5 @@
-"""Self-conditioning, in training and in sampling, by networks that show what they were given; classifier guidance by
-a linear guide."""
+"""Self-conditioning in training and sampling, with networks that record their inputs; classifier guidance with a
+linear guide."""
 
 import pytest
 import torch
@@ -84,13 +84,13 @@ LABELS = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 1, 0, 1]])
 
 
 def likelihood(guide, images):
-    """log p(labels | picture) (b,), each object present or not by itself."""
+    """Returns log p(labels | picture) (b,), with objects independent of each other."""
     return torch.distributions.Bernoulli(logits=guide.logits(images)).log_prob(LABELS).sum(1)
 
 
 @pytest.fixture
 def guided_sampler(monkeypatch):
-    """A guide, and a sampler through it of pictures (3, 4, 4) that are not decoded, with its settings."""
+    """Returns a guide, a sampler guided by it of pictures (3, 4, 4) that are not decoded, and its settings."""
     guide = Guide()
     monkeypatch.setattr("stages.judge.load_evaluator", lambda context, classes, role: (guide, {}))
     changes = ["ldm.prediction=x0", "ldm.schedule=beta-cosine", "ldm.timesteps=12", "uses.guide=other"]
@@ -101,7 +101,7 @@ def guided_sampler(monkeypatch):
 
 
 def test_the_guide_s_gradient_by_hand_and_a_step_along_it_raises_the_likelihood(guided_sampler):
-    """Of log p(labels | x / 2): (labels - probabilities) W' / 2, for all labels of a picture together."""
+    """The gradient of log p(labels | x / 2) is (labels - probabilities) W' / 2, over a picture's labels together."""
     guide, sampler, how = guided_sampler
     x, t = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((3,), 5)
     score = sampler._score(Condition.of_labels(LABELS), how)(x, t)
@@ -113,7 +113,7 @@ def test_the_guide_s_gradient_by_hand_and_a_step_along_it_raises_the_likelihood(
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "ancestral"])
 @torch.no_grad()
 def test_a_guided_step_of_each_sampler_raises_the_likelihood(guided_sampler, name):
-    """Against the same step without the guide, from the same noise."""
+    """Compares with the same step without the guide, from the same noise."""
     guide, sampler, how = guided_sampler
     how, after = how.model_copy(update={"sampler": name, "steps": 3}), {}
     for scale in (0.0, SCALE):

@@ -1,4 +1,4 @@
-"""A checkpoint in the lab's format, made here, is adopted; a result says which evaluator judged."""
+"""A checkpoint in the lab's format, written here, is adopted; a result names the evaluator that judged."""
 
 import json
 
@@ -11,7 +11,7 @@ from stages.evaluator import load_lab_checkpoint
 
 
 def lab_checkpoint(path):
-    """What the fact sheet describes: torch.save({"model": state dict of resnet18 with fc = Linear, Sigmoid})."""
+    """Writes what the fact sheet describes: {"model": state dict of resnet18 with fc = Linear, Sigmoid}."""
     torch.manual_seed(0)
     network = resnet18(weights=None)
     network.fc = nn.Sequential(nn.Linear(512, 24), nn.Sigmoid())

@@ -1,4 +1,4 @@
-"""Each experiment leaves its page, figures and table, through its command, on the smoke configuration."""
+"""Each experiment's command writes its page, figures and table on the smoke configuration."""
 
 import json
 from argparse import Namespace
@@ -32,7 +32,7 @@ def page(root, folder, figures, tables=1):
 
 @pytest.fixture(scope="module")
 def root(chain, tmp_path_factory):
-    """A root beside the chain's: what experiments train is theirs, what they use is the chain's."""
+    """Returns a separate root for what experiments train; what they use is linked from the chain's."""
     root = tmp_path_factory.mktemp("experiments")
     (root / "smoke").mkdir()
     for name in ("render", "evaluator", "reader", "vae", "ldm", "gan"):
@@ -116,7 +116,7 @@ def test_compare(stage, root):
 
 
 def test_placed(stage, root):
-    """The smoke LDM takes places, its GAN does not; the last object named walks, and the others stand still."""
+    """The smoke LDM takes places, its GAN does not; only the last object named moves."""
     status, said = stage("placed", f"root={root}", "--labels", "gray cube, red sphere")
     assert status == 0, said
     assert "takes no places" in said
@@ -179,7 +179,7 @@ def test_the_plain_recipe_has_the_steps_that_adam_needs_and_guidance_throughout(
     assert rates[0] == rates[1]
 
 
-# one row of each kind: plain, guided by a stranger, another form, a lent section, one that shares its training
+# one row of each kind: plain, guided by another network, another form, a borrowed section, a shared training
 KINDS = (
     *("ldm", "ldm-guided", "gan", "gan-auxiliary", "gan-placed", "ddpm-cosine", "ddpm-patches"),
     *("ldm-prediction-mean", "ldm-told-the-set", "gan-body-residual"),
@@ -187,7 +187,7 @@ KINDS = (
 
 
 def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
-    """Two steps a training: a page with a row for each, the reports' figures beside ours."""
+    """With two steps per training, the page has a row for each system, the reports' figures beside ours."""
     small = (f"root={root}", "ddpm.width=8", "ddpm.timesteps=12", "ddpm.batch=4", "eval.seeds=[0]")
     status, said = stage("reproduce", "--steps", "2", "--only", *KINDS, "--", *small)
     assert status == 0, said
@@ -199,14 +199,14 @@ def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
     assert all(0 <= row["figures"][part]["accuracy"] <= 1 for row in rows.values() for part in ("test", "new_test"))
     assert "accuracy_by_the_guide" in rows["ldm-guided"]["figures"]["test"]
     assert "stages.experiments.reproduce" in (root / "reproduce/report.md").read_text()
-    assert not (root / "smoke-gan-body-residual/gan").exists(), "that is the row gan: nothing is learned twice"
+    assert not (root / "smoke-gan-body-residual/gan").exists(), "it is the row gan: nothing is trained twice"
     status, said = stage("reproduce", "--steps", "2", "--only", "gan", "ldm-guided", "--", *small)
     assert status == 0 and said.count("finished already") >= 5, said
 
 
 @pytest.mark.parametrize("experiment", ["smoke", "demo", "iclevr", "report", "gan-auxiliary"])
 def test_every_system_is_a_valid_configuration_with_what_makes_it_that_row(experiment, tmp_path):
-    """All rows derive; the few that run in the test above stand for their training."""
+    """All rows derive; the test above trains only some of them."""
     config = load(f"configs/{experiment}.yaml", [f"root={tmp_path}"])
     arguments = Namespace(config="", steps=2, overrides=[], fresh=False, only=[])
     context = Context(config, torch.device("cpu"), torch.float32, arguments, 0.0, ExitStack())
@@ -215,7 +215,7 @@ def test_every_system_is_a_valid_configuration_with_what_makes_it_that_row(exper
     for key, system in SYSTEMS.items():
         row = context.derived(named(context, key), *changes_of(context, key)).config
         assert row.models == (system.model,)
-        assert derive(row, list(system.changes)) == row, f"{key}: something else wins over what makes it that row"
+        assert derive(row, list(system.changes)) == row, f"{key}: something overrides what defines the row"
 
 
 def test_where_conditions_enter_is_a_choice_also_beside_patches():
@@ -244,7 +244,7 @@ def test_what_the_ldm_is_told_is_the_only_choice_also_beside_a_vector():
 
 
 def test_a_recipe_brings_its_sampler_s_clip(tmp_path):
-    """The experiment's own bounds pictures, and patches are none."""
+    """The experiment's clip is for pictures, and patches are not pictures."""
     config = load("configs/smoke.yaml", [f"root={tmp_path}", "eval.sampler=ancestral", "eval.clip=1.0"])
     arguments = Namespace(config="", steps=2, overrides=[], fresh=False, only=[])
     context = Context(config, torch.device("cpu"), torch.float32, arguments, 0.0, ExitStack())

@@ -1,4 +1,4 @@
-"""The reports' networks at their own sizes: their shapes, and their parameters, counted and printed (`pytest -rP`)."""
+"""The reports' networks at full size: checks their shapes, counts and prints their parameters (`pytest -rP`)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a step of the GAN does to weights, and what the auxiliary loss weighs, on a handful of pictures of noise."""
+"""What a step of the GAN does to weights, and how the auxiliary loss is weighted, on a few noise pictures."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ PLACED = (
 
 @pytest.fixture
 def task_of(monkeypatch, tmp_path):
-    """A task on the smoke configuration with changes; no evaluator, for none is asked."""
+    """Returns a function that builds a task on the smoke configuration with changes, without an evaluator."""
     monkeypatch.setattr(stages.gan, "load_evaluator", lambda context, classes: (None, {}))
     dataset = noise_pictures(tmp_path)
 
@@ -80,7 +80,7 @@ def test_the_auxiliary_weight_at_the_first_the_middle_and_the_last_step(schedule
 
 
 def test_the_auxiliary_schedule_is_the_generator_s_alone(task_of):
-    """At the first step `falling` weighs as `constant` does and `rising` nothing; the critic learns the same by all."""
+    """At the first step `falling` has the weight of `constant`, and `rising` has 0; the critic learns the same."""
     critics, generators = {}, {}
     for schedule in ("constant", "falling", "rising"):
         task = task_of(f"gan.auxiliary_schedule={schedule}", "gan.critic_steps=1")
@@ -108,7 +108,7 @@ def test_a_critic_that_reads_at_places_is_conditioned_as_configured(task_of, con
 
 
 def shapes(*changes):
-    """What the weights of both networks are called, and their shapes."""
+    """Returns the names and shapes of both networks' weights."""
     settings = load(HERE / SMOKE, [*changes]).gan
     networks = build_generator(settings, 3, 0), build_critic(settings, 3, 0)
     return [{name: weight.shape for name, weight in network.state_dict().items()} for network in networks]
@@ -133,7 +133,7 @@ def shapes(*changes):
     ],
 )
 def test_no_key_of_the_networks_is_ignored(form, change, refused):
-    """Each makes other networks; what a map of places has no form of is refused, and its key named."""
+    """Each key changes the networks; what a map of places does not support is refused, with the key named."""
     if form == PLACED and refused:
         with pytest.raises(UserError, match=change.partition("=")[0]):
             shapes(*form, change)
@@ -144,7 +144,7 @@ def test_no_key_of_the_networks_is_ignored(form, change, refused):
 
 @pytest.mark.parametrize(("widths", "made"), [("[8,8]", False), ("[8,8,8]", True)])
 def test_a_map_takes_a_width_fewer_than_a_vector(widths, made):
-    """From 8x8 to the 32x32 of stem 2 there are three resolutions, from 4x4 four."""
+    """There are three resolutions from 8x8 to the 32x32 of stem 2, and four from 4x4."""
     for key in ("generator", "critic"):
         with pytest.raises(UserError, match=rf"gan.{key}.channels .* at least 4"):
             shapes(f"gan.{key}.channels={widths}")

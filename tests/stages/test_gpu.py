@@ -1,4 +1,4 @@
-"""On a GPU: the chain twice to the same bits, compiled too. `ON_GPU=1 .venv/bin/python -m pytest -m gpu`."""
+"""On a GPU the chain gives the same bits twice, and runs compiled. `ON_GPU=1 .venv/bin/python -m pytest -m gpu`."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ STAGES = ("evaluator", "vae", "ldm", "gan")
 
 
 def exports_of(stage, scenes, root, name: str, *changes: str) -> dict[str, str]:
-    """The hashes of what the smoke chain leaves."""
+    """Runs the smoke chain. Returns the hashes of its exports."""
     assert torch.cuda.is_available(), "ON_GPU=1, and no GPU"
     arguments = (f"root={root}", f"name={name}", f"data.folder={scenes}/smoke/render", "device=cuda", *changes)
     for part in (*STAGES, "evaluate"):

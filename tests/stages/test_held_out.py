@@ -1,4 +1,4 @@
-"""Label sets never seen, where the vocabulary is small."""
+"""Label sets never seen, with a small vocabulary."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from tests.data.folder import write_folder
 
 
 def all_sets(names):
-    """Multi-hot labels of all pairs and triples of so many names."""
+    """Returns the multi-hot labels of all pairs and triples of `names` names."""
     rows = [c for k in (2, 3) for c in itertools.combinations(range(names), k)]
     return torch.stack([torch.eye(names)[list(row)].sum(0) for row in rows])
 
@@ -28,7 +28,7 @@ def test_sets_of_all_names_are_not_asked_for(names, larger):
 
 
 def test_where_nothing_is_withheld_it_says_what_to_do():
-    with pytest.raises(UserError, match=r"of 10 label sets .*data.withhold=0.1 leaves none .* say data.withhold=0.5"):
+    with pytest.raises(UserError, match=r"of 10 label sets .*data.withhold=0.1 withholds none.*set data.withhold=0.5"):
         label_sets(all_sets(4), Vocabulary(CLEVR.names[:4]), 0.1, 0)
 
 

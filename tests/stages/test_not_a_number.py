@@ -1,4 +1,4 @@
-"""A gradient that is not finite stops the run before anything of it is saved, and says what the loss was made of."""
+"""A gradient that is not finite stops the run before it is saved; the error shows the parts of the loss."""
 
 import shutil
 
@@ -14,7 +14,7 @@ PLANTED = 3  # the step, counted from 0: after the checkpoint of step 2
 
 
 @pytest.mark.parametrize("name", ["evaluator", "vae", "ldm", "gan", "ddpm"])
-def test_a_planted_one_is_not_saved_and_the_run_goes_on_without_it(stage, chain, chain_copy, monkeypatch, name):
+def test_a_planted_nan_is_not_saved_and_the_run_resumes_without_it(stage, chain, chain_copy, monkeypatch, name):
     if name == "ddpm":  # not part of the chain
         assert stage("ddpm", f"root={chain_copy}")[0] == 0
         chain = shutil.copytree(chain_copy, chain_copy.parent / "whole")
@@ -67,7 +67,7 @@ def test_out_of_memory_in_a_step_leaves_the_last_checkpoint_and_the_run_goes_on(
     assert lines(folder) == lines(chain / "smoke/ldm")
 
 
-def test_one_in_the_autoencoder_s_export(stage, chain_copy):
+def test_a_nan_in_the_autoencoder_s_export(stage, chain_copy):
     path = chain_copy / "smoke/vae/export.safetensors"
     tensors, about = load_export(path, "")
     name = next(n for n, t in tensors.items() if "mean" in n and t.is_floating_point())

@@ -10,7 +10,7 @@ from stages.experiments.placed import farthest_first, walk
 
 
 def training(rows=300):
-    """Pairs at least .3 apart."""
+    """Returns conditions of pairs of objects that are at least .3 apart."""
     rng = torch.Generator().manual_seed(0)
     places = torch.rand(rows, 2, 2, generator=rng)
     places = places[(places[:, 0] - places[:, 1]).norm(dim=1) >= 0.3]

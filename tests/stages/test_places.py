@@ -1,3 +1,5 @@
+"""`make places`: its rings, its counts, and its page."""
+
 import json
 
 import torch
@@ -12,7 +14,7 @@ from tests.stages.test_bad_inputs import assert_one_line
 BLUE = torch.tensor([0, 0, 90], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
 
 
-def test_a_ring_is_about_each_known_place_and_nowhere_else():
+def test_a_ring_is_around_each_known_place_and_nowhere_else():
     picture = marked(BLUE, torch.tensor([[0.25, 0.75], [-1, -1], [0.5, 0.5]]))
     assert picture.shape == (3, 64 * SCALE, 64 * SCALE)
     for number, (x, y) in ((0, (0.25, 0.75)), (2, (0.5, 0.5))):
@@ -59,6 +61,6 @@ def test_the_page(stage, tmp_path):
 def test_a_folder_without_places_is_one_line(stage, tmp_path):
     folder = write_folder(tmp_path / "d", places=False)
     arguments = (f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=3", "ldm.network.places=false")
-    assert_one_line(*stage("places", *arguments), "no object is known", "places.json")
+    assert_one_line(*stage("places", *arguments), "no object has a known place", "places.json")
     (folder / "places.json").write_text('{"CLEVR_train_000000_0.png": [[2, 0.5]]}')
     assert_one_line(*stage("places", *arguments), "places.json", "are not places")

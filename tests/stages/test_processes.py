@@ -1,4 +1,4 @@
-"""Two processes under torchrun give the run of one with the same global batch; gloo, float32, on the CPU."""
+"""Two processes under torchrun give the same run as one with the same global batch; gloo, float32, on the CPU."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from stages.engine.export import load_export
 from tests.conftest import HERE, SMOKE
 
 SMALL = "evaluator.learning_rate=1e-5"
-FAULTS = pytest.mark.faults  # long: of `make faults`
+FAULTS = pytest.mark.faults  # long: part of `make faults`
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def start(processes, stage, root, *overrides):
-    """A stage as an experiment of its own on the chain's pictures, evaluator and autoencoder."""
-    # The evaluator is all batch norm: torch's own is off by .2 % of a layer's gradient on channels_last pictures, the
-    # one under torchrun is not (test_distributed.py). So the one process it is compared with is torchrun's as well
+    """Starts a stage as a separate experiment on the chain's pictures, evaluator and autoencoder."""
+    # The evaluator is all batch norm: torch's is off by .2 % of a layer's gradient on channels_last pictures, the one
+    # under torchrun is not (test_distributed.py). So the single process is started by torchrun as well
     plain = processes == 1 and stage != "evaluator"
     launcher = [sys.executable, "-m"] if plain else [*TORCHRUN, str(processes), "-m"]
     settings = [f"root={root}", f"name=by-{processes}", f"data.folder={root}/smoke/render", "device=cpu"]
@@ -39,7 +39,7 @@ def end(process):
 
 
 def losses(folder):
-    """Each line's step and what the loss is made of; not what is counted or averaged within a process only."""
+    """Returns each line's step and parts of the loss, without what is counted or averaged within one process only."""
     names = (
         "step",
         "loss",
@@ -66,7 +66,7 @@ def assert_equal_runs(root, stage, overrides=()):
     (tensors, _), (others, _) = (load_export(f / "export.safetensors", "") for f in (one, two))
     for name, tensor in tensors.items():
         difference = (others[name].double() - tensor.double()).abs().max().item()
-        # Adam makes a step of the learning rate of any gradient: rounding of one near zero may turn its sign
+        # Adam takes a step of the learning rate for any gradient: rounding may flip the sign of one near zero
         allowed = 4e-3 if "running_" in name else 4 * rate
         assert difference <= allowed * max(1.0, tensor.double().abs().max().item()), (name, difference)
         if "running_" not in name and tensor.is_floating_point() and tensor.numel() >= 1000:
@@ -79,8 +79,8 @@ def assert_equal_runs(root, stage, overrides=()):
     [
         ("vae", ("vae.codebook.dead_below=0.5", "vae.codebook.init=kmeans")),
         ("vae", ("vae.quantizer=residual", "vae.residual.codes=16", "vae.residual.dead_below=0.5")),
-        # Adam takes a whole step of any gradient: of eleven million near zero some turn their sign by rounding, which
-        # at the smoke configuration's own rate shows in the gradient norm after four steps (.4 %)
+        # Adam takes a whole step for any gradient: rounding flips the sign of some of eleven million near zero, which
+        # at the smoke configuration's rate shows in the gradient norm after four steps (.4 %)
         pytest.param("evaluator", (SMALL,), marks=FAULTS),
         pytest.param("ldm", (), marks=FAULTS),
         pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=FAULTS),

@@ -1,4 +1,4 @@
-"""The reader as a stage: trained on wholly placed pictures, resumed to the bit, measured; else one line."""
+"""The reader's stage trains on pictures with all places known, resumes to the bit, and is measured."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ A, B = (0.5, 0.5), (0.7, 0.7)
 
 
 def some_known(tmp_path):
-    """Eight pictures, of which the first, third and eighth say where all their objects are; five of them held out."""
+    """Returns eight pictures, all held out too; the first, third and eighth know the places of all their objects."""
     dataset = noise_pictures(tmp_path)
     objects = [[0, 1], [0, 1], [2], [1], [0], [1, 2], [0], [2, 0]]
     places = [[A, B], [A, None], [A], [None], [None], [None, A], [None], [B, A]]
@@ -48,9 +48,9 @@ def test_where_nothing_is_known_it_says_so(tmp_path):
     dataset = some_known(tmp_path)
     assert nothing_to_read(dataset) is None
     unknown = Condition.of_lists([[0], [1, 2]], 3, [[None], [A, None]])
-    assert "of no held-out picture" in nothing_to_read(replace(dataset, held_out_conditions=unknown))
+    assert "nothing to read: no held-out picture" in nothing_to_read(replace(dataset, held_out_conditions=unknown))
     words = nothing_to_read(replace(dataset, conditions=unknown, held_out_conditions=unknown))
-    assert "of no training and no held-out picture" in words
+    assert "nothing to read: no training and no held-out picture" in words
 
 
 def test_pictures_without_places_are_one_line_and_no_fault(stage, tmp_path):
@@ -62,7 +62,7 @@ def test_pictures_without_places_are_one_line_and_no_fault(stage, tmp_path):
     assert not (tmp_path / "smoke/reader/export.safetensors").exists()
 
 
-def test_its_export_says_what_it_is_worth(chain):
+def test_its_export_holds_its_metrics(chain):
     about = read_about(chain / "smoke/reader/export.safetensors", "")
     last = json.loads((chain / "smoke/reader/metrics.jsonl").read_text().splitlines()[-1])
     assert about["parents"].keys() == {"data", "places"} and all(about["parents"].values())
@@ -70,15 +70,15 @@ def test_its_export_says_what_it_is_worth(chain):
     assert about["metrics"]["not_found"] == pytest.approx(last["not_found"])
 
 
-def test_a_placement_error_is_said_with_the_share_of_objects_it_is_of():
+def test_a_placement_error_names_the_share_of_objects_it_covers():
     figures = {"placement_error_pixels": 0.5, "not_found": 0.25, "too_many": 0.0, "too_few": 0.5, "accuracy": 1.0}
-    assert "placement error 0.50 pixels, of the 0.750 found" in words_of(figures | {"pictures": 8})
+    assert "placement error 0.50 pixels over the 0.750 found" in words_of(figures | {"pictures": 8})
     none = figures | {"pictures": 8, "placement_error_pixels": None, "not_found": 1.0}
     assert "no object is found" in words_of(none)
 
 
-def test_a_run_that_goes_on_is_the_run_left_alone(stage, chain, tmp_path):
-    """From its checkpoint of step 4 on: the same tensors, bit for bit."""
+def test_a_resumed_run_equals_an_uninterrupted_one(stage, chain, tmp_path):
+    """Resumed from its checkpoint of step 4, it gives the same tensors, bit for bit."""
     shutil.copytree(chain / "smoke/reader", tmp_path / "smoke/reader")
     whole = load_export(tmp_path / "smoke/reader/export.safetensors", "")[0]
     (tmp_path / "smoke/reader/export.safetensors").unlink()
@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_is_the_run_left_alone(stage, chain, tmp_path):
 
 
 def test_a_sampler_that_gives_the_real_pictures_is_judged_as_they_are(tmp_path):
-    """Whoever draws exactly what held-out pictures show has the reader's own figures."""
+    """A sampler that draws exactly what held-out pictures show gets the reader's figures on them."""
     dataset, context = some_known(tmp_path), context_with("reader.batch=4")
     reader, rows = ReaderTask(context, dataset).ema.average, readable(dataset)
     own = figures_on_real(reader, dataset, rows, context)

@@ -1,3 +1,5 @@
+"""`make scenes` writes where the objects are."""
+
 import json
 
 from tests.data.folder import write_folder
@@ -15,7 +17,7 @@ def test_the_scenes_places_are_written_and_added_where_an_older_version_drew(sta
     (folder / "places.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
     status, said = stage("render", *arguments)
-    assert (status, "where the objects are" in said, "finished already" in said) == (0, True, True)
+    assert (status, "wrote the places of the objects" in said, "finished already" in said) == (0, True, True)
     assert (folder / "places.json").read_bytes() == content
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")} == before, "nothing is drawn again"
 

@@ -1,4 +1,4 @@
-"""Killed and resumed runs equal uninterrupted ones, bit for bit, by real signals to real processes."""
+"""Killed and resumed runs equal uninterrupted ones, bit for bit; real processes receive real signals."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ from tests.conftest import finish, start_stage
 
 
 def lines(folder):
-    """metrics.jsonl without rates and times, which are the machine's and not the run's."""
+    """Returns metrics.jsonl without rates and times, which depend on the machine."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("images_per_second", "seconds")} for line in found]
 
@@ -22,7 +22,7 @@ def digest(folder):
 
 
 def signal_after(process, folder, number, pattern="step-*.ckpt"):
-    """Sends a signal as soon as a file of that pattern lies in the folder."""
+    """Sends a signal as soon as the folder contains a file of that pattern."""
     deadline = time.time() + 120
     while not list(folder.glob(pattern)) and time.time() < deadline and process.poll() is None:
         time.sleep(0.001)

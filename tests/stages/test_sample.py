@@ -1,4 +1,4 @@
-"""What `make sample` is asked for badly is one line, and a place that is asked for reaches the network."""
+"""Bad requests to `make sample` give one line, and an asked place reaches the network."""
 
 import pytest
 from PIL import Image

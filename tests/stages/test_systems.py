@@ -1,4 +1,4 @@
-"""Every system and choice of the reports runs through its command, and a wrong value is told the right ones."""
+"""Every system and choice of the reports runs through its command; the error for a wrong value lists the right ones."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ SAMPLING = [
 
 @pytest.fixture(scope="module")
 def root(chain, tmp_path_factory):
-    """The chain's exports and scenes beside which every system here trains its own."""
+    """Returns a root with the chain's exports and scenes, in which every system here is trained."""
     root = tmp_path_factory.mktemp("systems")
     for name in ("smoke", "packs"):
         (root / name).symlink_to(chain / name)
@@ -68,7 +68,7 @@ def root(chain, tmp_path_factory):
 
 
 def base(root, name):
-    """Another experiment on the chain's scenes that uses its evaluator and autoencoder."""
+    """Returns the arguments of an experiment that uses the chain's scenes, evaluator and autoencoder."""
     return (
         f"root={root}",
         f"name={name}",
@@ -87,7 +87,7 @@ def test_a_gan_on_a_map_of_places_draws_with_places_and_without(stage, root, nam
     for labels in ("red cube at 0.2 0.3", "red cube at 0.8 0.7", "red cube"):
         out = root / "x.png"
         status, said = stage("sample", *arguments, "--labels", labels, "--model", "gan", "--out", str(out))
-        if " at " in labels and not takes_places:  # its critic alone reads them
+        if " at " in labels and not takes_places:  # only its critic reads them
             assert_one_line(status, said, "trained without places", "gan.generator.entry=map")
         else:
             assert status == 0, said
@@ -127,12 +127,12 @@ def test_sampling(stage, root, model, changes):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_sampling_compiled(stage, root):
-    """The picture is the one that is sampled without."""
+    """The picture is the same as without compiling."""
     tiny = "ldm.network={channels: 8, multipliers: [1], blocks: 1, head_width: 8, expansion: 0, context: 8}"
     arguments = (*base(root, "compiled"), tiny, "ldm.steps=2", "ldm.learning_rate=0.05", "eval.guidance=2.0")
     status, said = stage("ldm", *arguments)
     assert status == 0, said
-    status, said = stage("ldm", *arguments, "ldm.compile=true")  # done, it serves whether it was compiled or not
+    status, said = stage("ldm", *arguments, "ldm.compile=true")  # a finished run is used whether it was compiled or not
     assert (status, "finished already" in said) == (0, True), said
     frames, made = torch._dynamo.utils.counters["frames"], []
     for compile_ in ("false", "true"):
@@ -162,8 +162,8 @@ def test_the_ablation_of_the_multiply_add_net_is_one_key(stage, root):
     assert set(report["results"]) == {"ddpm"}
 
 
-def test_a_finished_one_with_a_plateau_is_sampled_in_other_ways_an_unfinished_one_goes_on_in_its_own(stage, root):
-    """Its previews' accuracy drives the learning rate, so how they are sampled is part of the run until its end."""
+def test_with_a_plateau_only_a_finished_run_can_be_sampled_in_other_ways(stage, root):
+    """The previews' accuracy drives the learning rate, so how they are sampled is part of the run until its end."""
     arguments = (*base(root, "ddpm-eval"), "models=[ddpm]")
     assert stage("ddpm", *arguments)[0] == 0
     others = ("eval.steps=2", "eval.guidance=1", "eval.seeds=[7]")
@@ -176,7 +176,7 @@ def test_a_finished_one_with_a_plateau_is_sampled_in_other_ways_an_unfinished_on
 
 @pytest.mark.parametrize("model", ["ldm", "ddpm"])
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
-def test_classifier_guidance_by_a_stranger_to_the_judge(stage, root, model, sampler):
+def test_classifier_guidance_by_another_network_than_the_judge(stage, root, model, sampler):
     """The guide is the evaluator of another experiment; both its accuracy and the judge's are reported."""
     guide = (f"root={root}", "name=guide", f"data.folder={root}/smoke/render", "seed=2")
     assert stage("evaluator", *guide)[0] == 0
@@ -190,7 +190,7 @@ def test_classifier_guidance_by_a_stranger_to_the_judge(stage, root, model, samp
 
 
 def test_the_plateau_factor_is_part_of_the_run(stage, tmp_path, monkeypatch):
-    """Where no accuracy rises the factor falls, and an interrupted run keeps it: it ends as one left alone."""
+    """If no accuracy rises the factor falls, and an interrupted run keeps it: it ends as an uninterrupted one."""
     monkeypatch.setattr("stages.evaluator.accuracy", lambda scores, labels: 0.5)
     save_export(tmp_path / "judge/evaluator/export.safetensors", Evaluator(24).state_dict(), {})
     settings = (f"root={tmp_path}", f"data.folder={write_folder(tmp_path / 'data')}", "data.validation_every=2")
@@ -212,7 +212,7 @@ def test_the_plateau_factor_is_part_of_the_run(stage, tmp_path, monkeypatch):
 
 
 def test_a_training_that_ends_where_it_is_good_enough_goes_on_from_there(root):
-    """Off the beat of logs and checkpoints, so that both are in what it leaves."""
+    """It ends between log lines and checkpoints, and still writes both."""
 
     def train(name, *until):
         changes = ("ldm.preview_every=1", "ldm.checkpoint_every=6", "ldm.log_every=2")
@@ -253,7 +253,7 @@ def test_muons_momentum_is_part_of_the_run(stage, root, monkeypatch):
 
 @contextmanager
 def interrupted_at(step, monkeypatch):
-    """Within it a run is told to stop while it takes that step."""
+    """Context manager: a run receives SIGINT while it takes that step."""
     update = Optimizer.update
 
     def interrupted(self, loss, number):
@@ -267,7 +267,7 @@ def interrupted_at(step, monkeypatch):
 
 
 def plateau(folder):
-    """The plateau's state in the newest checkpoint."""
+    """Returns the plateau's state in the newest checkpoint."""
     newest = max(folder.glob("step-*.ckpt"))
     return torch.load(_payload(newest), weights_only=True)["parts"]["plateau"]
 
@@ -296,7 +296,7 @@ def _payload(path):
         ("ldm", "uses={judge: smoke}", ["uses.judge"]),
     ],
 )
-def test_a_wrong_value_is_told_the_right_ones(stage, chain, name, change, parts):
+def test_the_error_for_a_wrong_value_lists_the_right_ones(stage, chain, name, change, parts):
     assert_one_line(*stage(name, f"root={chain}", change), *parts)
 
 
@@ -305,7 +305,7 @@ def test_a_configuration_without_a_ddpm_section_says_which_has_one(stage, tmp_pa
 
 
 def test_a_model_that_serves_the_experiment_serves_none_of_its_variants():
-    """Else a variant's figures would be those of the model it differs from."""
+    """Otherwise a variant's figures would be those of the model it differs from."""
     config = load(HERE / "configs/iclevr-guided.yaml")
     context = Context(config, torch.device("cpu"), torch.float32, Namespace(), 0.0, ExitStack())
     variant = context.derived("other", "ldm.schedule=linear")

@@ -1,4 +1,4 @@
-"""What the autoencoder's loss weighs."""
+"""The parts of the autoencoder's loss and how they are weighted."""
 
 import copy
 from dataclasses import replace
@@ -47,7 +47,7 @@ def test_an_error_on_an_object_weighs_more_than_one_on_the_floor():
     assert abs(loss_of(images, on_object, None, 9.0) - plain) < 1e-9
 
 
-def test_windows_lie_about_an_object_and_within_the_picture():
+def test_windows_are_around_an_object_and_within_the_picture():
     places = [[(0.1, 0.9)], [(0.5, 0.5), (0.95, 0.05)], [None]]
     condition = Condition.of_lists([[0], [1, 2], [3]], 5, places).to(DEVICE)
     seen = [set(), set(), set()]
@@ -57,7 +57,7 @@ def test_windows_lie_about_an_object_and_within_the_picture():
             seen[row].add(tuple(v.item() for v in corner))
     assert seen[0] == {(4, 0)}
     assert (0, 4) in seen[1] and len(seen[1]) > 4
-    for row, column in seen[1]:  # the centre of one of both objects is in it, at least half a cell from the rim
+    for row, column in seen[1]:  # the centre of one of the two objects is inside, at least half a cell from the rim
         assert any(c + 0.5 <= 8 * x <= c + 3.5 for x in (0.5, 0.95) for c in (column,)) or column == 4
         assert 0 <= row <= 4
     assert len(seen[2]) > 15
@@ -81,14 +81,14 @@ def test_the_median_picture_is_the_scenery():
 
 
 @pytest.mark.parametrize(("read", "said"), [(0.099, True), (0.24, True), (0.6, False)])
-def test_reconstructions_that_show_the_judge_nothing_are_told_of(read, said):
+def test_reconstructions_that_show_the_judge_nothing_give_a_warning(read, said):
     words = shows_nothing({"reconstruction_accuracy": read, "original_accuracy": 0.977})
     assert bool(words) == said
     assert not said or (f"{read:.3f}" in words and "vae.learning_rate" in words)
 
 
 def test_the_labels_shape_the_latents(chain):
-    """The classification is part of the run; what it learned is not part of the autoencoder."""
+    """The classification is part of the run; its weights are not part of the autoencoder."""
     losses = [
         line["classification"] for line in read_metrics(chain / "smoke/vae/metrics.jsonl") if "commitment" in line
     ]
@@ -114,7 +114,7 @@ def test_the_classification_moves_the_encoder_and_the_classifier(monkeypatch, tm
     pairs = zip(task.network.encoder.parameters(), plain.network.encoder.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
     pairs = zip(task.network.decoder.parameters(), plain.network.decoder.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs), "it is of the latents alone"
+    assert all(torch.equal(a, b) for a, b in pairs), "the classification must depend on the latents only"
 
 
 def a_task(monkeypatch, dataset, *changes):
@@ -139,7 +139,7 @@ def placed_pictures(folder):
 
 
 def what_the_decoder_gets(task, latents):
-    """By `_through` at step 0, and what it says of the codes."""
+    """Returns what `_through` gives the decoder at step 0, and the codes' indices."""
     seen = []
     task.network.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     _, indices, _ = task._through(latents, True, Draws(0, "vae", 0, 4, DEVICE))
@@ -162,7 +162,7 @@ def test_a_share_of_rows_is_decoded_as_it_is_and_the_others_by_their_codes(monke
 
 
 def test_the_decoder_s_noise_is_in_units_of_each_channel_s_deviation(monkeypatch, tmp_path):
-    """Every row has an amount of its own; relative to its channel's deviation it is the same in all channels."""
+    """Each row has a separate amount; relative to a channel's deviation it is the same in all channels."""
     task = a_task(monkeypatch, noise_pictures(tmp_path), "vae.quantizer=fsq", "vae.decoder_noise=0.2")
     scales = torch.tensor([0.1, 0.5, 1.0, 2.0, 3.0, 3.0])[None, :, None, None]
     latents = scales * torch.randn(4, 6, 8, 8)
@@ -200,13 +200,13 @@ def test_cells_without_places_are_refused_before_anything_is_trained(tmp_path):
 def test_reconstructions_are_judged_as_samples_are_decoded_and_the_other_way_beside(
     quantizer, decodes, monkeypatch, tmp_path
 ):
-    """A judge that names the codes' pictures: what is measured as each way is that way."""
+    """The judge recognises pictures decoded by codes, so each figure shows which way it was measured."""
     options = {"codebook": {"codes": 16, "init": "uniform"}, "fsq": {"levels": 3}}
     options["residual"] = {"codes": 4, "quantizers": 2, "decay": 0.9, "commitment": 0.25, "dead_below": 0.0}
     torch.manual_seed(0)
     vae = VQVAE((8, 8, 8), quantizer=quantizer, options=options[quantizer], decodes=decodes)
     vae.encoder.body[-1].weight.data.mul_(20)
-    vae(torch.randn(8, 3, 64, 64))  # begins a codebook by k-means
+    vae(torch.randn(8, 3, 64, 64))  # starts a codebook by k-means
     vae.eval()
     pictures = noise_pictures(tmp_path)
     dataset = replace(pictures, held_out_images=pictures.images, held_out_conditions=pictures.conditions)
@@ -228,7 +228,7 @@ def test_reconstructions_are_judged_as_samples_are_decoded_and_the_other_way_bes
 
 
 def test_an_export_that_knows_no_quantisers_is_a_codebook_decoded_by_codes():
-    """Its configuration has none of the newer keys, its tensors are those of before."""
+    """Its configuration has none of the newer keys, and its tensors have the old names."""
     newer = {"quantizer", "fsq", "residual", "decodes", "decoder_noise", "unquantized", "cell_weight"}
     content = Vae(steps=6, batch=8, learning_rate=1e-3, codebook={"codes": 16}).model_dump(mode="json")
     settings = Vae.model_validate({k: v for k, v in content.items() if k not in newer}, strict=False)
@@ -254,7 +254,7 @@ def test_quantisers_that_cannot_be_are_one_line_with_the_key(overrides, fault):
 
 
 def test_finite_scalars_quantise_from_their_start_on(monkeypatch, tmp_path):
-    """Before it the decoder gets the latents as they are, from then on whole numbers."""
+    """Before the start the decoder gets the latents unchanged, afterwards whole numbers."""
     task = a_task(monkeypatch, noise_pictures(tmp_path), "vae.quantizer=fsq", "vae.fsq.start=1")
     seen = []
     task.network.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))

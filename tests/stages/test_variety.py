@@ -1,4 +1,4 @@
-"""Variety is measured over real pictures of one label set, and models are asked for the same."""
+"""Variety is measured on real pictures of one label set, and models are asked for the same sets."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,8 +20,8 @@ SCENES = Condition.of_lists(
 )
 
 
-def test_pairs_are_of_one_label_set_and_layout_whatever_their_order():
-    """The third has the two objects the other way round, the fourth others, the fifth a place that is not known."""
+def test_pairs_are_of_one_label_set_and_layout_in_any_order():
+    """The third picture swaps the two objects, the fourth has others, the fifth has an unknown place."""
     assert of_one_layout(SCENES).tolist() in ([[0, 1], [5, 6]], [[5, 6], [0, 1]])
     assert of_one_layout(Condition.of_lists([[0], [0]], 3)).shape == (0, 2)
 
@@ -38,7 +38,7 @@ def test_distances_are_root_mean_squares():
 
 
 def of_one_object(tmp_path):
-    """Sixteen pictures of noise of one object at one place."""
+    """Returns sixteen noise pictures labelled with one object at one place."""
     dataset = noise_pictures(tmp_path)
     conditions = Condition.of_lists([[0]] * 16, 3, [[A]] * 16)
     return replace(dataset, images=torch.cat([dataset.images, 255 - dataset.images]), conditions=conditions)

@@ -1,4 +1,4 @@
-"""An evaluation's result as report.json, report.md and a self-contained report.html."""
+"""Writes an evaluation's result as report.json, report.md and a self-contained report.html."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ def data_uri(content: bytes) -> str:
 
 
 def curve(lines: list[dict], names: list[str], title: str, log: bool = False) -> bytes | None:
-    """Metrics over steps as a PNG, or None where none was logged."""
+    """Plots metrics over steps as a PNG. Returns None if none was logged."""
     figure, axes = plt.subplots(figsize=(5, 2.6), dpi=110)
     for name in names:
         points = [(line["step"], line[name]) for line in lines if name in line]
@@ -43,17 +43,17 @@ def curve(lines: list[dict], names: list[str], title: str, log: bool = False) ->
 
 
 def error_bars(axis: plt.Axes, series: dict[str, list[tuple[float, float, float]]], line: str = "-") -> None:
-    """Draws (place, mean, deviation) points with their deviations as bars, a colour and a marker a series."""
+    """Draws (place, mean, deviation) points with their deviations as bars, with one colour and marker per series."""
     for (name, points), marker in zip(series.items(), itertools.cycle("os^Dv")):
         places, means, deviations = zip(*points, strict=True)
         look = {"marker": marker, "markersize": 4, "linestyle": line, "linewidth": 1, "elinewidth": 0.8}
         axis.errorbar(places, means, deviations, label=name, **look)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=7, frameon=False, ncols=len(series), loc="lower right", bbox_to_anchor=(1, 1))  # off the bars
+    axis.legend(fontsize=7, frameon=False, ncols=len(series), loc="lower right", bbox_to_anchor=(1, 1))  # above bars
 
 
 def drawn(figure: plt.Figure) -> bytes:
-    """A matplotlib figure as a PNG; it is closed."""
+    """Saves a matplotlib figure as a PNG, and closes it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
@@ -61,7 +61,7 @@ def drawn(figure: plt.Figure) -> bytes:
 
 
 def write_texts(folder: Path, template: str, content: dict) -> None:
-    """report.md and report.html from <template>.md.jinja and <template>.html.jinja; the page is escaped."""
+    """Writes report.md and report.html from <template>.md.jinja and <template>.html.jinja; the page is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.jinja"]),
@@ -85,4 +85,4 @@ def _cell(value: object) -> str:
 def write_report(folder: Path, result: dict, view: dict) -> None:
     """Writes the three files. `result` is report.json; `view` adds the pictures and curves for the page."""
     write_texts(folder, "report", {"result": result, **view})
-    write_atomically(folder / "report.json", json.dumps(result, indent=2).encode())  # last: it says the report is whole
+    write_atomically(folder / "report.json", json.dumps(result, indent=2).encode())  # last: the report is complete
