@@ -148,9 +148,10 @@ growth: setup ## measure a step's time and memory by batch, networks, pictures (
 test: setup ## run the tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
-lint: setup ## check ruff's rules and format
+lint: setup ## ruff's rules and format, and mypy's types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 faults: setup ## run the long tests: kills at random moments (KILLS=25 per stage), damaged files, full disks, processes
 	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
