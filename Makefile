@@ -4,6 +4,7 @@ CONFIG ?= configs/demo.yaml
 DATA   ?=
 SET    ?=
 FRESH  ?=
+override FRESH := $(filter-out 0 no No NO false False FALSE off,$(FRESH))
 LABELS ?= red cube, cyan sphere
 COUNT  ?= 8
 SEED   ?= 0
@@ -99,42 +100,47 @@ eval: models reader ## train what is missing, evaluate, write checkpoints/NAME/e
 
 ##@ Use
 
-sample: for-drawer ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
-	@$(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
-	  $(OF_MODEL) --out "$(OUT)" $(SETS)
+SAMPLE = $(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
+	  $(OF_MODEL) --out "$(OUT)"
+
+checked-sample: setup
+	@$(SAMPLE) --check $(SETS)
+
+sample: checked-sample for-drawer ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
+	@$(SAMPLE) $(SETS)
 
 ##@ Experiments
 
-progress: for-diffusion ## [MODEL=ldm|ddpm] show the denoising of five samples, step by step
+progress: checked-progress for-diffusion ## [MODEL=ldm|ddpm] show the denoising of five samples, step by step
 	$(call STAGE,experiments.progress,$(OF_MODEL))
 
-samplers: for-diffusion ## [MODEL=ldm|ddpm] compare DDPM with DDIM at 100 to 5 sampling steps: accuracy and time
+samplers: checked-samplers for-diffusion ## [MODEL=ldm|ddpm] compare DDPM with DDIM at 100 to 5 sampling steps: accuracy and time
 	$(call STAGE,experiments.samplers,$(OF_MODEL))
 
-placed: eval ## draw one object at eight places, FLAGS="--labels '...'", and measure how far off it is
+placed: checked-placed eval ## draw one object at eight places, FLAGS="--labels '...'", and measure how far off it is
 	$(call STAGE,experiments.placed)
 
-places: scenes ## show 32 training pictures with their objects' places marked
+places: checked-places scenes ## show 32 training pictures with their objects' places marked
 	$(call STAGE,experiments.places)
 
-gradnorm: for-gan ## compare gradient norms by critic layer: weight clipping and gradient penalty
+gradnorm: checked-gradnorm for-gan ## compare gradient norms by critic layer: weight clipping and gradient penalty
 	$(call STAGE,experiments.gradnorm)
 
-ablations: vae ## change one choice at a time (conditions, schedule, prediction, guidance), with small budgets
+ablations: checked-ablations vae ## change one choice at a time (conditions, schedule, prediction, guidance), with small budgets
 	$(call STAGE,experiments.ablations)
 
-compare: eval ## compare the models: time, memory, accuracy, diversity
+compare: checked-compare eval ## compare the models: time, memory, accuracy, diversity
 	$(call STAGE,experiments.compare)
 
-held-out: vae ## train without some label sets, then ask for them, and for four and five objects
+held-out: checked-held-out vae ## train without some label sets, then ask for them, and for four and five objects
 	$(call STAGE,experiments.held_out)
 
-reproduce: vae ## rebuild every system of the reports on one page (weeks on a CPU: use FLAGS="--only ... --steps ...")
+reproduce: checked-reproduce vae ## rebuild every system of the reports on one page (weeks on a CPU: use FLAGS="--only ... --steps ...")
 	$(call STAGE,experiments.reproduce)
 
 ##@ Measuring
 
-pace: evaluator ## measure how long the LDM takes to pass .80, with this recipe and with a plain one
+pace: checked-pace evaluator ## measure how long the LDM takes to pass .80, with this recipe and with a plain one
 	$(call STAGE,experiments.pace)
 
 bench: setup ## time training steps, sampling and reading beside plain code, other packages and the machine's rates

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 
 def _leave(number: int, frame: object) -> None:
@@ -9,21 +10,28 @@ def _leave(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
+def started_module() -> str | None:
+    """Returns the module that `python -m` is starting, while its packages are still being imported; else None."""
+    if sys.argv[0] != "-m" or "-m" not in sys.orig_argv:
+        return None
+    return sys.orig_argv[sys.orig_argv.index("-m") + 1]
+
+
 def _begin() -> None:
-    """While `python -m stages.X` is being started: signals, `--help` and mistakes are answered before torch loads.
+    """Answers signals, `--help` and mistakes before torch loads, while `python -m stages.X` is being started.
 
-    The imports take seconds, and a command's own handlers come after them (stages/engine/command.py). Where `stages`
-    is imported by anything else nothing happens here.
+    The imports take seconds, and a command's own handlers come after them (stages/engine/command.py). When anything
+    else imports `stages`, nothing happens here.
     """
-    from stages.engine.arguments import answer_early, started_module
-
-    if not (started_module() or "").startswith("stages."):
+    module = started_module() or ""
+    if not module.startswith("stages.") or module == "stages.engine.config":  # the latter is what this would import
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     from stages.commands import COMMANDS
+    from stages.engine.arguments import answer_early
 
-    if command := COMMANDS.get(started_module().removeprefix("stages.")):
+    if command := COMMANDS.get(module.removeprefix("stages.")):
         answer_early(command)
 
 

@@ -1,10 +1,14 @@
 """Lists every command, its help and its flags in one table, without torch, so that `--help` and mistakes are fast."""
 
 import argparse
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from models.choices import DIFFUSION, MODELS
 from stages.engine.arguments import Command, add_fresh
+from stages.engine.config import Config
+from stages.engine.errors import UserError
 from stages.experiments.systems import GROUPS, SYSTEMS
 
 # what `make bench` and `make growth` measure: the names of stages/benchmark's tables
@@ -21,6 +25,19 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=MODELS, help="the model that draws (default: from `models`)")
     parser.add_argument("--steps", type=int, help="sampling steps of a diffusion model (default: eval.steps)")
     parser.add_argument("--guidance", type=float, help="guidance of a diffusion model (default: eval.guidance)")
+
+
+def _check_sample(a: argparse.Namespace, config: Config) -> None:
+    if a.count < 1:
+        raise UserError(f"--count {a.count}: ask for at least one picture")
+    if a.steps is not None and a.steps < 1:
+        raise UserError(f"--steps {a.steps}: take at least one step")
+    if a.guidance is not None and not 0 <= a.guidance < math.inf:
+        raise UserError(f"--guidance {a.guidance}: must be a finite number from 0 on; 1 means no guidance")
+    if (a.model or config.drawer) not in DIFFUSION and (a.steps is not None or a.guidance is not None):
+        raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
+    if Path(a.out).suffix.lower() != ".png":
+        raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +62,19 @@ def _ablations(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
+def _check_ablations(a: argparse.Namespace, config: Config) -> None:
+    if a.steps < 1 or a.runs < 1:
+        raise UserError(f"--steps {a.steps} --runs {a.runs}: both must be at least 1")
+
+
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, default=300, help="pictures for the distance (default: %(default)s)")
     add_fresh(parser)
+
+
+def _check_compare(a: argparse.Namespace, config: Config) -> None:
+    if a.pictures < 2:
+        raise UserError(f"--pictures {a.pictures}: a distance needs at least two")
 
 
 def _pace(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +86,16 @@ def _pace(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to-the-end", action="store_true", help="continue training after it has passed")
     add_fresh(parser)
+
+
+def _check_pace(a: argparse.Namespace, config: Config) -> None:
+    if not 0 <= a.accuracy < 1:
+        raise UserError(f"--accuracy {a.accuracy}: give a number from 0 to below 1")
+
+
+def _check_steps(a: argparse.Namespace, config: Config) -> None:
+    if a.steps is not None and a.steps < 1:
+        raise UserError(f"--steps {a.steps}: must be at least 1")
 
 
 def _reproduce(parser: argparse.ArgumentParser) -> None:
@@ -128,19 +165,27 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "vae": Command("Stage 1: trains the VQ-VAE."),
     **{model: Command(words) for model, words in MODELS.items()},
     "evaluate": Command("Evaluates the models of a configuration on its test sets and writes the report."),
-    "sample": Command("Draws pictures of the objects asked for.", _sample, alone=True),
+    "sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
     "experiments.places": Command("Shows pictures with the places of their objects.", alone=True),
     "experiments.placed": Command("Asks for one object at eight places.", _placed, alone=True),
-    "experiments.gradnorm": Command("Compares the critic's gradient norms by layer.", _gradnorm, alone=True),
+    "experiments.gradnorm": Command(
+        "Compares the critic's gradient norms by layer.", _gradnorm, alone=True, check=_check_steps
+    ),
     "experiments.progress": Command("Shows samples from noise to picture.", _diffusion, alone=True),
     "experiments.samplers": Command(
         "Compares DDPM's sampler with DDIM's by accuracy and time.", _diffusion, alone=True
     ),
-    "experiments.ablations": Command("Ablations on a small fixed budget.", _ablations, alone=True),
-    "experiments.compare": Command("Compares the models of an experiment.", _compare, alone=True),
+    "experiments.ablations": Command(
+        "Ablations on a small fixed budget.", _ablations, alone=True, check=_check_ablations
+    ),
+    "experiments.compare": Command("Compares the models of an experiment.", _compare, alone=True, check=_check_compare),
     "experiments.held_out": Command("Trains without a share of the label sets and asks for them.", alone=True),
-    "experiments.pace": Command("Measures the time until the LDM passes an accuracy.", _pace, alone=True),
-    "experiments.reproduce": Command("Runs every system of the reports and compares them.", _reproduce, alone=True),
+    "experiments.pace": Command(
+        "Measures the time until the LDM passes an accuracy.", _pace, alone=True, check=_check_pace
+    ),
+    "experiments.reproduce": Command(
+        "Runs every system of the reports and compares them.", _reproduce, alone=True, check=_check_steps
+    ),
     "benchmark.bench": Command("Measures the steps against the plain way and other packages.", _bench, alone=True),
     "benchmark.growth": Command(
         "Measures how steps grow with batch, networks, pictures, processes.", _growth, alone=True

@@ -1,12 +1,10 @@
 """`make sample LABELS="red cube, cyan sphere"`: draws pictures with a trained model."""
 
-import math
 from pathlib import Path
 
 import torch
 
 from data.labels import DataError, Vocabulary
-from models.choices import DIFFUSION
 from models.condition import Condition
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
@@ -18,17 +16,7 @@ from stages.models import MODELS
 
 def main(context: Context) -> None:
     a = context.arguments
-    if a.count < 1:
-        raise UserError(f"--count {a.count}: ask for at least one picture")
-    if a.steps is not None and a.steps < 1:
-        raise UserError(f"--steps {a.steps}: take at least one step")
-    if a.guidance is not None and not 0 <= a.guidance < math.inf:
-        raise UserError(f"--guidance {a.guidance}: must be a finite number from 0 on; 1 means no guidance")
     model = a.model or context.config.drawer
-    if model not in DIFFUSION and (a.steps is not None or a.guidance is not None):
-        raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
-    if Path(a.out).suffix.lower() != ".png":
-        raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
     sampler, about = MODELS[model].load(context)
     try:
         objects, places = Vocabulary(about["objects"]).parse(a.labels)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from stages import started_module
 from stages.engine.config import Config, load
 from stages.engine.errors import UserError
 
@@ -22,11 +23,15 @@ def add_fresh(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """Describes a command. `flags` adds further flags; with `alone` it refuses to run in several processes."""
+    """A command's help and flags. One that is `alone` is not for several processes.
+
+    `check(arguments, config)` raises UserError for what can be known before anything runs.
+    """
 
     description: str
     flags: Callable[[argparse.ArgumentParser], None] = add_fresh
     alone: bool = False
+    check: Callable[[argparse.Namespace, Config], None] = lambda arguments, config: None
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,13 +39,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
-
-
-def started_module() -> str | None:
-    """Returns the module that `python -m` is starting while its packages are still being imported, else None."""
-    if sys.argv[0] != "-m" or "-m" not in sys.orig_argv:
-        return None
-    return sys.orig_argv[sys.orig_argv.index("-m") + 1]
 
 
 def running_module() -> str:
@@ -60,18 +58,21 @@ def read_arguments(command: Command) -> argparse.Namespace:
     parser.add_argument(
         "--config", default="configs/demo.yaml", metavar="FILE", help="the experiment (default: %(default)s)"
     )
+    parser.add_argument("--check", action="store_true", help="only check the command line and the configuration")
     command.flags(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="replace a value of the configuration"
     )
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def read_configuration(command: Command, arguments: argparse.Namespace) -> Config:
     """Loads the configuration that the arguments name. Raises UserError."""
     if command.alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{running_module()} runs in one process: start it without torchrun")
-    return load(arguments.config, arguments.overrides)
+    config = load(arguments.config, arguments.overrides)
+    command.check(arguments, config)
+    return config
 
 
 def answer_early(command: Command) -> None:
@@ -84,3 +85,5 @@ def answer_early(command: Command) -> None:
             time.sleep(2)  # the main process reports for all, and torchrun ends this one
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    if arguments.check:
+        sys.exit(0)

@@ -136,6 +136,8 @@ def run_command(command: Command, body: Callable[[Context], None]) -> None:
     threading.excepthook = _of_thread
     try:
         config = read_configuration(command, arguments)
+        if arguments.check:
+            return
         with ExitStack() as held:
             body(context_of(config, arguments, began, held))
         distributed.stop()

@@ -10,7 +10,6 @@ from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.config import load
 from stages.engine.dataset import load_dataset
-from stages.engine.errors import UserError
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
@@ -109,8 +108,6 @@ def figure(group: str, values: dict[str, dict[str, list[float]]]) -> bytes:
 
 def main(context: Context) -> None:
     a = context.arguments
-    if a.steps < 1 or a.runs < 1:
-        raise UserError(f"--steps {a.steps} --runs {a.runs}: both must be at least 1")
     lent = ""
     if any(borrowed(context, GROUPS[group][0]) for group in a.only):
         lent = f" It has no ddpm section, so conditions are compared with that of {SMALL}, its sampler and guidance."

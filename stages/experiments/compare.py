@@ -75,8 +75,6 @@ def main(context: Context) -> None:
     refuse_other_pictures(context, {"evaluator": about}, dataset)
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")
-    if context.arguments.pictures < 2:
-        raise UserError(f"--pictures {context.arguments.pictures}: a distance needs at least two")
     count = min(context.arguments.pictures, len(dataset.held_out_images))
     real = features(judge, dataset.held_out_images[:count], context)
     first, asked = next(iter(dataset.test_sets.items()))

@@ -10,7 +10,6 @@ import torch
 from stages.commands import COMMANDS
 from stages.engine.command import SERVING, Context, run_command
 from stages.engine.config import Config
-from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.log import read_metrics
 from stages.engine.report import drawn
@@ -105,8 +104,6 @@ def figure(found: dict[str, dict], accuracy: float) -> bytes:
 
 def main(context: Context) -> None:
     accuracy = context.arguments.accuracy
-    if not 0 <= accuracy < 1:
-        raise UserError(f"--accuracy {accuracy}: give a number from 0 to below 1")
     to_the_end = context.arguments.to_the_end
     found = {name: measure(variant, accuracy, to_the_end) for name, variant in variants(context).items()}
     page = Page(

@@ -176,8 +176,6 @@ def write_page(context: Context, results: dict[str, dict]) -> Path:
 
 
 def main(context: Context) -> None:
-    if context.arguments.steps is not None and context.arguments.steps < 1:
-        raise UserError(f"--steps {context.arguments.steps}: must be at least 1")
     folder = Path(context.config.root) / "reproduce"
     context.held.enter_context(locked(folder))
     try:
