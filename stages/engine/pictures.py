@@ -41,7 +41,7 @@ def captioned(pictures: list[dict], columns: int = 8, side: int = 128) -> bytes:
         x, y = gap + i % columns * (side + gap), gap + i // columns * height
         sheet.paste(Image.open(io.BytesIO(picture["png"])).resize((side, side), Image.Resampling.LANCZOS), (x, y))
         for j, label in enumerate(picture["labels"]):
-            text, colour = (label["name"], "#333") if label["hit"] else (f"× {label['name']}", "#c00")
+            text, colour = (label["name"], "#333") if label["hit"] else (f"x {label['name']}", "#c00")
             pen.text((x + 2, y + side + 2 + line * j), text, colour, font)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
