@@ -1,9 +1,13 @@
 """The words a configuration may choose from, without torch: Make, `--help` and bad configurations answer at once.
 
-Each tuple names the entries of one registry; tests/models/test_choices.py holds the two equal.
+Each names the entries of one registry; tests/models/test_choices.py holds the two equal.
 """
 
-MODELS = ("ldm", "gan", "ddpm")  # what draws pictures: stages/models.py
+MODELS = {  # what draws pictures, and what its stage does: stages/models.py
+    "ldm": "Stage 2: trains the latent diffusion model on the autoencoder's latents.",
+    "gan": "Trains the conditional WGAN-GP.",
+    "ddpm": "Trains a DDPM on pictures.",
+}
 DIFFUSION = ("ldm", "ddpm")  # those of them that denoise
 PREDICTIONS = ("noise", "v", "x0", "mean")  # what a diffusion network predicts: models/diffusion.py
 SCHEDULES = ("cosine", "linear", "beta-cosine", "sigmoid")  # of noise: models/diffusion.py
