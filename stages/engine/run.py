@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -40,13 +40,21 @@ UNNAMED = ("parent places", "parent order")
 OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # torch's messages for weights that do not fit
 
 
+class Part(Protocol):
+    """What a checkpoint holds of a task: a network, an average, an optimiser."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict, /) -> object: ...
+
+
 class Task(Protocol):
     """The interface between a stage and the loop."""
 
-    parts: dict[str, object]  # everything with a state_dict: networks, averages, optimisers
+    parts: dict[str, Part]
     optimizers: list[Optimizer]
 
-    def step(self, step: int, draws: Draws) -> dict[str, Metric]:
+    def step(self, step: int, draws: Draws) -> Mapping[str, Metric]:
         """Takes one optimiser step. Returns metrics on the device."""
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -181,8 +189,8 @@ class Run:
                     self._refuse_non_finite(task, witness)
                     log.flush(done)
                 if done % settings.preview_every == 0 or last:
-                    metrics = self._preview(task, log, done, seconds)
-                    enough = until is not None and until({"step": done, **metrics}) and not last
+                    found = self._preview(task, log, done, seconds)
+                    enough = until is not None and until({"step": done, **found}) and not last
                 stopped = distributed.any_process(stop.number, device) if done % agree_every == 0 else 0
                 if done % settings.checkpoint_every == 0 or last or stopped or enough:
                     save(done)
@@ -279,7 +287,7 @@ class _StopFlag:
     """
 
     def __init__(self):
-        self.number = 0
+        self.number, self._first = 0, 0.0
 
     def _note(self, number: int, frame: object) -> None:
         if self.number:
