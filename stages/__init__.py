@@ -17,13 +17,14 @@ def _begin() -> None:
     """
     from stages.engine.arguments import answer_early, started_module
 
-    if not (started_module() or "").startswith("stages."):
+    module = started_module() or ""
+    if not module.startswith("stages."):
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     from stages.commands import COMMANDS
 
-    if command := COMMANDS.get(started_module().removeprefix("stages.")):
+    if command := COMMANDS.get(module.removeprefix("stages.")):
         answer_early(command)
 
 
