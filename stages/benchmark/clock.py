@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 
 import torch
@@ -36,7 +36,7 @@ def _calls(work: Work, context: Context) -> int:
     return calls
 
 
-def interleaved(contenders: dict[str, Work], context: Context) -> dict[str, list[float]]:
+def interleaved(contenders: Mapping[str, Work], context: Context) -> dict[str, list[float]]:
     """Measures the seconds of a call `REPEATS` times after a warm-up, all contenders in turn.
 
     Taking turns spreads the machine's other load equally over all.
