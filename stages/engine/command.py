@@ -11,8 +11,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from stages.engine import distributed
 from stages.engine.arguments import Command, read_arguments, read_configuration
@@ -21,6 +23,7 @@ from stages.engine.config import Config, derive
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
 
+Network = TypeVar("Network", bound=nn.Module)
 SERVING = ("evaluator", "reader", "guide", "vae")  # stages whose exports an experiment's variants reuse
 
 
@@ -40,6 +43,10 @@ class Context:
     def autocast(self) -> AbstractContextManager:
         """Runs convolutions and matrix products in bfloat16 where the processor has it."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def on_device(self, network: Network) -> Network:
+        """Moves a network to the device, with convolutions' weights in the order of channels_last."""
+        return network.to(self.device).to(memory_format=torch.channels_last)
 
     def folder(self, stage: str) -> Path:
         return Path(self.config.root) / self.config.name / stage

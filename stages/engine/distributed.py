@@ -8,6 +8,7 @@ autoencoder with a quantiser are treated alike.
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch.distributed.nn.functional import all_reduce
 
 from stages.engine.errors import UserError
 
+Network = TypeVar("Network", bound=nn.Module)
 PATIENCE = timedelta(hours=12)  # enough to pack millions of pictures
 
 
@@ -136,7 +138,7 @@ def has_global_batch_norms(network: nn.Module) -> bool:
     return any(isinstance(module, _GlobalBatchNorm) for module in network.modules())
 
 
-def with_global_batch_norms(network: nn.Module) -> nn.Module:
+def with_global_batch_norms(network: Network) -> Network:
     """Returns the network; under `torchrun` its batch norms then see the whole global batch.
 
     This includes one process under `torchrun`: on a CPU, torch's batch norm is off by .2 % of a gradient on

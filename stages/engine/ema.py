@@ -1,19 +1,22 @@
 """Exponential moving average of a network's weights."""
 
 from copy import deepcopy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class Ema:
+
+class Ema(Generic[Network]):
     """Keeps `average`, a copy of a network whose parameters trail the network's.
 
     The decay at update n is min(decay, (1 + n) / (10 + n)), so that the first steps are forgotten quickly. Buffers
     (a codebook, batch-norm statistics) are copied, not averaged: they are averages already.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: Network, decay: float):
         self.network, self.decay = network, decay
         self.average = deepcopy(network).eval().requires_grad_(False)
 

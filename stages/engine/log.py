@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class MetricsLog:
             total=self._steps, initial=step, desc=self.title, unit="step", disable=not interactive, dynamic_ncols=True
         )
 
-    def add(self, metrics: dict[str, Metric]) -> None:
+    def add(self, metrics: Mapping[str, Metric]) -> None:
         """Adds one step's metrics without waiting for the device."""
         for name, value in metrics.items():
             total, count = value if isinstance(value, tuple) else (value, 1)

@@ -1,7 +1,7 @@
 """Adam and Muon with a learning rate that is a function of the step, clipping, and a guard against bad gradients."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class Witness:
         self.optimizers, self.kept = optimizers, {}
         self._good = True
 
-    def note(self, metrics: dict[str, Metric]) -> None:
+    def note(self, metrics: Mapping[str, Metric]) -> None:
         """Records a step's metrics. Call after each step."""
         for name, value in metrics.items():
             if isinstance(value, tuple):

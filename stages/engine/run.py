@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -40,13 +40,21 @@ UNNAMED = ("parent places", "parent order")
 OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # torch's messages for weights that do not fit
 
 
+class Part(Protocol):
+    """What a checkpoint holds of a task: a network, an average, an optimiser."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict, /) -> object: ...
+
+
 class Task(Protocol):
     """The interface between a stage and the loop."""
 
-    parts: dict[str, object]  # everything with a state_dict: networks, averages, optimisers
+    parts: dict[str, Part]
     optimizers: list[Optimizer]
 
-    def step(self, step: int, draws: Draws) -> dict[str, Metric]:
+    def step(self, step: int, draws: Draws) -> Mapping[str, Metric]:
         """Takes one optimiser step. Returns metrics on the device."""
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:

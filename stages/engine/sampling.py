@@ -19,7 +19,9 @@ Draw = Callable[..., Tensor]
 class Sampler(Protocol):
     """Draws a picture for each condition and key. A sample depends on its key, not on its batch."""
 
-    takes_places: bool  # if not, it reads only the objects
+    @property
+    def takes_places(self) -> bool:
+        """False if it reads only the objects."""
 
     def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
         """Draws (n, 3, 64, 64) in [-1, 1] from n conditions and n keys."""

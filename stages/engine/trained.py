@@ -1,9 +1,8 @@
 """Loads a trained network as its export describes it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-import torch
 from torch import nn
 
 from models.layouts import LayoutPrior
@@ -11,19 +10,22 @@ from stages.engine.command import Context
 from stages.engine.export import load_export, of_this_version
 from stages.engine.schema import Section
 
+Network = TypeVar("Network", bound=nn.Module)
+Settings = TypeVar("Settings", bound=Section)
 
-class Trained(NamedTuple):
+
+class Trained(NamedTuple, Generic[Network, Settings]):
     """The content of an export: the network, frozen on the device; its settings; its description; layouts."""
 
-    network: nn.Module
-    settings: Section
+    network: Network
+    settings: Settings
     about: dict
     layouts: LayoutPrior
 
 
 def load_trained(
-    context: Context, stage: str, section: type[Section], build: Callable[[Section, dict], nn.Module]
-) -> Trained:
+    context: Context, stage: str, section: type[Settings], build: Callable[[Settings, dict], Network]
+) -> Trained[Network, Settings]:
     """Loads the trained network of a stage's export.
 
     build(settings, about) makes the network. Raises UserError if the export is missing, damaged, or from another
@@ -36,5 +38,4 @@ def load_trained(
         layouts, weights = LayoutPrior.split_from(tensors)
         network = build(settings, about)
         network.load_state_dict(weights)
-    network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
-    return Trained(network, settings, about, layouts)
+    return Trained(context.on_device(network.eval().requires_grad_(False)), settings, about, layouts)
