@@ -108,28 +108,23 @@ class Plateau:
         self.task.optimizers[0].factor = state["factor"]
 
 
-class DdpmTask(DiffusionTask):
+class DdpmTask(DiffusionTask[MultiplyAddUNet | PatchUNet]):
     """Trains diffusion on pictures, with the plateau factor."""
 
     def __init__(self, context: Context, dataset: Dataset):
         settings = section_of(context)
-        facts = {
-            "classes": len(dataset.vocabulary),
-            "most": dataset.most_objects,
-            "objects": dataset.vocabulary.names,
-        }
+        classes, most = len(dataset.vocabulary), dataset.most_objects
         torch.manual_seed(context.config.seed)
-        network = build_ddpm(settings, facts["classes"], facts["most"])
-        network.to(context.device, memory_format=torch.channels_last)
-        network, clean = distributed.with_global_batch_norms(network), dataset.pictures
+        network = distributed.with_global_batch_norms(context.on_device(build_ddpm(settings, classes, most)))
+        clean = dataset.pictures
         if isinstance(network, PatchUNet):
             network.set_scale(*pixel_scale(dataset.images))
 
             def clean(index: Tensor) -> Tensor:
                 return network.normalised(dataset.pictures(index))
 
-        evaluator, _ = load_evaluator(context, facts["classes"])
-        guide = guide_of(context, facts["classes"])
+        evaluator, _ = load_evaluator(context, classes)
+        guide = guide_of(context, classes)
         super().__init__(
             context,
             settings,
@@ -138,7 +133,7 @@ class DdpmTask(DiffusionTask):
             clean,
             lambda average, layouts: pixel_sampler(context, average, settings, layouts, guide),
             accuracy_by(evaluator, context),
-            facts,
+            {"classes": classes, "most": most, "objects": dataset.vocabulary.names},
         )
         self.plateau = Plateau(self, settings.plateau_factor, settings.plateau_patience)
         self.parts["plateau"] = self.plateau
@@ -152,7 +147,7 @@ class DdpmTask(DiffusionTask):
 def main(context: Context) -> None:
     settings = section_of(context)
     dataset = load_dataset(context.config, context.device)
-    parents = {"data": dataset.sha256}
+    parents: dict[str, object] = {"data": dataset.sha256}
     dataset.must_know_places(context.config.places_of("ddpm"))  # `models` may not list it
     if settings.wants_layouts:
         parents |= dataset.layouts

@@ -1,6 +1,7 @@
 """Training task and sampler that latent and pixel diffusion share, for any network (x_t, t, condition, keep)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +9,18 @@ from torch import Tensor, nn
 from models.condition import Condition
 from models.diffusion import Diffusion, weighted_timesteps
 from models.layouts import LayoutPrior
-from models.samplers import SAMPLERS, Score, guided, score_of
+from models.samplers import SAMPLERS, Denoiser, Score, guided, score_of
 from models.self_condition import Remembering, first_estimate, predict
 from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.compiled import compile_network
 from stages.engine.dataset import Dataset, drawn_rows
 from stages.engine.draws import Draws
-from stages.engine.ema import Ema
+from stages.engine.ema import Ema, Network
 from stages.engine.errors import UserError
 from stages.engine.log import Metric
 from stages.engine.optim import Optimizer
+from stages.engine.run import Part
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Denoising, Eval
 
@@ -54,7 +56,7 @@ class DiffusionSampler:
         self.log_probability, self.knows_no_labels = log_probability, settings.label_dropout > 0
         self.diffusion = diffusion_of(settings, context.device)
 
-    def _denoiser(self, condition: Condition, how: Eval):
+    def _denoiser(self, condition: Condition, how: Eval) -> Denoiser:
         """Returns a denoiser for one batch, guided as `how` says."""
 
         remembering = Remembering(self.network, self.diffusion)
@@ -76,17 +78,19 @@ class DiffusionSampler:
         """Returns the classifier's gradient on the x_0 predicted from x_t, through network and decoder, or None."""
         if how.classifier_guidance == 0:
             return None
-        if self.log_probability is None:
+        if (of_picture := self.log_probability) is None:
             raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; set it to 0")
         conditional = self._denoiser(condition, how.model_copy(update={"guidance": 1.0}))
 
         def log_probability(x: Tensor, t: Tensor) -> Tensor:
             x0, _ = self.diffusion.to_x0_and_noise(conditional(x, t), x, t)
-            return self.log_probability(self.decode(x0), condition.labels)
+            return of_picture(self.decode(x0), condition.labels)
 
         return score_of(log_probability, how.classifier_guidance)
 
-    def _steps(self, condition: Condition, how: Eval, draw: Callable[[], Tensor]):
+    def _steps(
+        self, condition: Condition, how: Eval, draw: Callable[[], Tensor]
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
         solver, denoiser = SAMPLERS[how.sampler], self._denoiser(condition, how)
         known = {"eta": how.eta, "clip": how.clip, "score": self._score(condition, how), "draw_noise": draw}
         options = {name: known[name] for name in solver.options}
@@ -114,7 +118,6 @@ class DiffusionSampler:
             condition = with_chosen_places(condition, keys, self.layouts, how)
 
         def make(condition: Condition, draw: Draw, wanted: int) -> Tensor:
-            x = None
             for t, x, x0 in self._steps(condition, how, lambda: draw(*self.shape)):
                 if watch is not None:
                     watch(t, self.decode(x)[:wanted], self.decode(x0)[:wanted])
@@ -141,7 +144,7 @@ def denoising_errors(
     return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
 
 
-class DiffusionTask:
+class DiffusionTask(Generic[Network]):
     """Trains on the weighted squared error of the prediction from noised x_0; drops conditions, and places alone.
 
     `clean(index)` gives x_0 of those pictures; `sampler_of(network, layouts)` gives a sampler for previews.
@@ -152,9 +155,9 @@ class DiffusionTask:
         context: Context,
         settings: Denoising,
         dataset: Dataset,
-        network: nn.Module,
+        network: Network,
         clean: Callable[[Tensor], Tensor],
-        sampler_of: Callable[[nn.Module, LayoutPrior], DiffusionSampler],
+        sampler_of: Callable[[Network, LayoutPrior], DiffusionSampler],
         accuracy: Callable[[Tensor, Tensor], float],
         facts: dict,
     ):
@@ -171,7 +174,7 @@ class DiffusionTask:
         if settings.compile:  # after the average was copied: previews are not compiled
             compile_network(network, context.device)
         self.optimizers = [Optimizer(network, settings, context.dtype)]
-        self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+        self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
         self.rows = drawn_rows(dataset.labels, settings.picture_draws)
         every = torch.arange(settings.timesteps, device=context.device)

@@ -181,7 +181,8 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
     own = _evaluate_placing(samplers, results, judge, dataset, context) if "reader" in exports else None
     strip, strip_labels = None, ""
-    if denoiser := next((samplers[name] for name in DIFFUSION if name in samplers), None):
+    denoisers = (sampler for name in DIFFUSION if isinstance(sampler := samplers.get(name), DiffusionSampler))
+    if denoiser := next(denoisers, None):
         picture, strip_labels = denoising_strip(denoiser, dataset, context)
         strip = png(picture, 2)
         (folder / "denoising.png").write_bytes(strip)

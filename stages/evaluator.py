@@ -21,7 +21,7 @@ from stages.engine.errors import UserError, is_out_of_memory, oneline
 from stages.engine.export import save_export
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
-from stages.engine.run import Run
+from stages.engine.run import Part, Run
 from stages.judge import load_evaluator, scores
 
 
@@ -50,14 +50,14 @@ class EvaluatorTask:
     def __init__(self, context: Context, dataset: Dataset):
         self.context, self.dataset, self.settings = context, dataset, context.config.evaluator
         torch.manual_seed(context.config.seed)
-        network = Evaluator(len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
+        network = context.on_device(Evaluator(len(dataset.vocabulary)))
         self.network, self.ema = with_global_batch_norms(network), Ema(network, self.settings.ema)
         self.cells = None
         if self.settings.cell_weight > 0:
             self.cells = nn.Conv2d(128, len(dataset.vocabulary) + 1, 1).to(context.device)
         learned = nn.ModuleList([network, self.cells]) if self.cells else network
         self.optimizers = [Optimizer(learned, self.settings, context.dtype)]
-        self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+        self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         if self.cells:
             self.parts["cells"] = self.cells
 
@@ -124,8 +124,8 @@ def load_lab_checkpoint(path: Path, classes: int) -> Evaluator:
     return network.eval()
 
 
-def _adopt_lab(context: Context, run: Run, dataset: Dataset) -> None:
-    network = load_lab_checkpoint(Path(context.config.evaluator.checkpoint), len(dataset.vocabulary))
+def _adopt_lab(context: Context, run: Run, dataset: Dataset, checkpoint: Path) -> None:
+    network = load_lab_checkpoint(checkpoint, len(dataset.vocabulary))
     network.to(context.device)
     real = accuracy(scores(network, dataset.held_out_images, context), dataset.held_out_labels)
     about = {"kind": "lab", "real_accuracy": real, "identity": run.identity, "steps": 0, "seconds": 0.0}
@@ -146,7 +146,7 @@ def main(context: Context) -> None:
     if run.finished():
         return
     if lab:
-        _adopt_lab(context, run, dataset)
+        _adopt_lab(context, run, dataset, Path(lab))
     else:
         run.train(EvaluatorTask(context, dataset))
     about = load_evaluator(context, len(dataset.vocabulary))[1]

@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.adversarial import (
     AUXILIARY_SCHEDULES,
@@ -26,7 +26,7 @@ from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.optim import Optimizer
-from stages.engine.run import Run
+from stages.engine.run import Part, Run
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Eval, Gan
 from stages.engine.trained import load_trained
@@ -64,7 +64,14 @@ def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic | 
 class GanSampler:
     """Samples pictures in one pass of the generator, decoded if it works on latents."""
 
-    def __init__(self, context: Context, generator: nn.Module, settings: Gan, vae: VQVAE | None, layouts: LayoutPrior):
+    def __init__(
+        self,
+        context: Context,
+        generator: Generator | PlacedGenerator,
+        settings: Gan,
+        vae: VQVAE | None,
+        layouts: LayoutPrior,
+    ):
         self.context, self.generator, self.settings, self.vae = context, generator, settings, vae
         self.layouts = layouts
 
@@ -118,9 +125,8 @@ class GanTask:
         self.latent_channels = vae.latent_mean.numel() if vae is not None else 0
         torch.manual_seed(context.config.seed)
         build = (s, len(dataset.vocabulary), self.latent_channels)
-        generator = build_generator(*build).to(context.device, memory_format=torch.channels_last)
-        self.generator = with_global_batch_norms(generator)
-        self.critic = build_critic(*build).to(context.device, memory_format=torch.channels_last)
+        self.generator = with_global_batch_norms(context.on_device(build_generator(*build)))
+        self.critic = context.on_device(build_critic(*build))
         self.ema = Ema(self.generator, s.ema)
         critic_settings = s.model_copy(update={"learning_rate": s.critic_learning_rate or s.learning_rate})
         self.optimizers = [
@@ -128,7 +134,7 @@ class GanTask:
             Optimizer(self.critic, critic_settings, context.dtype),
         ]
         self.optimizers[1].watch_layers = s.layer_norms
-        self.parts = {
+        self.parts: dict[str, Part] = {
             "generator": self.generator,
             "critic": self.critic,
             "ema": self.ema.average,
@@ -185,9 +191,10 @@ class GanTask:
         metrics["critic_gradient_norm"] = self.optimizers[1].update(loss, step)
         metrics |= {f"layer {name}": norm for name, norm in self.optimizers[1].layer_norms.items()}
         if self.loss.clipped:
+            weights: list[Tensor] = [*self.optimizers[1].parameters]
             with torch.no_grad():
-                torch._foreach_clamp_min_(self.optimizers[1].parameters, -s.weight_clip)
-                torch._foreach_clamp_max_(self.optimizers[1].parameters, s.weight_clip)
+                torch._foreach_clamp_min_(weights, -s.weight_clip)
+                torch._foreach_clamp_max_(weights, s.weight_clip)
         return metrics
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:

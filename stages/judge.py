@@ -34,7 +34,7 @@ def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> t
         raise UserError(
             f"{context.export(role)} was made for other objects; run {context.make('evaluator FRESH=1')}"
         ) from None
-    return network.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last), about
+    return context.on_device(network.eval().requires_grad_(False)), about
 
 
 def load_reader(context: Context) -> tuple[Reader, dict]:

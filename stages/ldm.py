@@ -44,20 +44,14 @@ def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
     return latent_sampler(context, unet, load_vae_of(context, "ldm", about), settings, layouts, guide), about
 
 
-def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) -> DiffusionTask:
+def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) -> DiffusionTask[UNet]:
     """Returns the task of diffusion on the set's latents (n, c, 8, 8), which were encoded once."""
     settings = context.config.ldm
-    facts = {
-        "inputs": latents.shape[1],
-        "classes": len(dataset.vocabulary),
-        "most": dataset.most_objects,
-        "objects": dataset.vocabulary.names,
-    }
+    inputs, classes, most = latents.shape[1], len(dataset.vocabulary), dataset.most_objects
     torch.manual_seed(context.config.seed)
-    network = build_unet(settings, *(facts[key] for key in ("inputs", "classes", "most")))
-    network.to(context.device, memory_format=torch.channels_last)
-    evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
-    guide = guide_of(context, len(dataset.vocabulary))
+    network = context.on_device(build_unet(settings, inputs, classes, most))
+    evaluator, _ = load_evaluator(context, classes)
+    guide = guide_of(context, classes)
     return DiffusionTask(
         context,
         settings,
@@ -66,7 +60,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
         latents.__getitem__,
         lambda average, layouts: latent_sampler(context, average, vae, settings, layouts, guide),
         accuracy_by(evaluator, context),
-        facts,
+        {"inputs": inputs, "classes": classes, "most": most, "objects": dataset.vocabulary.names},
     )
 
 

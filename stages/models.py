@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stages import ddpm, gan, ldm
+from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Config
@@ -58,6 +59,13 @@ MODELS: dict[str, Model] = {
         "ddpm.places=true",
     ),
 }
+
+
+def load_diffusion(model: str, context: Context) -> tuple[DiffusionSampler, dict]:
+    """Loads one of DIFFUSION: its sampler and its export's metadata."""
+    sampler, about = MODELS[model].load(context)
+    assert isinstance(sampler, DiffusionSampler), f"{model} is not a diffusion model"
+    return sampler, about
 
 
 def title(model: str, config: Config) -> str:

@@ -16,7 +16,7 @@ from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
-from stages.engine.run import Run
+from stages.engine.run import Part, Run
 from stages.evaluator import augmented
 from stages.judge import load_reader, read
 
@@ -43,10 +43,10 @@ class ReaderTask:
         self.context, self.dataset, self.settings = context, dataset, context.config.reader
         self.rows = dataset.conditions.wholly_placed.nonzero()[:, 0]
         torch.manual_seed(context.config.seed)
-        network = Reader(len(dataset.vocabulary)).to(context.device, memory_format=torch.channels_last)
+        network = context.on_device(Reader(len(dataset.vocabulary)))
         self.network, self.ema = with_global_batch_norms(network), Ema(network, self.settings.ema)
         self.optimizers = [Optimizer(network, self.settings, context.dtype)]
-        self.parts = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
+        self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         index = self.rows[draws.indices(len(self.rows))]
@@ -93,8 +93,11 @@ def main(context: Context) -> None:
 
 def words_of(figures: dict[str, float | None]) -> str:
     """Describes a reader's figures for people."""
-    error, found = figures["placement_error_pixels"], 1 - figures["not_found"]
-    shown = "no object is found" if error is None else f"placement error {error:.2f} pixels over the {found:.3f} found"
+    error, missed = figures["placement_error_pixels"], figures["not_found"]
+    assert missed is not None, "a reader is measured on pictures whose objects all have places"
+    shown = "no object is found"
+    if error is not None:
+        shown = f"placement error {error:.2f} pixels over the {1 - missed:.3f} found"
     return (
         f"on the objects of {figures['pictures']} held-out pictures: {shown}; too many in {figures['too_many']:.3f} of "
         f"the pictures and too few in {figures['too_few']:.3f}; label accuracy {figures['accuracy']:.3f}"

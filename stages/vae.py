@@ -24,7 +24,7 @@ from stages.engine.log import say
 from stages.engine.lpips import load_perceptual
 from stages.engine.optim import Optimizer
 from stages.engine.pictures import grid
-from stages.engine.run import Run
+from stages.engine.run import Part, Run
 from stages.engine.schema import Vae
 from stages.engine.trained import load_trained
 from stages.judge import load_evaluator, scores
@@ -38,7 +38,7 @@ NETWORK_KEYS = {
 }
 
 
-def build_vae(settings) -> VQVAE:
+def build_vae(settings: Vae) -> VQVAE:
     """Builds the network of a `vae` section."""
     options = getattr(settings, settings.quantizer).model_dump(exclude={"start"})
     return VQVAE(options=options, **settings.model_dump(include=NETWORK_KEYS))
@@ -164,9 +164,10 @@ class VaeTask:
         self.context, self.dataset, self.settings = context, dataset, context.config.vae
         s = self.settings
         torch.manual_seed(context.config.seed)
-        self.network = build_vae(s).to(context.device, memory_format=torch.channels_last)
+        self.network = context.on_device(build_vae(s))
         self.ema = Ema(self.network, s.ema)
-        self.classifier = self.cells = None
+        self.classifier: LatentClassifier | None = None
+        self.cells: nn.Conv2d | None = None
         if s.label_weight > 0:
             self.classifier = LatentClassifier(s.latent_channels, len(dataset.vocabulary)).to(context.device)
         if s.cell_weight > 0:
@@ -174,13 +175,16 @@ class VaeTask:
         heads = {name: head for name, head in (("classifier", self.classifier), ("cells", self.cells)) if head}
         learned = nn.ModuleList([self.network, *heads.values()]) if heads else self.network
         self.optimizers = [Optimizer(learned, s, context.dtype)]
-        self.parts = {"network": self.network, "ema": self.ema.average, "optimizer": self.optimizers[0], **heads}
-        self.discriminator = None
+        self.parts: dict[str, Part] = {
+            "network": self.network,
+            "ema": self.ema.average,
+            "optimizer": self.optimizers[0],
+            **heads,
+        }
+        self.discriminator: PatchDiscriminator | None = None
         if s.discriminator.weight > 0:
             d = s.discriminator
-            self.discriminator = PatchDiscriminator(d.channels, d.layers).to(
-                context.device, memory_format=torch.channels_last
-            )
+            self.discriminator = context.on_device(PatchDiscriminator(d.channels, d.layers))
             schedule = {
                 "steps": max(1, s.steps - d.start),
                 "warmup": 0,
@@ -206,11 +210,11 @@ class VaeTask:
         index = draws.indices(len(self.dataset.images))
         images, condition = self.dataset.pictures(index), self.dataset.conditions[index]
         weights = pixel_weights(images, self.background, s.foreground)
-        shown = cell_labels(condition, 8) if self.cells else None
+        shown = cell_labels(condition, 8) if self.cells is not None else None
         if step < s.windows_until:
             place = windows(condition, draws)
             images, weights = window_of(images, *place, 8), window_of(weights, *place, 8)
-            shown = window_of(shown[:, None], *place, 1)[:, 0] if self.cells else None
+            shown = None if shown is None else window_of(shown[:, None], *place, 1)[:, 0]
         images = images.contiguous(memory_format=torch.channels_last)
         self.network.train()
         of_codebook = s.quantizer == "codebook"
@@ -230,13 +234,13 @@ class VaeTask:
             found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
             loss = loss + s.label_weight * found
             metrics["classification"] = found
-        if self.cells is not None:
+        if self.cells is not None and shown is not None:
             metrics["cells"] = cell_loss(self.cells(latents), shown, distributed.average)
             loss = loss + s.cell_weight * metrics["cells"]
-        adversarial_on = self.discriminator is not None and step >= d.start
-        if adversarial_on:
+        discriminator = self.discriminator if step >= d.start else None
+        if discriminator is not None:
             with self.context.autocast():
-                adversarial = HINGE.generator(self.discriminator(made), None)
+                adversarial = HINGE.generator(discriminator(made), None)
             weight = torch.tensor(d.weight, device=made.device)
             if d.adaptive:
                 last = self.network.decoder.last.weight
@@ -247,8 +251,8 @@ class VaeTask:
             metrics |= {"adversarial": adversarial, "adversarial_weight": weight}
         metrics["gradient_norm"] = self.optimizers[0].update(loss, step)
         self.ema.update(step)
-        if adversarial_on:
-            metrics["discriminator"] = self._discriminator_step(images, made.detach(), step)
+        if discriminator is not None:
+            metrics["discriminator"] = self._discriminator_step(discriminator, images, made.detach(), step)
         if of_codebook:
             metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=s.codebook.codes) > 0).sum()
         return metrics
@@ -281,9 +285,9 @@ class VaeTask:
             parts = [self.network.latents(self.dataset.pictures(part)) for part in chosen.split(256)]
         self.network.quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)
 
-    def _discriminator_step(self, images: Tensor, made: Tensor, step: int) -> Tensor:
+    def _discriminator_step(self, discriminator: PatchDiscriminator, images: Tensor, made: Tensor, step: int) -> Tensor:
         with self.context.autocast():
-            real, fake = self.discriminator(torch.cat([images, made])).chunk(2)
+            real, fake = discriminator(torch.cat([images, made])).chunk(2)
         loss = HINGE.critic(real, fake)
         self.optimizers[1].update(loss, step - self.settings.discriminator.start)
         return loss
@@ -303,7 +307,8 @@ class VaeTask:
     @torch.no_grad()
     def _measure_latents(self) -> None:
         """Sets the export's per-channel mean and deviation, over the whole training set, in float64."""
-        vae, count, total, squares = self.ema.average, 0, 0.0, 0.0
+        vae, count = self.ema.average, 0
+        total = squares = torch.zeros_like(vae.latent_mean, dtype=torch.float64)
         for latents in encoded(vae.latents, self.dataset.images, self.context):
             latents = latents.double().transpose(0, 1).flatten(1)
             count, total = count + latents.shape[1], total + latents.sum(1)

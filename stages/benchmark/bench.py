@@ -4,7 +4,7 @@ All contenders of a row take turns in one process, so that ratios are reliable e
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
@@ -50,7 +50,9 @@ class Row:
     arithmetic: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(what: str, contenders: dict[str, Work], context: Context, scales: dict[str, float] | None = None) -> "Row":
+    def of(
+        what: str, contenders: Mapping[str, Work], context: Context, scales: dict[str, float] | None = None
+    ) -> "Row":
         """Measures a row. The first contender is ours."""
         times = interleaved(contenders, context)
         scale = {name: (scales or {}).get(name, 1.0) for name in contenders}
@@ -227,23 +229,25 @@ def main(context: Context) -> None:
         f"turn in one process. The networks are the configuration's, untrained, on made-up pictures.",
     )
     head = ["what", "ours", "against", "takes", "times ours", "arithmetic, times ours"]
-    rows, result = [], {"device": about, "versions": versions(), "rows": []}
+    rows: list[list] = []
+    measured: list[dict] = []
+    result: dict[str, object] = {"device": about, "versions": versions(), "rows": measured}
     page.add_table("Beside others", head, rows)
     for name in progress([name for name in wanted if name != "rates"], "bench"):
         row = ROWS[name](subject, context)
         rows += row.cells()
-        result["rows"].append(asdict(row))
+        measured.append(asdict(row))
         page.write(folder, result)  # what is measured so far
     if "rates" in wanted:
-        result["rates"] = rates(subject, context)
-        result["matrix_rate"] = matrix_rate(context)
+        of_steps, of_matrices = rates(subject, context), matrix_rate(context)
+        result |= {"rates": of_steps, "matrix_rate": of_matrices}
         page.add_table(
-            f"Arithmetic (matrix product 2048^3: {result['matrix_rate'] / 1e9:.0f} GFLOP/s)",
+            f"Arithmetic (matrix product 2048^3: {of_matrices / 1e9:.0f} GFLOP/s)",
             ["step", "GFLOP", "time", "GFLOP/s", "bare convolutions, GFLOP/s", "share"],
             [
                 [n, f"{r['flop'] / 1e9:.1f}", shown(r["seconds"]), f"{r['rate'] / 1e9:.0f}",
                  f"{r['convolutions'] / 1e9:.0f}", f"{r['rate'] / r['convolutions']:.2f}"]
-                for n, r in result["rates"].items()
+                for n, r in of_steps.items()
             ],
         )  # fmt: skip
     path = page.write(folder, result)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.images import SIZE
 from models.condition import Condition
-from stages.benchmark.clock import interleaved
+from stages.benchmark.clock import Work, interleaved
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, context_of
 from stages.engine.config import Config
@@ -27,8 +27,10 @@ from stages.engine.machine import peak_memory, reset_peak
 PICTURE_BYTES = 3 * SIZE * SIZE
 BATCH = 64  # pictures read at once
 PACK = "pack.safetensors"
+HEADS = ("ldm.network.heads=2", "ldm.network.head_width=null")  # the width need not be a multiple of a head's width
+FEW = ("vae.quantizer=codebook", "vae.codebook.init=uniform")  # k-means needs as many latents as codes
 # what grows -> its values, and a function of a subject and a value that returns the step to measure
-AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
+AXES: dict[str, tuple[tuple[int, ...], Callable[[Subject, int], Work]]] = {
     "LDM: batch": ((16, 32, 64, 128, 256), lambda s, n: s.ldm_step(f"ldm.batch={n}")),
     "LDM: latent side": ((8, 16, 32), lambda s, n: s.ldm_step(latents=noise(s, n))),
     "LDM: width": ((48, 80, 128, 192, 256), lambda s, n: s.ldm_step(f"ldm.network.channels={n}", *HEADS)),
@@ -38,8 +40,6 @@ AXES: dict[str, tuple[tuple[int, ...], Callable]] = {
         lambda s, n: s.vae_step(f"vae.codebook.codes={n}", *FEW),
     ),
 }
-HEADS = ("ldm.network.heads=2", "ldm.network.head_width=null")  # the width need not be a multiple of a head's width
-FEW = ("vae.quantizer=codebook", "vae.codebook.init=uniform")  # k-means needs as many latents as codes
 
 
 def noise(subject: Subject, side: int) -> Tensor:

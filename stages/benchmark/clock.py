@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 
 import torch
@@ -36,7 +36,7 @@ def _calls(work: Work, context: Context) -> int:
     return calls
 
 
-def interleaved(contenders: dict[str, Work], context: Context) -> dict[str, list[float]]:
+def interleaved(contenders: Mapping[str, Work], context: Context) -> dict[str, list[float]]:
     """Measures the seconds of a call `REPEATS` times after a warm-up, all contenders in turn.
 
     Taking turns spreads the machine's other load equally over all.
@@ -92,7 +92,7 @@ def rate(work: Work, context: Context) -> float:
 def convolution_rate(context: Context, batch: int, channels: int, side: int, repeat: int = 4) -> float:
     """Measures FLOP/s of 3x3 convolutions (batch, channels, side, side), forward and backward, in stages' precision."""
     layers = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(repeat)))
-    layers.to(context.device, memory_format=torch.channels_last)
+    layers = context.on_device(layers)
     x = torch.randn(batch, channels, side, side, device=context.device).to(memory_format=torch.channels_last)
     x.requires_grad_()
 

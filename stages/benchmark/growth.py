@@ -38,7 +38,7 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def row(words: list[str], work: Callable[[], list[str]]) -> list[str | None]:
+def row(words: list[str], work: Callable[[], list[str]]) -> list[str]:
     """Returns a table row, or why it failed: a value that this machine cannot hold must not stop the others."""
     try:
         return words + work()
@@ -47,7 +47,7 @@ def row(words: list[str], work: Callable[[], list[str]]) -> list[str | None]:
         return [*words, f"failed: {error}"]
 
 
-def step_row(context: Context, work: Path, axis: str, value: int) -> list[str | None]:
+def step_row(context: Context, work: Path, axis: str, value: int) -> list[str]:
     def cells() -> list[str]:
         seconds, peak = in_a_process(measured, context, work, axis, value)
         return [shown(seconds), gibibytes(peak)]
@@ -55,7 +55,7 @@ def step_row(context: Context, work: Path, axis: str, value: int) -> list[str | 
     return row([axis, f"{value}"], cells)
 
 
-def picture_row(context: Context, work: Path, count: int) -> list[str | None]:
+def picture_row(context: Context, work: Path, count: int) -> list[str]:
     def cells() -> list[str]:
         free, needed = shutil.disk_usage(work).free, 2 * count * PICTURE_BYTES  # twice while it is written
         if needed > free:
@@ -70,7 +70,7 @@ def picture_row(context: Context, work: Path, count: int) -> list[str | None]:
     return row([f"{count:,}", gibibytes(count * PICTURE_BYTES)], cells)
 
 
-def process_row(config: Config, work: Path, count: int) -> list[str | None]:
+def process_row(config: Config, work: Path, count: int) -> list[str]:
     """Trains the LDM by `count` processes, each with its share of the cores or one GPU. Returns a table row."""
     threads, name = max(1, (os.cpu_count() or 1) // count), f"processes-{count}"
 
@@ -140,8 +140,9 @@ def main(context: Context) -> None:
     result: dict[str, object] = {"device": about, "versions": versions()}
     for name, (caption, head, jobs) in tables.items():
         if jobs:
-            result[name] = [job() for job in progress(jobs, f"growth of {name}")]
-            page.add_table(caption, head, [line + [None] * (len(head) - len(line)) for line in result[name]])
+            lines = [job() for job in progress(jobs, f"growth of {name}")]
+            result[name] = lines
+            page.add_table(caption, head, [[*line, *[None] * (len(head) - len(line))] for line in lines])
             path = page.write(folder, result)
     say((folder / "report.md").read_text())
     print(path)

@@ -62,7 +62,7 @@ def ldm_step(context: Context, config: Config, folder: Path, vae: VQVAE, cached:
     optimizer = torch.optim.AdamW(parameters, s.learning_rate, s.betas)
     average = EMAModel(network.parameters(), decay=s.ema)
     scheduler = DDPMScheduler(s.timesteps, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    source = plain.batches(folder, s.batch, device) if cached is None else None
+    source = plain.batches(folder, s.batch, device)  # reads nothing until it is asked
     most = 3
 
     def work() -> None:
@@ -88,7 +88,7 @@ def ldm_step(context: Context, config: Config, folder: Path, vae: VQVAE, cached:
     return work
 
 
-class _VQModel(nn.Module):
+class _VQModel(plain.Autoencoder):
     def __init__(self, config: Config):
         from diffusers import VQModel
 

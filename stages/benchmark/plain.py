@@ -4,7 +4,7 @@ It is what a good student writes first, with the same networks and settings; not
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,7 +48,7 @@ class Pictures(Dataset):
         return self.transform(Image.open(self.folder / name).convert("RGB")), target
 
 
-def batches(folder: Path, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(folder: Path, batch: int, device: torch.device) -> Iterator[Batch]:
     """Yields pictures (b, 3, 64, 64) and labels (b, 24) without end, from a DataLoader that keeps its workers."""
     pinned = device.type == "cuda"
     loader = DataLoader(
@@ -65,7 +65,7 @@ def batches(folder: Path, batch: int, device: torch.device) -> Iterator[tuple[Te
             yield images.to(device, non_blocking=pinned), labels.to(device, non_blocking=pinned)
 
 
-def reading(folder: Path, batch: int, device: torch.device) -> Work:
+def reading(folder: Path, batch: int, device: torch.device) -> Callable[[], Batch]:
     """Returns a function that brings a batch onto the device at each call."""
     source = batches(folder, batch, device)
     return lambda: next(source)
@@ -79,13 +79,19 @@ def plain_vae(config: Config) -> VQVAE:
     return network
 
 
+class Autoencoder(nn.Module):
+    """Maps images to their reconstruction and the loss of the codes. `last`: the weight of the decoder's last layer."""
+
+    last: Tensor
+
+
 class _Library(VectorQuantize):
     def bounded(self, latents: Tensor) -> Tensor:
         return latents
 
 
-def vae_step(config: Config, folder: Path, device: torch.device, network: nn.Module | None = None) -> Work:
-    """Returns a step of autoencoder and discriminator. `network`: images -> reconstruction and loss of the codes."""
+def vae_step(config: Config, folder: Path, device: torch.device, network: Autoencoder | None = None) -> Work:
+    """Returns a step of autoencoder and discriminator. `network`: by default ours with the library's quantiser."""
     s, d = config.vae, config.vae.discriminator
     network = (network or _Reconstructing(plain_vae(config))).to(device)
     optimizer = torch.optim.Adam(network.parameters(), s.learning_rate, s.betas)
@@ -101,7 +107,7 @@ def vae_step(config: Config, folder: Path, device: torch.device, network: nn.Mod
         loss = error + codes_loss
         if discriminator is not None:
             adversarial = -discriminator(made).mean()
-            weight = d.weight
+            weight: Tensor | float = d.weight
             if d.adaptive:
                 weight = d.weight * adaptive_weight(error, adversarial, network.last, d.adaptive_limit)
             loss = loss + weight * adversarial
@@ -117,7 +123,7 @@ def vae_step(config: Config, folder: Path, device: torch.device, network: nn.Mod
     return work
 
 
-class _Reconstructing(nn.Module):
+class _Reconstructing(Autoencoder):
     def __init__(self, vae: VQVAE):
         super().__init__()
         self.vae, self.last = vae, vae.decoder.last.weight
@@ -137,7 +143,7 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kep
     generator, critic = (build(s, len(CLEVR), width).to(device) for build in (build_generator, build_critic))
     optimizers = [torch.optim.Adam(n.parameters(), s.learning_rate, s.betas) for n in (generator, critic)]
     loss_of = LOSSES["wgan-gp"]
-    source = batches(folder, s.batch, device) if kept is None else None
+    source = batches(folder, s.batch, device)  # reads nothing until it is asked
 
     def real_batch() -> Batch:
         if kept is not None:

@@ -14,7 +14,7 @@ from stages.engine.log import progress, say
 from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.engine.sampling import without_places
+from stages.engine.sampling import Sampler, without_places
 from stages.experiments.variety import variety, variety_of_real
 from stages.judge import as_input, evaluate_sets, load_evaluator, refuse_other_pictures, shown
 from stages.models import MODELS, title
@@ -34,16 +34,15 @@ def alike_sets(sets: int) -> range:
     return range(0, sets, max(1, sets // 4))
 
 
-def diversity(sampler, dataset: Dataset, context: Context) -> tuple[float, Tensor]:
+def diversity(sampler: Sampler, dataset: Dataset, context: Context) -> tuple[float, Tensor]:
     """Returns the mean pairwise distance of pictures of one label set, over `alike_sets`, and the first set's."""
-    how, found, first = context.config.eval, [], None
+    how, pictures = context.config.eval, []
     asked = next(iter(dataset.test_sets.values()))
     for i in alike_sets(len(asked)):
         keys = [(how.seeds[0], "alike", i, k) for k in range(ALIKE)]
-        pictures = sampler.sample(asked[i : i + 1].repeat(ALIKE), keys, how).cpu()
-        found.append(mean_pairwise_distance(pictures))
-        first = pictures if first is None else first
-    return sum(found) / len(found), first
+        pictures.append(sampler.sample(asked[i : i + 1].repeat(ALIKE), keys, how).cpu())
+    found = [mean_pairwise_distance(alike) for alike in pictures]
+    return sum(found) / len(found), pictures[0]
 
 
 def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, context: Context) -> tuple[dict, Tensor]:

@@ -46,9 +46,9 @@ def main(context: Context) -> None:
     name, found = context.config.name, {}
     for loss in VARIANTS:
         steps = context.arguments.steps
-        settings = (f"gan.loss={loss}", "gan.layer_norms=true", f"gan.steps={steps}", "gan.critic.condition=projection")
+        settings = [f"gan.loss={loss}", "gan.layer_norms=true", f"gan.steps={steps}", "gan.critic.condition=projection"]
         every = max(1, steps // 24)
-        settings = (*settings, f"gan.warmup={min(context.config.gan.warmup, steps // 8)}")
+        settings += [f"gan.warmup={min(context.config.gan.warmup, steps // 8)}"]
         pace = (f"gan.log_every={every}", f"gan.preview_every={steps}", f"gan.checkpoint_every={max(1, steps // 4)}")
         variant = context.derived(f"{name}-gradnorm-{loss}", *settings, *pace)
         train_gan(variant)

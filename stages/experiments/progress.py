@@ -5,6 +5,7 @@ from torch import Tensor
 
 from models.layouts import evenly
 from stages.commands import COMMANDS
+from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.pictures import grid, png
@@ -12,13 +13,13 @@ from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.evaluate import denoising_strip, recorded
 from stages.judge import refuse_other_pictures
-from stages.models import MODELS, title
+from stages.models import load_diffusion, title
 
 SAMPLES = 5
 COLUMNS = 12
 
 
-def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
+def denoisings(sampler: DiffusionSampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
     """Draws up to five label sets of test.json, a row each, from noise to picture. Returns grid, labels, timesteps."""
     rows = next(iter(dataset.test_sets.values()))
     asked = rows[evenly(len(rows), SAMPLES)]
@@ -32,7 +33,7 @@ def denoisings(sampler, dataset: Dataset, context: Context) -> tuple[Tensor, lis
 def main(context: Context) -> None:
     model = context.arguments.model or context.config.diffusion
     dataset = load_dataset(context.config, context.device)
-    sampler, about = MODELS[model].load(context)
+    sampler, about = load_diffusion(model, context)
     refuse_other_pictures(context, {model: about}, dataset)
     pictures, asked, times = denoisings(sampler, dataset, context)
     strip, strip_labels = denoising_strip(sampler, dataset, context)

@@ -11,7 +11,7 @@ from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.judge import evaluate_sets, load_evaluator, refuse_other_pictures, shown
-from stages.models import MODELS, title
+from stages.models import load_diffusion, title
 
 DDIM_STEPS = (100, 50, 25, 10, 5)
 SOLVER_STEPS = (20, 10, 5)
@@ -54,7 +54,7 @@ def main(context: Context) -> None:
     model = context.arguments.model or context.config.diffusion
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
-    sampler, of_model = MODELS[model].load(context)
+    sampler, of_model = load_diffusion(model, context)
     refuse_other_pictures(context, {"evaluator": about, model: of_model}, dataset)
     variants = choices(len(sampler.diffusion))
     if len(variants) < 2:
