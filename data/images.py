@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from data.labels import DataError, Place, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
@@ -142,6 +142,22 @@ def _png_depth(content: bytes) -> int:
     return content[24] if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 24 else 8
 
 
+def _kind(content: bytes) -> str | None:
+    """Returns what a file that is no picture of FORMATS is, in words, or None if unknown."""
+    start = content[:512].lstrip()
+    if not start:
+        return "an empty file; restore it"
+    if content.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the picture; run `git lfs pull`"
+    if start[:1] == b"<":
+        return "an HTML or XML page; download the picture itself"
+    other = {b"GIF8": "a GIF", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"%PDF": "a PDF"}
+    name = next((words for mark, words in other.items() if content.startswith(mark)), None)
+    if content[4:8] == b"ftyp":
+        name = "a HEIC or AVIF picture"
+    return name and f"{name}; save it as {', '.join(FORMATS)}"
+
+
 def decode(content: bytes, where: str) -> np.ndarray:
     """Decodes a picture file's bytes to (3, 64, 64) uint8, resized to a square with antialiasing.
 
@@ -153,7 +169,7 @@ def decode(content: bytes, where: str) -> np.ndarray:
             picture: Image.Image = opened
             if max(picture.size) > LARGEST_SIDE:
                 raise DataError(f"{where}: {picture.width}x{picture.height} pixels; the largest side is {LARGEST_SIDE}")
-            if getattr(picture, "n_frames", 1) > 1:
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # of a phone's MPO the first is taken
                 raise DataError(f"{where}: an animated picture; save a single frame")
             if picture.mode.startswith(("I", "F")) or _png_depth(content) > 8:
                 raise DataError(f"{where}: a picture with 16 or 32 bits per channel; save it with 8")
@@ -168,7 +184,10 @@ def decode(content: bytes, where: str) -> np.ndarray:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise many kinds of exception on damaged files
-        raise DataError(f"{where}: not a readable picture ({str(error)[:80]}); restore it") from None
+        if kind := _kind(content):
+            raise DataError(f"{where}: not a readable picture but {kind}") from None
+        why = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)[:80]
+        raise DataError(f"{where}: not a readable picture ({why}); restore it") from None
 
 
 def _scene(name: str) -> str:
@@ -248,6 +267,9 @@ def read_folder(
     known = read_places(folder / "places.json", listed)
     pictures = _Pictures(folder)
     missing = [name for name in listed if name not in pictures.names]
+    if strange := [name for name in missing if PurePosixPath(name).suffix.lower() not in SUFFIXES]:
+        kinds = ", ".join(SUFFIXES)
+        raise DataError(f"{folder / 'train.json'}: {strange[0]} is not a picture file that is read here ({kinds})")
     if missing:
         raise DataError(f"{pictures.where}: {missing[0]} is missing but has labels ({len(missing)} in all); restore it")
     unlabelled = set(pictures.names) - set(listed)

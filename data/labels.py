@@ -134,13 +134,27 @@ def read_json(path: Path) -> object:
         return dict(pairs)
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        content = path.read_text(encoding="utf-8-sig")  # a byte order mark, as some editors write, is skipped
+        return json.loads(content, object_pairs_hook=unique)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; the README, 'Your own data', lists the files of a data folder") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {_json_fix(error)}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({str(error).splitlines()[0]}); restore the file") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _json_fix(error: json.JSONDecodeError) -> str:
+    """Returns how to fix a JSON file with this error."""
+    if re.search(r",\s*$", error.doc[: error.pos]) and error.doc[error.pos : error.pos + 1] in ("]", "}"):
+        return "remove the comma before it"
+    if error.msg == "Extra data":
+        return "the file must hold one value, not one a line"
+    if "trailing comma" in error.msg:  # Python 3.13 says it itself
+        return "remove the comma"
+    return "restore the file"
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -150,7 +164,10 @@ def read_vocabulary(path: Path) -> Vocabulary:
         raise DataError(f'{path}: expected {{"gray cube": 0, ...}}')
     values = list(content.values())
     whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if not whole or sorted(values) != list(range(len(content))):
+    if not whole:
+        name, value = next((n, v) for n, v in content.items() if not isinstance(v, int) or isinstance(v, bool))
+        raise DataError(f"{path}: the index of {name!r} is {json.dumps(value)}; write a whole number without quotes")
+    if sorted(values) != list(range(len(content))):
         raise DataError(f"{path}: the indices must be 0 to {len(content) - 1}, each once")
     spoken = list(map(_spoken, content))
     for name, words in zip(content, spoken, strict=True):

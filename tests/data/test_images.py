@@ -221,3 +221,39 @@ def test_names_without_scenes_are_split_picture_by_picture():
     from data.images import _hold_out
 
     assert _hold_out([f"photo_{i:04d}.png" for i in range(40)], 20).sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "an empty file"),
+        (b"\n<!DOCTYPE html><html>", "an HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
+        (encoded(Image.new("RGB", (8, 8)), "GIF"), "a GIF; save it as PNG"),
+        (encoded(Image.new("RGB", (8, 8)), "TIFF"), "a TIFF; save it as PNG"),
+        (b"\x00\x00\x00\x18ftypheic", "a HEIC or AVIF picture"),
+        (b"neither this nor that", "unknown format"),
+    ],
+)
+def test_what_is_no_picture_is_named(content, words):
+    with pytest.raises(DataError) as fault:
+        decode(content, "x.png")
+    assert words in str(fault.value) and "0x" not in str(fault.value)
+
+
+def test_of_a_phone_s_multi_picture_jpeg_the_first_is_read():
+    first, second = Image.new("RGB", (64, 64), (200, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 200))
+    content = encoded(first, "MPO", save_all=True, append_images=[second], quality=95)
+    assert np.abs(decode(content, "x.jpg").astype(int) - decode(encoded(first), "x.png").astype(int)).max() < 8
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_said_to_be(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    labels = json.loads((folder / "train.json").read_text())
+    name = next(iter(labels))
+    (folder / "iclevr" / name).rename(folder / "iclevr" / "photo.heic")
+    labels["photo.heic"] = labels.pop(name)
+    (folder / "places.json").unlink()
+    (folder / "train.json").write_text(json.dumps(labels))
+    with pytest.raises(DataError, match=r"photo\.heic is not a picture file that is read here \(\.png"):
+        read_folder(folder, 3)

@@ -102,7 +102,7 @@ def test_condition_faults_name_the_file(tmp_path, content, fault):
         ('{"a": 0, "b": 2}', "0 to 1"),
         ('{"a": 0, "a": 1}', "appears twice"),
         ("[]", "expected"),
-        ('{"a": "0"}', "0 to 0"),
+        ('{"a": "0"}', "'a' is \"0\"; write a whole number"),
     ],
 )
 def test_vocabulary_faults(tmp_path, content, fault):
@@ -132,3 +132,26 @@ def test_withheld_sets_are_a_fixed_share_of_those_with_two_and_more():
     assert not hidden[276:].any()
     assert torch.equal(withheld(rows.flip(0), 0.1), hidden.flip(0))
     assert (withheld(rows, 0.3) | ~hidden).all(), "a larger share withholds the same and more"
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "objects.json"
+    path.write_text('{"red cube": 0, "cyan sphere": 1}', encoding="utf-8-sig")
+    assert read_vocabulary(path).names == ["red cube", "cyan sphere"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "fix"),
+    [
+        ('[["red cube"],\n ["cyan sphere"],\n]', 2, "remove the comma"),
+        ('["red cube"]\n["cyan sphere"]', 2, "one value, not one a line"),
+        ("[[", 1, "restore the file"),
+    ],
+)
+def test_broken_json_says_where_and_what_to_do(tmp_path, content, line, fix):
+    path = tmp_path / "test.json"
+    path.write_text(content)
+    with pytest.raises(DataError) as fault:
+        read_conditions(path, CLEVR)
+    assert fix in str(fault.value)
+    assert f"line {line}" in str(fault.value) or f"line {line + 1}" in str(fault.value)  # by Python's version

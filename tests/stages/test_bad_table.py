@@ -125,8 +125,16 @@ DATA = [
     ("objects.json a list", text("objects.json", "[1]"), ["objects.json", "expected"]),
     ("objects.json not UTF-8", text("objects.json", b"\xff\xfe{}"), ["objects.json", "not valid JSON"]),
     ("objects.json a gap", changed("objects.json", lambda c: c | {"gray cube": 99}), ["0 to 23"]),
-    ("objects.json a text index", changed("objects.json", lambda c: c | {"gray cube": "0"}), ["0 to 23"]),
-    ("objects.json a truth", changed("objects.json", lambda c: c | {"gray cube": False}), ["0 to 23"]),
+    (
+        "objects.json a text index",
+        changed("objects.json", lambda c: c | {"gray cube": "0"}),
+        ["'gray cube' is \"0\"", "whole number"],
+    ),
+    (
+        "objects.json a truth",
+        changed("objects.json", lambda c: c | {"gray cube": False}),
+        ["'gray cube' is false", "whole number"],
+    ),
     ("objects.json a comma", text("objects.json", '{"a, b": 0}'), ["cannot be asked for"]),
     ("objects.json by case", text("objects.json", '{"Dog": 0, "dog": 1}'), ["cannot be asked for"]),
     ("objects.json twice", text("objects.json", '{"a": 0, "a": 1}'), ["'a' appears twice"]),
