@@ -11,12 +11,11 @@ from stages.diffusion import DiffusionSampler, DiffusionTask, LogProbability
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network
-from stages.engine.config import flatten
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.run import Run
-from stages.engine.schema import Ddpm
+from stages.engine.schema import Ddpm, flatten
 from stages.engine.trained import load_trained
 from stages.judge import accuracy_by, guide_of, load_evaluator
 

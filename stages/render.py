@@ -8,11 +8,11 @@ from data.labels import DataError, Place
 from data.render import OBJECTS, draw_scenes, objects_json, scene_places, test_sets
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
-from stages.engine.config import flatten
 from stages.engine.errors import UserError
 from stages.engine.files import write_atomically
 from stages.engine.log import progress, say
 from stages.engine.run import differences, move_aside
+from stages.engine.schema import flatten
 
 
 def _settings_of(folder: Path) -> dict | None:

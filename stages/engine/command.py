@@ -22,6 +22,7 @@ from stages.engine.compiled import of_the_compiler
 from stages.engine.config import Config, derive
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.lock import locked
+from stages.engine.rules import ignored
 
 Network = TypeVar("Network", bound=nn.Module)
 SERVING = ("evaluator", "reader", "guide", "vae")  # stages whose exports an experiment's variants reuse
@@ -145,6 +146,9 @@ def run_command(command: Command, body: Callable[[Context], None]) -> None:
         config = read_configuration(command, arguments)
         if arguments.check:
             return
+        if distributed.is_main():
+            for words in ignored(config):
+                print(f"warning: {words}", file=sys.stderr, flush=True)
         with ExitStack() as held:
             body(context_of(config, arguments, began, held))
         distributed.stop()

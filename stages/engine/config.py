@@ -2,8 +2,8 @@
 
 import difflib
 import json
-import math
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -11,13 +11,13 @@ from typing import get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
 from stages.engine.errors import UserError, of_the_system, oneline
-from stages.engine.schema import Config, Denoising, Gan, Network
+from stages.engine.rules import check, plain
+from stages.engine.schema import Config
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads safe YAML, reads 1e-4 as a number (YAML 1.1 requires 1.0e-4), and rejects a key that is given twice."""
+    """Loads safe YAML with decimal numbers, reads 1e-4 as one, and rejects a key that is given twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -29,11 +29,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_Loader.yaml_implicit_resolvers = {  # YAML 1.1's own read 010 as 8 and 1:30 as 90
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in zip(
+    _NUMBERS, (r"[-+]?\d+", r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.inf|\.nan"), strict=True
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 
 
 def _parse(text: str, where: str):
@@ -91,11 +96,11 @@ def _override(content: dict, text: str) -> None:
         raise UserError(f"override {text!r}: write section.key=value, such as ldm.steps=2000")
     target, path = content, key.split(".")
     for part in path[:-1]:
-        if target.get(part) is None:
-            target[part] = {}
-        target = target[part]
-        if not isinstance(target, dict):
+        section = {} if target.get(part) is None else target[part]
+        if not isinstance(section, dict):
             raise UserError(f"override {text!r}: {part} is not a section")
+        target[part] = dict(section)  # a copy: a YAML alias may share it with another section
+        target = target[part]
     target[path[-1]] = value if _is_text(path) and value != "null" else _parse(value, f"override {text!r}")
 
 
@@ -129,15 +134,34 @@ def _explain(error: ValidationError, where: str) -> str:
         return f"{where}: unknown key {key}; {hint}"
     if fault["type"] == "missing":
         return f"{where}: {key} is missing; see configs/demo.yaml for an example"
-    message = fault["msg"].replace("Input should", "should")
+    message = KINDS.get(fault["type"]) or fault["msg"].replace("Input should", "should")
     return f"{where}: {key} {message}, not {_shown(fault['input'])[:60]}"
 
 
+# what pydantic calls a type, in words
+KINDS = {
+    "tuple_type": "should be a list, such as [1, 2]",
+    "list_type": "should be a list, such as [1, 2]",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "string_type": "should be text",
+    "bool_type": "should be true or false",
+    "model_type": "should be a section with keys of its own",
+    "model_attributes_type": "should be a section with keys of its own",
+    "dict_type": "should be a section with keys of its own",
+    "none_required": "should be null",
+}
+
+
 def _shown(value: object) -> str:
-    try:
-        return json.dumps(value, default=str)
-    except (TypeError, ValueError):  # keys that are not text, or a YAML alias to itself
-        return repr(value)
+    """Returns a value in short: aliases can make a small YAML file's content as large as memory."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return json.dumps(value)
+    short = reprlib.Repr()
+    short.maxdict = short.maxlist = short.maxtuple = 6
+    short.maxlevel = 2
+    return short.repr(value)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -163,164 +187,10 @@ def _validated(content: dict, overrides: Sequence[str], path: Path) -> Config:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise UserError(_explain(error, str(path))) from None
-    if not _plain(config.name):
+    if not plain(config.name):
         raise UserError(f"{path}: name {config.name!r} must be a plain folder name")
-    _check(config, path)
+    check(config, path)
     return config
-
-
-def _plain(name: str) -> bool:
-    """Returns True for a name that is a single folder, not a path."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
-
-
-def _check(config: Config, where: Path) -> None:
-    """Checks the rules that involve several keys."""
-    for key, value in flatten(config).items():
-        if isinstance(value, str) and not value.isprintable():
-            raise UserError(f"{where}: {key} {value!r} holds a character that cannot be printed; choose another name")
-    trained = ("evaluator", "reader", "vae", *MODELS)
-    for stage in trained:
-        section = getattr(config, stage)
-        if section and section.warmup >= section.steps:
-            raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
-    for stage, experiment in config.uses.items():
-        if stage not in (*trained, "guide") or not _plain(experiment):
-            raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
-    if config.vae.windows_until and config.vae.label_weight:
-        raise UserError(
-            f"{where}: vae.label_weight needs whole pictures, vae.windows_until trains on parts of them; set one to 0, "
-            f"or use vae.cell_weight instead"
-        )
-    if config.vae.fsq.levels % 2 == 0:
-        raise UserError(f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) must be odd so that 0 is a level; set 7")
-    if config.vae.quantizer == "fsq" and config.vae.fsq.levels**config.vae.latent_channels >= 2**63:
-        raise UserError(
-            f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) with vae.latent_channels "
-            f"({config.vae.latent_channels}) give more codes than 64 bits can count; lower one of them"
-        )
-    if config.vae.quantizer == "residual" and config.vae.residual.codes**config.vae.residual.quantizers >= 2**63:
-        raise UserError(
-            f"{where}: vae.residual.codes ({config.vae.residual.codes}) to the power of vae.residual.quantizers "
-            f"({config.vae.residual.quantizers}) are more codes than 64 bits can count; lower one of them"
-        )
-    if len(config.vae.channels) != 3:
-        raise UserError(f"{where}: vae.channels needs three numbers, one per resolution (64 -> 32 -> 16 -> 8 pixels)")
-    if not config.eval.seeds:
-        raise UserError(f"{where}: eval.seeds is empty; five seeds are usual: [0, 1, 2, 3, 4]")
-    low, high = config.eval.interval
-    if not 0 <= low < high <= 1:
-        raise UserError(f"{where}: eval.interval [{low}, {high}] must be two rising numbers in 0..1")
-    if config.eval.classifier_guidance and "guide" not in config.uses:
-        raise UserError(
-            f"{where}: eval.classifier_guidance needs a guide that is not the judge: uses.guide=EXPERIMENT, whose "
-            f"evaluator was trained from another seed"
-        )
-    for stage in DIFFUSION:
-        if section := getattr(config, stage):
-            _check_denoising(section, stage, config, where)
-    starts: dict[str, int] = {config.vae.quantizer: config.vae.quantized_from}
-    if config.vae.discriminator.weight > 0:
-        starts["discriminator"] = config.vae.discriminator.start
-    for key, start in starts.items():
-        if start >= config.vae.steps:
-            raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
-    _check_gan(config.gan, where)
-    _check_network(config.ldm.network, "ldm.network", where)
-    if config.ddpm and config.ddpm.network == "patches":
-        _check_network(config.ddpm.unet, "ddpm.unet", where)
-        if config.ddpm.places:
-            raise UserError(f"{where}: ddpm.places needs network=multiply-add; for patches set ddpm.unet.places=true")
-        if config.eval.clip is not None and config.eval.sampler == "ancestral" and "ddpm" in config.models:
-            raise UserError(
-                f"{where}: eval.clip ({config.eval.clip:g}) bounds x_0, which with ddpm.network=patches is measured in "
-                f"the pixels' deviations; set eval.clip=null"
-            )
-
-
-def _check_gan(gan: Gan, where: Path) -> None:
-    """Checks the keys of the GAN's two networks together, so that neither network ignores one."""
-    generator, critic = gan.generator, gan.critic
-    if generator.entry == "map" and generator.condition != "modulation":
-        raise UserError(
-            f"{where}: gan.generator.entry=map modulates its norms by noise and labels; set "
-            f"gan.generator.condition=modulation, not {generator.condition}"
-        )
-    if critic.read == "places" and critic.condition not in PLACED_CRITIC_CONDITIONS:
-        raise UserError(
-            f"{where}: gan.critic.read=places does not support gan.critic.condition={critic.condition}; set one of "
-            f"{', '.join(PLACED_CRITIC_CONDITIONS)}"
-        )
-    if critic.read == "places" and critic.pool != "sum":
-        raise UserError(
-            f"{where}: gan.critic.read=places sums its features over the map; set gan.critic.pool=sum, not "
-            f"{critic.pool}"
-        )
-    if gan.attention and gan.needs_places:
-        raise UserError(
-            f"{where}: gan.attention=true needs gan.generator.entry=vector and gan.critic.read=pooled; set both, or "
-            f"gan.attention=false"
-        )
-    sides = {"generator": 8 if generator.entry == "map" else 4, "critic": 8 if critic.read == "places" else 4}
-    for key, side in sides.items():
-        widths, needed = getattr(gan, key).channels, 1 + int(math.log2(gan.size // side))
-        if len(widths) < needed:
-            raise UserError(
-                f"{where}: gan.{key}.channels {list(widths)} are too few: give at least {needed}, one per resolution "
-                f"between {side}x{side} and the {gan.size}x{gan.size} that gan.space and gan.stem set"
-            )
-
-
-def _check_network(network: Network, key: str, where: Path) -> None:
-    """Checks the keys of a cross-attention UNet together. `key` is the name of its section."""
-    if (network.heads is None) == (network.head_width is None):
-        raise UserError(f"{where}: give one of {key}.heads and {key}.head_width, and null for the other")
-    if network.condition == "vector" and network.wants_layouts:
-        raise UserError(
-            f"{where}: {key}.condition=vector is one token for the whole set, without order or places; set "
-            f"{key}.condition=tokens, or order=false and places=false"
-        )
-    widths = [network.channels * m for m in network.multipliers]
-    if network.channels % 2 or len(widths) > 4:
-        raise UserError(f"{where}: {key}.channels must be even, with at most four multipliers (8x8 to 1x1)")
-    if any(w % network.heads_at(w) for w in widths):
-        raise UserError(f"{where}: the heads must divide every width of {key} ({widths}); change head_width or heads")
-
-
-def _check_denoising(section: Denoising, stage: str, config: Config, where: Path) -> None:
-    """Checks a diffusion model's keys together and, if it is evaluated, with the keys of `eval`."""
-    if section.zero_terminal_snr and section.prediction in ("noise", "mean"):
-        raise UserError(
-            f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
-        )
-    if section.zero_terminal_snr and (section.min_snr or section.log_snr) and not section.bound:
-        raise UserError(
-            f"{where}: {stage}.zero_terminal_snr ends in pure noise, which min_snr and log_snr give no weight; set "
-            f"{stage}.min_snr=null {stage}.log_snr=null"
-        )
-    if section.bound and section.log_snr:
-        raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
-    if stage not in config.models:
-        return
-    if config.eval.sampler not in EVERY_TIMESTEP and config.eval.steps > section.timesteps:
-        raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds {stage}.timesteps ({section.timesteps})")
-    if section.label_dropout == 0 and config.eval.guidance != 1:
-        raise UserError(f"{where}: eval.guidance other than 1 needs {stage}.label_dropout above 0, such as 0.1")
-
-
-def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:
-    """Returns a section as {dotted key: value}, without its neutral keys."""
-    neutral: frozenset[str] = getattr(section, "NEUTRAL", frozenset())
-    content = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
-    flat: dict[str, object] = {}
-    for key, value in content.items():
-        if key in neutral:
-            continue
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 DERIVED = ("diffusion", "drawer")

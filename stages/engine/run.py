@@ -21,7 +21,6 @@ from models.choices import DIFFUSION
 from stages.engine import distributed
 from stages.engine.checkpoint import Checkpoints
 from stages.engine.command import Context
-from stages.engine.config import flatten
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
 from stages.engine.export import read_about, save_export
@@ -29,6 +28,7 @@ from stages.engine.files import write_atomically
 from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
+from stages.engine.schema import flatten
 
 AGREE_EVERY = 8  # steps: processes must wait for their GPUs to agree whether they were asked to stop
 # keys of an identity that say how a finished run was made, not what it is

@@ -1,8 +1,9 @@
 """Defines the configuration's typed sections, one class per section of the YAML file. Defaults suit most runs."""
 
+import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from models.choices import (
     DIFFUSION,
@@ -38,6 +39,9 @@ Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something
+PlaceOnDisk = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
+File = Annotated[str | None, AfterValidator(lambda path: path and os.path.expanduser(path))]
 NonNegative = Annotated[float, Field(ge=0)]
 Gammas = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_tuple)]
 
@@ -49,7 +53,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    folder: str | None = None  # a folder in the lab's layout; null: the scenes that `make scenes` renders
+    folder: File = None  # a folder in the lab's layout; null: the scenes that `make scenes` renders
     validation_every: Positive = 20  # without a validation.json, every n-th scene is held out of training
     withhold: Share = 0.0  # share of the sets of two or more labels whose pictures are not trained on
 
@@ -86,7 +90,7 @@ class Training(Section):
 
 
 class Evaluator(Training):
-    checkpoint: str | None = None  # the lab's checkpoint.pth; null: one is trained here
+    checkpoint: File = None  # the lab's checkpoint.pth; null: one is trained here
     low_resolution: Share = 0.5  # share of each batch downscaled to 32x32 and back, as for the lab's
     cell_weight: NonNegative = 0.0  # weight of a second loss: what each cell of the 8x8 features shows, by the places
     steps: Positive = 1000
@@ -107,7 +111,7 @@ class Reader(Training):
 class Perceptual(Section):
     weight: NonNegative = 0.0
     network: Backbone = "vgg"
-    weights: str | None = None  # the backbone's file; null: torch's hub cache
+    weights: File = None  # the backbone's file; null: torch's hub cache
 
 
 class Discriminator(Section):
@@ -122,7 +126,7 @@ class Discriminator(Section):
 
 class Codebook(Section):
     codes: Positive = 1024
-    decay: Share = 0.99
+    decay: Part = 0.99
     commitment: NonNegative = 0.25
     dead_below: NonNegative = 1.0  # codes with a smaller average count per batch are replaced
     rotation_trick: bool = False
@@ -138,7 +142,7 @@ class Fsq(Section):
 class Residual(Section):
     codes: Positive = 1024  # of each codebook
     quantizers: Positive = 2  # codebooks
-    decay: Share = 0.99
+    decay: Part = 0.99
     commitment: NonNegative = 0.25
     dead_below: NonNegative = 1.0
 
@@ -186,7 +190,7 @@ class Network(Section):
     order: bool = False  # a token also says its object's position in the list
     places: bool = False  # a token also says where its object is, and a map of the places enters the first layer
     pooled: bool = False  # the labels are also added to the time embedding
-    dropout: Share = 0.0
+    dropout: Part = 0.0
     self_condition: bool = False  # each prediction of x_0 is an input of the next
 
     def heads_at(self, width: int) -> int:
@@ -214,8 +218,8 @@ class Denoising(Training):
     bound: bool = False  # the variational bound's weights; like log_snr, it overrides min_snr
     timestep_draws: Literal["uniform", "weighted"] = "uniform"  # weighted: as often as a timestep's loss weighs
     picture_draws: PictureDraws = "uniform"
-    label_dropout: Share = 0.1  # share of rows trained without their condition, for guidance
-    place_dropout: Share = 0.2  # share of rows trained without their places, if the network reads places
+    label_dropout: Part = 0.1  # share of rows trained without their condition, for guidance
+    place_dropout: Part = 0.2  # share of rows trained without their places, if the network reads places
     compile: bool = False  # torch.compile: pays off in long trainings; needs a compiler
 
 
@@ -328,12 +332,12 @@ class Eval(Section):
 class Config(Section):
     name: str
     seed: Seed = 0
-    root: str = "checkpoints"
+    root: PlaceOnDisk = "checkpoints"
     device: str = "auto"  # auto: cuda if available
     deterministic: bool = False  # on a GPU: only algorithms that repeat bit for bit; a CPU always does
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast if the processor has it
     models: Models = ("ldm", "gan")  # what `make eval` trains and evaluates
-    reported: dict[str, Pair] = {}  # model -> a report's (test, new_test) accuracy, shown beside ours
+    reported: dict[Model, Pair] = {}  # model -> a report's (test, new_test) accuracy, shown beside ours
     uses: dict[str, str] = {}  # stage -> the experiment whose export is reused: nothing is trained twice
     data: Data = Data()
     render: Render = Render()
@@ -379,3 +383,18 @@ class Config(Section):
         """True if one of `models` works on latents."""
         sections = (getattr(self, model) for model in self.models)
         return any(section is not None and section.on_latents for section in sections)
+
+
+def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:
+    """Returns a section as {dotted key: value}, without its neutral keys."""
+    neutral: frozenset[str] = getattr(section, "NEUTRAL", frozenset())
+    content = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        if key in neutral:
+            continue
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

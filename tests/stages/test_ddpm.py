@@ -7,8 +7,8 @@ from PIL import Image
 
 from models.evaluator import Evaluator
 from stages.ddpm import LEAST_DEVIATION, build_ddpm, load_ddpm, pixel_scale
-from stages.engine.config import flatten
 from stages.engine.export import load_export, save_export
+from stages.engine.schema import flatten
 from tests.data.folder import write_folder
 from tests.stages.handful import context_with
 from tests.stages.test_bad_inputs import assert_one_line

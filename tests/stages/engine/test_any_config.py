@@ -7,9 +7,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.engine.config import flatten, load
+from stages.engine.config import load
 from stages.engine.errors import UserError
-from stages.engine.schema import Config
+from stages.engine.schema import Config, flatten
 from tests.conftest import SMOKE
 
 ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

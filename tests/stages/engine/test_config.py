@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.engine.config import flatten, load
+from stages.engine.config import load
 from stages.engine.errors import UserError
+from stages.engine.schema import flatten
 
 HERE = Path(__file__).resolve().parents[3]
 SMOKE = HERE / "configs/smoke.yaml"
@@ -34,15 +35,15 @@ def test_text_values_are_taken_as_written():
         ("ldm.stepz=3", "unknown key ldm.stepz; did you mean steps?"),
         ("ldn.steps=3", "unknown key ldn; did you mean ldm?"),
         ("vae.codebook.code=3", "unknown key vae.codebook.code; did you mean codes?"),
-        ("ldm.steps=many", "ldm.steps should be a valid integer"),
-        ("ldm.steps=1.5", "ldm.steps should be a valid integer"),
+        ("ldm.steps=many", "ldm.steps should be a whole number"),
+        ("ldm.steps=1.5", "ldm.steps should be a whole number"),
         ("ldm.steps=0", "ldm.steps should be greater than 0"),
-        ("ldm.steps=true", "ldm.steps should be a valid integer"),
+        ("ldm.steps=true", "ldm.steps should be a whole number"),
         ("ldm.prediction=velocity", "ldm.prediction should be 'noise', 'v', 'x0' or 'mean'"),
         ("ldm.learning_rate=.nan", "ldm.learning_rate"),
         ("ldm.warmup=99", r"ldm.warmup \(99\) must be below"),
         ("vae.channels=[8, 8]", "needs three numbers"),
-        ("vae=3", "vae should be a valid dictionary"),
+        ("vae=3", "vae should be a section"),
         ("eval.seeds=[]", "eval.seeds is empty"),
         ("eval.interval=[0.9, 0.1]", "two rising numbers"),
         ("ldm.network.heads=2", "give one of"),

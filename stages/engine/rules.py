@@ -1,0 +1,185 @@
+"""Rules that involve several keys of a configuration: each is refused in one line before anything runs."""
+
+import math
+import re
+from pathlib import Path
+
+from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
+from stages.engine.errors import UserError
+from stages.engine.schema import Config, Denoising, Gan, Network, flatten
+
+
+def plain(name: str) -> bool:
+    """Returns True for a name that is a single folder, not a path."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
+
+
+def check(config: Config, where: Path) -> None:
+    """Checks the rules that involve several keys."""
+    for key, value in flatten(config).items():
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{where}: {key} {value!r} holds a character that cannot be printed; choose another name")
+    trained = ("evaluator", "reader", "vae", *MODELS)
+    for stage in trained:
+        section = getattr(config, stage)
+        if section and section.warmup >= section.steps:
+            raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
+    for stage, experiment in config.uses.items():
+        if stage not in (*trained, "guide") or not plain(experiment):
+            raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
+    if config.vae.windows_until and config.vae.label_weight:
+        raise UserError(
+            f"{where}: vae.label_weight needs whole pictures, vae.windows_until trains on parts of them; set one to 0, "
+            f"or use vae.cell_weight instead"
+        )
+    if config.vae.fsq.levels % 2 == 0:
+        raise UserError(f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) must be odd so that 0 is a level; set 7")
+    if config.vae.quantizer == "fsq" and config.vae.fsq.levels**config.vae.latent_channels >= 2**63:
+        raise UserError(
+            f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) with vae.latent_channels "
+            f"({config.vae.latent_channels}) give more codes than 64 bits can count; lower one of them"
+        )
+    if config.vae.quantizer == "residual" and config.vae.residual.codes**config.vae.residual.quantizers >= 2**63:
+        raise UserError(
+            f"{where}: vae.residual.codes ({config.vae.residual.codes}) to the power of vae.residual.quantizers "
+            f"({config.vae.residual.quantizers}) are more codes than 64 bits can count; lower one of them"
+        )
+    if len(config.vae.channels) != 3:
+        raise UserError(f"{where}: vae.channels needs three numbers, one per resolution (64 -> 32 -> 16 -> 8 pixels)")
+    for model in config.models:
+        if getattr(config, model) is None:
+            raise UserError(
+                f"{where}: models lists {model}, and there is no section {model}; see configs/{model}-*.yaml"
+            )
+    for key, values in (("models", config.models), ("eval.seeds", config.eval.seeds)):
+        if len(set(values)) < len(values):
+            raise UserError(f"{where}: {key} {[*values]} lists one twice; give each once")
+    if not config.eval.seeds:
+        raise UserError(f"{where}: eval.seeds is empty; five seeds are usual: [0, 1, 2, 3, 4]")
+    low, high = config.eval.interval
+    if not 0 <= low < high <= 1:
+        raise UserError(f"{where}: eval.interval [{low}, {high}] must be two rising numbers in 0..1")
+    if config.eval.classifier_guidance and "guide" not in config.uses:
+        raise UserError(
+            f"{where}: eval.classifier_guidance needs a guide that is not the judge: uses.guide=EXPERIMENT, whose "
+            f"evaluator was trained from another seed"
+        )
+    for stage in DIFFUSION:
+        if section := getattr(config, stage):
+            _check_denoising(section, stage, config, where)
+    starts: dict[str, int] = {config.vae.quantizer: config.vae.quantized_from}
+    if config.vae.discriminator.weight > 0:
+        starts["discriminator"] = config.vae.discriminator.start
+    for key, start in starts.items():
+        if start >= config.vae.steps:
+            raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
+    _check_gan(config.gan, where)
+    _check_network(config.ldm.network, "ldm.network", where)
+    if config.ddpm and config.ddpm.network == "patches":
+        _check_network(config.ddpm.unet, "ddpm.unet", where)
+        if config.ddpm.places:
+            raise UserError(f"{where}: ddpm.places needs network=multiply-add; for patches set ddpm.unet.places=true")
+        if config.eval.clip is not None and config.eval.sampler == "ancestral" and "ddpm" in config.models:
+            raise UserError(
+                f"{where}: eval.clip ({config.eval.clip:g}) bounds x_0, which with ddpm.network=patches is measured in "
+                f"the pixels' deviations; set eval.clip=null"
+            )
+
+
+def _check_gan(gan: Gan, where: Path) -> None:
+    """Checks the keys of the GAN's two networks together, so that neither network ignores one."""
+    generator, critic = gan.generator, gan.critic
+    if generator.entry == "map" and generator.condition != "modulation":
+        raise UserError(
+            f"{where}: gan.generator.entry=map modulates its norms by noise and labels; set "
+            f"gan.generator.condition=modulation, not {generator.condition}"
+        )
+    if critic.read == "places" and critic.condition not in PLACED_CRITIC_CONDITIONS:
+        raise UserError(
+            f"{where}: gan.critic.read=places does not support gan.critic.condition={critic.condition}; set one of "
+            f"{', '.join(PLACED_CRITIC_CONDITIONS)}"
+        )
+    if critic.read == "places" and critic.pool != "sum":
+        raise UserError(
+            f"{where}: gan.critic.read=places sums its features over the map; set gan.critic.pool=sum, not "
+            f"{critic.pool}"
+        )
+    if gan.attention and gan.needs_places:
+        raise UserError(
+            f"{where}: gan.attention=true needs gan.generator.entry=vector and gan.critic.read=pooled; set both, or "
+            f"gan.attention=false"
+        )
+    if gan.auxiliary_schedule != "constant" and "auxiliary" not in critic.condition:
+        raise UserError(
+            f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic that reads labels; set "
+            f"gan.critic.condition=auxiliary, or the schedule to constant"
+        )
+    if gan.stem != 1 and gan.on_latents:
+        raise UserError(f"{where}: gan.stem={gan.stem} is for gan.space=pixels; set gan.stem=1")
+    sides = {"generator": 8 if generator.entry == "map" else 4, "critic": 8 if critic.read == "places" else 4}
+    for key, side in sides.items():
+        widths, needed = getattr(gan, key).channels, 1 + int(math.log2(gan.size // side))
+        if len(widths) < needed:
+            raise UserError(
+                f"{where}: gan.{key}.channels {list(widths)} are too few: give at least {needed}, one per resolution "
+                f"between {side}x{side} and the {gan.size}x{gan.size} that gan.space and gan.stem set"
+            )
+
+
+def _check_network(network: Network, key: str, where: Path) -> None:
+    """Checks the keys of a cross-attention UNet together. `key` is the name of its section."""
+    if (network.heads is None) == (network.head_width is None):
+        raise UserError(f"{where}: give one of {key}.heads and {key}.head_width, and null for the other")
+    if network.condition == "vector" and network.wants_layouts:
+        raise UserError(
+            f"{where}: {key}.condition=vector is one token for the whole set, without order or places; set "
+            f"{key}.condition=tokens, or order=false and places=false"
+        )
+    widths = [network.channels * m for m in network.multipliers]
+    if network.channels % 2 or len(widths) > 4:
+        raise UserError(f"{where}: {key}.channels must be even, with at most four multipliers (8x8 to 1x1)")
+    if any(w % network.heads_at(w) for w in widths):
+        raise UserError(f"{where}: the heads must divide every width of {key} ({widths}); change head_width or heads")
+    if network.head_width is not None and any(w % network.head_width for w in widths if w > network.head_width):
+        raise UserError(f"{where}: {key}.head_width ({network.head_width}) must divide every width ({widths})")
+
+
+def _check_denoising(section: Denoising, stage: str, config: Config, where: Path) -> None:
+    """Checks a diffusion model's keys together and, if it is evaluated, with the keys of `eval`."""
+    if section.zero_terminal_snr and section.prediction in ("noise", "mean"):
+        raise UserError(
+            f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
+        )
+    if section.zero_terminal_snr and (section.min_snr or section.log_snr) and not section.bound:
+        raise UserError(
+            f"{where}: {stage}.zero_terminal_snr ends in pure noise, which min_snr and log_snr give no weight; set "
+            f"{stage}.min_snr=null {stage}.log_snr=null"
+        )
+    if section.bound and section.log_snr:
+        raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
+    if stage not in config.models:
+        return
+    if config.eval.sampler not in EVERY_TIMESTEP and config.eval.steps > section.timesteps:
+        raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds {stage}.timesteps ({section.timesteps})")
+    if section.label_dropout == 0 and config.eval.guidance != 1:
+        raise UserError(f"{where}: eval.guidance other than 1 needs {stage}.label_dropout above 0, such as 0.1")
+
+
+def ignored(config: Config) -> list[str]:
+    """Returns the keys whose value has no effect with the other settings, each with its reason, in words."""
+    how, found = config.eval, []
+    if config.evaluator.checkpoint and "evaluator" in config.uses:
+        found.append("evaluator.checkpoint has no effect: uses.evaluator names another judge")
+    if how.eta > 0 and how.sampler != "ddim":
+        found.append(f"eval.eta={how.eta:g} has no effect: eval.sampler={how.sampler} takes none")
+    if how.clip is not None and how.sampler not in EVERY_TIMESTEP:
+        found.append(f"eval.clip={how.clip:g} has no effect: eval.sampler={how.sampler} takes none")
+    for stage in DIFFUSION:
+        section = getattr(config, stage)
+        if stage in config.models and section.prediction == "mean" and how.sampler not in EVERY_TIMESTEP:
+            found.append(
+                f"{stage}.prediction=mean with eval.sampler={how.sampler} amplifies errors; set eval.sampler=ancestral"
+            )
+    if config.gan.loss != "wgan-gp" and config.gan.penalty_share != 1 and config.gan.loss != "r3gan":
+        found.append(f"gan.penalty_share={config.gan.penalty_share:g} has no effect: gan.loss={config.gan.loss}")
+    return found

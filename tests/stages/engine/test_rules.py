@@ -1,0 +1,100 @@
+"""Settings that cannot learn, or whose figures mean nothing, are refused or warned of before anything runs."""
+
+import os
+import time
+import tracemalloc
+
+import pytest
+import yaml
+
+from stages.engine.config import load
+from stages.engine.errors import UserError
+from stages.engine.rules import ignored
+from tests.conftest import HERE, SMOKE
+
+CONFIG = HERE / SMOKE
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["eval.seeds=[0,0]"], "eval.seeds [0, 0] lists one twice"),
+        (["models=[ldm,ldm]"], "lists one twice"),
+        (["models=[ddpm]", "ddpm=null"], "there is no section ddpm"),
+        (["vae.codebook.decay=1.0"], "vae.codebook.decay should be less than 1"),
+        (["vae.residual.decay=1.0"], "vae.residual.decay should be less than 1"),
+        (["ldm.label_dropout=1.0"], "ldm.label_dropout should be less than 1"),
+        (["ldm.place_dropout=1.0"], "ldm.place_dropout should be less than 1"),
+        (["ldm.network.dropout=1.0"], "ldm.network.dropout should be less than 1"),
+        (["gan.auxiliary_schedule=rising", "gan.critic.condition=projection"], "needs a critic that reads labels"),
+        (["gan.space=latents", "gan.stem=2"], "gan.stem=2 is for gan.space=pixels"),
+        (["ldm.network.head_width=12", "ldm.network.channels=16"], "head_width (12) must divide"),
+        (["reported.lmd=[0.1,0.2]"], "reported.lmd"),
+        (["gan.generator.channels=[128]"], "too few"),
+        (["ldm.steps=1:30"], "ldm.steps should be a whole number"),
+        (["models=ldm"], "models should be a list, such as"),
+        (["eval.seeds=3"], "eval.seeds should be a list, such as"),
+        (["deterministic=3"], "deterministic should be true or false"),
+    ],
+)
+def test_what_means_nothing_is_refused(overrides, words):
+    with pytest.raises(UserError) as fault:
+        load(CONFIG, overrides)
+    assert words in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["eval.sampler=ancestral", "eval.eta=0.5"], "eval.eta=0.5"),
+        (["eval.sampler=ddim", "eval.clip=1.0"], "eval.clip=1"),
+        (["ldm.prediction=mean", "eval.sampler=ddim"], "amplifies errors"),
+        (["gan.loss=hinge", "gan.penalty_share=0.5"], "gan.penalty_share"),
+        (["evaluator.checkpoint=x.pth", "uses.evaluator=other"], "evaluator.checkpoint"),
+    ],
+)
+def test_what_is_ignored_is_said(overrides, words):
+    assert not ignored(load(CONFIG))
+    (said,) = ignored(load(CONFIG, overrides))
+    assert words in said
+
+
+def test_numbers_are_decimal():
+    config = load(CONFIG, ["ldm.steps=0100", "ldm.learning_rate=1e-3", "vae.foreground=5.", "gan.penalty=.5"])
+    assert (config.ldm.steps, config.ldm.learning_rate, config.vae.foreground, config.gan.penalty) == (
+        100,
+        1e-3,
+        5,
+        0.5,
+    )
+
+
+def test_a_tilde_is_the_home_folder():
+    config = load(CONFIG, ["root=~/runs", "data.folder=~/data"])
+    assert config.root == os.path.expanduser("~/runs")
+    assert config.data.folder == os.path.expanduser("~/data")
+
+
+def test_an_override_changes_one_section_of_two_that_share_an_alias(tmp_path):
+    content = yaml.safe_load(CONFIG.read_text())
+    file = tmp_path / "shared.yaml"
+    text = yaml.dump({"vae": content["vae"], "gan": content["gan"]})
+    file.write_text(text + "ldm: &one {steps: 50, batch: 4, learning_rate: 1e-3}\nddpm: *one\n")
+    config = load(file, ["ldm.steps=7000"])
+    assert (config.ldm.steps, config.ddpm.steps) == (7000, 50)
+
+
+def test_a_bomb_of_aliases_is_one_short_line(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    file = tmp_path / "bomb.yaml"
+    file.write_text("\n".join(lines) + "\nname: *a8\nvae: *a8\n")
+    began = time.perf_counter()
+    tracemalloc.start()
+    with pytest.raises(UserError) as fault:
+        load(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(str(fault.value)) < 400
+    assert time.perf_counter() - began < 5
+    assert peak < 50 * 2**20
