@@ -18,6 +18,7 @@ from stages.engine.lock import locked
 if os.environ.get("ON_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+pytest.register_assert_rewrite("tests.helpers")  # so that its asserts too show what they compared
 HERE = Path(__file__).resolve().parent.parent
 SMOKE = "configs/smoke.yaml"
 

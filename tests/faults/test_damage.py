@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from stages.engine.checkpoint import MAGIC
-from tests.stages.test_bad_inputs import assert_one_line
-from tests.stages.test_resume import digest
+from tests.helpers import assert_one_line, digest
 
 pytestmark = pytest.mark.faults
 

@@ -12,15 +12,7 @@ import torch
 from stages.engine.export import load_export, save_export
 from stages.engine.lock import locked
 from tests.data.folder import write_folder
-
-
-def assert_one_line(status, said, *parts):
-    assert status == 2, said
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, said
-    assert "Traceback" not in said
-    for part in parts:
-        assert part in errors[0], errors[0]
+from tests.helpers import assert_one_line
 
 
 @pytest.mark.parametrize(

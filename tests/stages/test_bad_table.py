@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.data.folder import write_folder
-from tests.stages.test_bad_inputs import assert_one_line
+from tests.helpers import assert_one_line
 
 FIRST = "CLEVR_train_000000_0.png"
 

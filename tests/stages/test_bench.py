@@ -13,7 +13,7 @@ from stages.benchmark.subject import Subject
 from stages.engine.command import context_of
 from stages.engine.config import load
 from tests.conftest import SMOKE
-from tests.stages.test_bad_inputs import assert_one_line
+from tests.helpers import assert_one_line
 
 
 def test_its_rows_are_medians_of_calls_in_turn():

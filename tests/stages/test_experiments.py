@@ -15,7 +15,7 @@ from stages.engine.export import read_about
 from stages.experiments.ablations import GROUPS
 from stages.experiments.pace import PLAIN, plain
 from stages.experiments.reproduce import SYSTEMS, changes_of, homes_of, named, told_of
-from tests.stages.test_bad_inputs import assert_one_line
+from tests.helpers import assert_one_line
 
 
 def page(root, folder, figures, tables=1):

@@ -1,24 +1,12 @@
 """Killed and resumed runs equal uninterrupted ones, bit for bit; real processes receive real signals."""
 
-import json
 import signal
 import time
 
 import pytest
 
 from tests.conftest import finish, start_stage
-
-
-def lines(folder):
-    """Returns metrics.jsonl without rates and times, which depend on the machine."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "seconds")} for line in found]
-
-
-def digest(folder):
-    from stages.engine.export import load_export
-
-    return load_export(folder / "export.safetensors", "")[1]["sha256"]
+from tests.helpers import digest, lines
 
 
 def signal_after(process, folder, number, pattern="step-*.ckpt"):

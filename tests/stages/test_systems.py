@@ -19,9 +19,8 @@ from stages.engine.export import read_about, save_export
 from stages.engine.optim import Optimizer
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
+from tests.helpers import assert_one_line, digest, lines
 from tests.stages.handful import context_with
-from tests.stages.test_bad_inputs import assert_one_line
-from tests.stages.test_resume import digest, lines
 
 GAN = [
     *(f"gan.loss={name}" for name in ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan")),
