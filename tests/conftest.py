@@ -116,7 +116,7 @@ def chain_copy(chain, tmp_path) -> Iterator[Path]:
     """
 
     def skip(folder: str, names: list[str]) -> list[str]:  # a small disk has no room for the evaluator's checkpoints
-        return [n for n in names if n.endswith(".lock") or folder.endswith("evaluator") and n.startswith("step-")]
+        return [n for n in names if n.endswith(".lock") or (folder.endswith("evaluator") and n.startswith("step-"))]
 
     before = {path: path.stat().st_mtime_ns for path in shared_weights(chain)}
     copy_chain(chain, root := tmp_path / "root", skip)
