@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from stages.engine.lock import locked
 if os.environ.get("ON_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+pytest.register_assert_rewrite("tests.helpers")  # so that its asserts too show what they compared
 HERE = Path(__file__).resolve().parent.parent
 SMOKE = "configs/smoke.yaml"
 
@@ -72,6 +74,23 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=500)
 
 
+def shared_weights(root: Path) -> list[Path]:
+    """The evaluator's checkpoints and export: 400 of the chain's 430 MB, and no test of a copy needs to change them."""
+    return [path for path in (root / "smoke/evaluator").iterdir() if path.suffix in (".ckpt", ".safetensors")]
+
+
+def copy_chain(source: Path, root: Path, skip: Callable[[str, list[str]], list[str]] | None = None) -> None:
+    """A copy of a chain's root, with links for `shared_weights`, whose pack is named after the copy's own pictures."""
+    shared = set(map(str, shared_weights(source)))
+
+    def copy(old: str, new: str) -> None:
+        os.link(old, new) if old in shared else shutil.copy2(old, new)
+
+    shutil.copytree(source, root, copy_function=copy, ignore=skip)
+    (pack,) = (root / "packs").glob("*.safetensors")  # its name follows from the folder's place
+    pack.rename(pack.with_stem(fingerprint(root / "smoke/render", load(HERE / SMOKE).data.validation_every)))
+
+
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory) -> Path:
     """The root folder of `make vae ldm gan eval` on the smoke configuration. Tests must not change it.
@@ -85,22 +104,25 @@ def chain(tmp_path_factory) -> Path:
             result = make("-j2", "vae", "ldm", "gan", "eval", f"CONFIG={SMOKE}", f"SET=root={made}.partly")
             assert result.returncode == 0, result.stdout + result.stderr
             made.with_suffix(".partly").rename(made)
-    shutil.copytree(made, root)
-    (pack,) = (root / "packs").glob("*.safetensors")  # its name follows from the folder's place
-    pack.rename(pack.with_stem(fingerprint(root / "smoke/render", load(HERE / SMOKE).data.validation_every)))
+    copy_chain(made, root)
     return root
 
 
 @pytest.fixture
-def chain_copy(chain, tmp_path) -> Path:
-    """A copy of the chain's root that a test may change."""
-    root = tmp_path / "root"
+def chain_copy(chain, tmp_path) -> Iterator[Path]:
+    """A copy of the chain's root that a test may change. Of the evaluator's weights it has links: replace, don't write.
 
-    def skip(folder: str, names: list[str]) -> list[str]:  # the evaluator's checkpoints are large and not needed
-        return [name for name in names if folder.endswith("evaluator") and name.startswith("step-")]
+    A stage replaces files, so that only a test itself can write through a link.
+    """
 
-    shutil.copytree(chain, root, ignore=skip)
-    return root
+    def skip(folder: str, names: list[str]) -> list[str]:  # a small disk has no room for the evaluator's checkpoints
+        return [n for n in names if n.endswith(".lock") or (folder.endswith("evaluator") and n.startswith("step-"))]
+
+    before = {path: path.stat().st_mtime_ns for path in shared_weights(chain)}
+    copy_chain(chain, root := tmp_path / "root", skip)
+    yield root
+    after = {path: path.stat().st_mtime_ns for path in shared_weights(chain)}
+    assert after == before, "the chain's own evaluator was written to, through a link: unlink it first"
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from multiprocessing.pool import ThreadPool
 import pytest
 
 from tests.conftest import finish, start_stage
-from tests.stages.test_resume import digest, lines
+from tests.helpers import digest, lines
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("KILLS", "25"))

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import finish, start_stage
-from tests.stages.test_bad_inputs import assert_one_line
-from tests.stages.test_resume import digest
+from tests.helpers import assert_one_line, digest
 
 pytestmark = pytest.mark.faults
 

@@ -12,15 +12,7 @@ import torch
 from stages.engine.export import load_export, save_export
 from stages.engine.lock import locked
 from tests.data.folder import write_folder
-
-
-def assert_one_line(status, said, *parts):
-    assert status == 2, said
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, said
-    assert "Traceback" not in said
-    for part in parts:
-        assert part in errors[0], errors[0]
+from tests.helpers import assert_one_line
 
 
 @pytest.mark.parametrize(
@@ -29,7 +21,6 @@ def assert_one_line(status, said, *parts):
         ("vae", ["vae.stepz=3"], ["vae.stepz", "did you mean steps?"]),
         ("ldm", ["ldm.steps=much"], ["ldm.steps"]),
         ("gan", ["nonsense"], ["section.key=value"]),
-        ("evaluate", ["device=quantum"], ["device", "cpu"]),
         ("vae", ["data.folder=/nowhere"], ["/nowhere", "no such data folder"]),
     ],
 )
@@ -116,7 +107,7 @@ def test_a_report_from_before_the_order_of_test_sets_was_read_stays(stage, chain
     status, said = stage("evaluate", f"root={chain_copy}")
     assert (status, "finished already" in said) == (0, True), said
     assert json.loads(path.read_text()) == report
-    (folder / "test.json").write_text(json.dumps(sets["test"][1:]))
+    (folder / "test.json").write_text(json.dumps(sets["test"][:2]))
     status, said = stage("evaluate", f"root={chain_copy}")
     assert (status, "old report is now" in said) == (0, True), said
 

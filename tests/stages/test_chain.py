@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors import safe_open
 
 from data.images import to_unit
-from models.condition import Condition
 from stages.engine.export import load_export
 from stages.engine.report import write_report
 from tests.conftest import HERE, SMOKE, make
@@ -52,7 +51,7 @@ def test_report_json_keeps_the_contract(report):
             figures = report["results"][model][name]
             assert len(figures["per_seed"]) == 2
             assert figures["accuracy"] == pytest.approx(sum(figures["per_seed"]) / 2)
-            assert figures["std"] >= 0
+            assert figures["std"] == pytest.approx(np.std(figures["per_seed"], ddof=1))
             assert figures["images_per_second"] > 0
             assert set(figures["by_objects"]) == ({"1", "2", "3"} if name == "test" else {"2", "3"})
     assert {"reconstruction_accuracy", "psnr", "codebook_perplexity"} <= report["vae"].keys()
@@ -311,9 +310,7 @@ def test_the_export_carries_the_latents_own_mean_and_deviation(chain):
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(6), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "change", ["ldm.prediction=noise", "ldm.timestep_draws=uniform", "ldm.network.self_condition=true"]
-)
+@pytest.mark.parametrize("change", ["ldm.timestep_draws=uniform", "ldm.network.self_condition=true"])
 def test_other_choices_of_the_ldm_train_and_sample(stage, chain_copy, tmp_path, change):
     arguments = (f"root={chain_copy}", change, "eval.eta=0.5", "eval.seeds=[0]")
     assert stage("ldm", "--fresh", *arguments)[0] == 0
@@ -322,25 +319,3 @@ def test_other_choices_of_the_ldm_train_and_sample(stage, chain_copy, tmp_path, 
     out = tmp_path / "a.png"
     assert stage("sample", *arguments, "--labels", "red cube", "--count", "2", "--out", str(out))[0] == 0
     assert np.asarray(Image.open(out)).std() > 0
-
-
-def test_the_reports_networks_are_built_as_the_report_says():
-    from stages.engine.config import load
-    from stages.gan import build_critic, build_generator
-    from stages.ldm import build_unet
-    from stages.vae import build_vae
-
-    config, nothing = load(HERE / "configs/report.yaml"), Condition.of_lists([[], []], 24)
-    with torch.device("meta"):
-        unet = build_unet(config.ldm, 6, 24, 3)
-        latents = torch.empty(2, 6, 8, 8)
-        assert unet(latents, torch.zeros(2), nothing.to("meta")).shape == latents.shape
-    generator, critic = build_generator(config.gan, 24, 0), build_critic(config.gan, 24, 0)
-    pictures = generator(torch.randn(2, 64), nothing)
-    assert pictures.shape == (2, 3, 64, 64)
-    assert critic(pictures, nothing)[0].shape == (2,)
-    assert critic.score.in_features == 512 * 4 * 4
-    vae = build_vae(config.vae)
-    assert vae.quantizer._codebook.embed.shape == (1, 8192, 6)
-    with torch.no_grad():
-        assert vae.encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 6, 8, 8)

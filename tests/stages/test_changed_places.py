@@ -6,7 +6,7 @@ import pytest
 
 from stages.engine.export import load_export, save_export
 from tests.data.folder import write_folder
-from tests.stages.test_bad_inputs import assert_one_line
+from tests.helpers import assert_one_line
 
 TINY = [f"{stage}.{key}" for stage in ("evaluator", "vae", "ldm") for key in ("steps=1", "batch=4")]
 TINY += ["vae.codebook.start=0", "vae.discriminator.start=0", "data.validation_every=3", "ldm.network.places=false"]

@@ -10,8 +10,8 @@ from stages.ddpm import LEAST_DEVIATION, build_ddpm, load_ddpm, pixel_scale
 from stages.engine.export import load_export, save_export
 from stages.engine.schema import flatten
 from tests.data.folder import write_folder
+from tests.helpers import assert_one_line
 from tests.stages.handful import context_with
-from tests.stages.test_bad_inputs import assert_one_line
 
 UNET = "{channels: 16, multipliers: [1, 2], blocks: 1, head_width: 8, context: 16, order: true, places: true}"
 PATCHES = ("ddpm.network=patches", f"ddpm.unet={UNET}", "ddpm.prediction=x0", "ddpm.log_snr=[-3.0,2.0]")

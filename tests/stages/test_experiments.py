@@ -11,11 +11,13 @@ from PIL import Image
 
 from stages.engine.command import Context
 from stages.engine.config import derive, load
+from stages.engine.dataset import load_dataset
 from stages.engine.export import read_about
 from stages.experiments.ablations import GROUPS
 from stages.experiments.pace import PLAIN, plain
 from stages.experiments.reproduce import SYSTEMS, changes_of, homes_of, named, told_of
-from tests.stages.test_bad_inputs import assert_one_line
+from stages.experiments.variety import variety_of_real
+from tests.helpers import assert_one_line
 
 
 def page(root, folder, figures, tables=1):
@@ -72,8 +74,8 @@ def test_samplers(stage, root):
     results = page(root, "samplers", ["samplers"])["results"]
     names = [f"DDIM, {n} steps" for n in (100, 50, 25, 10, 5)] + [f"DPM-Solver++, {n} steps" for n in (20, 10, 5)]
     assert list(results) == ["DDPM, 100 steps", *names]
-    times = [results[name]["test"]["images_per_second"] for name in ("DDPM, 100 steps", "DDIM, 5 steps")]
-    assert times[1] > 3 * times[0]
+    slow, fast = ([r["images_per_second"] for r in results[n].values()] for n in ("DDPM, 100 steps", "DDIM, 5 steps"))
+    assert max(fast) > 3 * max(slow)  # twenty times fewer steps; of the two sets the one that nothing delayed
 
 
 def test_ablations(stage, root):
@@ -108,6 +110,8 @@ def test_compare(stage, root):
     sets = len(json.loads((root / "smoke/render/test.json").read_text()))
     said = f"the mean of {len(range(0, sets, max(1, sets // 4)))} sets of test"
     assert said in (root / "smoke/compare/report.md").read_text()
+    data = load_dataset(load("configs/smoke.yaml", [f"root={root}"]), torch.device("cpu"))
+    assert result["real"]["variety"] == pytest.approx(variety_of_real(data))
     for model in ("ldm", "gan"):
         assert result[model]["frechet_distance_on_evaluator_features"] > 0
         assert result[model]["mean_pairwise_distance"] > 0
@@ -181,8 +185,8 @@ def test_the_plain_recipe_has_the_steps_that_adam_needs_and_guidance_throughout(
 
 # one row of each kind: plain, guided by another network, another form, a borrowed section, a shared training
 KINDS = (
-    *("ldm", "ldm-guided", "gan", "gan-auxiliary", "gan-placed", "ddpm-cosine", "ddpm-patches"),
-    *("ldm-prediction-mean", "ldm-told-the-set", "gan-body-residual"),
+    *("ldm", "ldm-guided", "ldm-told-the-set", "gan", "gan-placed", "gan-body-residual"),
+    *("ddpm-cosine", "ddpm-patches"),
 )
 
 
@@ -196,7 +200,10 @@ def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
     assert rows["gan"]["reported"] == [0.527, 0.678]
     told = {key for key, row in rows.items() if "labels only, places chosen by the program" in row["system"]}
     assert {"ldm", "ldm-guided", "gan-placed", "ddpm-patches"} <= told and "ldm-told-the-set" not in told
-    assert all(0 <= row["figures"][part]["accuracy"] <= 1 for row in rows.values() for part in ("test", "new_test"))
+    for key, row in rows.items():
+        results = json.loads((root / f"smoke-{key}/eval/report.json").read_text())["results"]
+        assert row["figures"] == results[SYSTEMS[key].model]
+        assert {"test", "new_test"} <= row["figures"].keys()
     assert "accuracy_by_the_guide" in rows["ldm-guided"]["figures"]["test"]
     assert "stages.experiments.reproduce" in (root / "reproduce/report.md").read_text()
     assert not (root / "smoke-gan-body-residual/gan").exists(), "it is the row gan: nothing is trained twice"

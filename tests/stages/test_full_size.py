@@ -1,4 +1,8 @@
-"""The reports' networks at full size: checks their shapes, counts and prints their parameters (`pytest -rP`)."""
+"""The reports' networks at full size: checks their shapes, counts and prints their parameters (`pytest -rP`).
+
+On torch's meta device, which has shapes without numbers, so nothing is initialised or computed. Critics switch
+autocast off, which does not know meta; they are small enough for the CPU.
+"""
 
 import pytest
 import torch
@@ -77,7 +81,7 @@ def critic_attention():
 
 
 def labels():
-    return Condition.of_lists([[0], [1]], 24)
+    return Condition.of_lists([[0], [1]], 24).to(torch.get_default_device())
 
 
 def denoise(network):
@@ -101,26 +105,30 @@ def denoise(network):
     ],
 )
 def test_full_size(build, parameters):
-    network, shapes = build()
+    device = torch.device("cpu" if "critic" in build.__name__ else "meta")
+    with device:
+        network, shapes = build()
     count = sum(p.numel() for p in network.parameters())
     print(f"{build.__name__}: {count:,} parameters")
     network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), device:
         for function, given, expected in shapes:
             made = function(torch.randn(given))
-            assert tuple(made.shape) == expected
+            assert (tuple(made.shape), made.device) == (expected, device)
     assert count == parameters
 
 
 def test_widths_are_the_reports():
     """Channels at each resolution, read from the networks and not from the configuration."""
-    network, _ = vae()
+    with torch.device("meta"):
+        (network, _), (denoiser, _), (judge, _) = vae(), unet(), critic()
     convolutions = [m for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     assert {128, 256, 512} <= {c.out_channels for c in convolutions}
     assert convolutions[0].out_channels == 128
     assert network.quantizer.codebook_size == 8192
-    assert network.quantizer._codebook.embed.shape[-1] == 6
-    first = next(m for m in unet()[0].modules() if isinstance(m, torch.nn.Conv2d))
+    assert network.quantizer._codebook.embed.shape == (1, 8192, 6)
+    first = next(m for m in denoiser.modules() if isinstance(m, torch.nn.Conv2d))
     assert (first.in_channels, first.out_channels) == (6, 192)
-    widths = [m.out_channels for m in unet()[0].modules() if isinstance(m, torch.nn.Conv2d)]
+    widths = [m.out_channels for m in denoiser.modules() if isinstance(m, torch.nn.Conv2d)]
     assert max(widths[: len(widths) // 2]) == 768  # 192 x 4
+    assert judge.score.in_features == 512 * 4 * 4

@@ -7,8 +7,7 @@ import torch
 
 from stages.engine.export import load_export, save_export
 from stages.engine.optim import Optimizer
-from tests.stages.test_bad_inputs import assert_one_line
-from tests.stages.test_resume import digest, lines
+from tests.helpers import assert_one_line, digest, lines
 
 PLANTED = 3  # the step, counted from 0: after the checkpoint of step 2
 

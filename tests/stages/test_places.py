@@ -9,7 +9,7 @@ from data.labels import CLEVR
 from models.condition import Condition
 from stages.experiments.places import COLOURS, RING, SCALE, chosen, known_by_slot, marked
 from tests.data.folder import write_folder
-from tests.stages.test_bad_inputs import assert_one_line
+from tests.helpers import assert_one_line
 
 BLUE = torch.tensor([0, 0, 90], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
 

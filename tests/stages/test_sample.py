@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from tests.stages.test_bad_inputs import assert_one_line
+from tests.helpers import assert_one_line
 
 SMALL = ("--count", "1")
 

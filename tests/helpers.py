@@ -1,0 +1,24 @@
+"""What several test files ask of a stage's folder and of what it said."""
+
+import json
+
+from stages.engine.export import load_export
+
+
+def assert_one_line(status, said, *parts):
+    assert status == 2, said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said
+    assert "Traceback" not in said
+    for part in parts:
+        assert part in errors[0], errors[0]
+
+
+def lines(folder):
+    """Returns metrics.jsonl without rates and times, which depend on the machine."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "seconds")} for line in found]
+
+
+def digest(folder):
+    return load_export(folder / "export.safetensors", "")[1]["sha256"]
