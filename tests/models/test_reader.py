@@ -74,7 +74,7 @@ def test_of_two_neighbouring_cells_the_more_confident_one_counts():
     logits[0, :, 5, 5], logits[0, :, 5, 6] = torch.tensor([12.0, 0, 9]), torch.tensor([0, 13.0, 9])
     logits[0, :, 5, 9] = torch.tensor([8.0, 0, 9])  # less probable than the background
     (seen,) = found(logits, torch.zeros(1, 2, 16, 16))
-    assert [f[:3] for f in seen] == [(1, 6.5 / 16, 5.5 / 16)]
+    assert [(f.index, f.x, f.y) for f in seen] == [(1, 6.5 / 16, 5.5 / 16)]
     odds = math.log(math.exp(13) + 1) - 9
     assert seen[0].confidence == pytest.approx(1 / (1 + math.exp(-odds)), rel=1e-5)
 
