@@ -14,7 +14,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -78,25 +78,32 @@ class _Pictures:
 
     def __init__(self, folder: Path):
         self.folder, self.zip = folder / "iclevr", folder / "iclevr.zip"
-        self._archive = None
+        self._archive: zipfile.ZipFile | None = None
+        self._files: dict[str, Path] = {}
+        self._members: dict[str, zipfile.ZipInfo] = {}
         if self.folder.is_dir():
             self.where = self.folder
-            self.names = {p.name: p for p in self.folder.iterdir() if p.suffix.lower() in SUFFIXES}
+            self._files = {p.name: p for p in self.folder.iterdir() if p.suffix.lower() in SUFFIXES}
         elif self.zip.is_file():
             self.where = self.zip
-            self.names = self._members()
+            self._archive = self._opened()
+            self._members = self._checked(self._archive)
         else:
             raise DataError(f"{folder}: neither iclevr/ nor iclevr.zip exists; put the pictures into {self.folder}")
+        self.names = self._files.keys() | self._members.keys()
         if not self.names:
             raise DataError(f"{self.where}: no pictures ({', '.join(SUFFIXES)}); add some")
 
-    def _members(self) -> dict[str, zipfile.ZipInfo]:
+    def _opened(self) -> zipfile.ZipFile:
         try:
-            self._archive = zipfile.ZipFile(self.zip)
+            return zipfile.ZipFile(self.zip)
         except Exception as error:  # a damaged zip directory raises many kinds of exception
             raise DataError(f"{self.zip}: not a readable zip ({error}); restore the file") from None
-        members = {}
-        for member in self._archive.infolist():
+
+    def _checked(self, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+        """Returns the pictures in the archive by file name."""
+        members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
             path = PurePosixPath(member.filename.replace("\\", "/"))
             if path.suffix.lower() not in SUFFIXES or path.parts[0] == "__MACOSX":
                 continue
@@ -113,7 +120,7 @@ class _Pictures:
 
     def read(self, name: str) -> bytes:
         try:
-            return self._archive.read(self.names[name]) if self._archive else self.names[name].read_bytes()
+            return self._archive.read(self._members[name]) if self._archive else self._files[name].read_bytes()
         except MemoryError:
             raise
         except Exception as error:  # each compression raises different exceptions
@@ -122,11 +129,11 @@ class _Pictures:
     def stamps(self) -> Iterator[str]:
         """Yields what changes with a picture: a zip's checksums, or the folder's path and the files' sizes, times."""
         if self._archive:  # a zip that is copied or moved keeps its stamps
-            yield from (f"{name} {m.file_size} {m.CRC:08x}" for name, m in sorted(self.names.items()))
+            yield from (f"{name} {m.file_size} {m.CRC:08x}" for name, m in sorted(self._members.items()))
         else:
             yield str(self.folder.resolve())
-            for name in sorted(self.names):
-                stat = self.names[name].stat()
+            for name in sorted(self._files):
+                stat = self._files[name].stat()
                 yield f"{name} {stat.st_size} {stat.st_mtime_ns}"
 
 
@@ -142,7 +149,8 @@ def decode(content: bytes, where: str) -> np.ndarray:
     would be a guess. Raises DataError.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            picture: Image.Image = opened
             if max(picture.size) > LARGEST_SIDE:
                 raise DataError(f"{where}: {picture.width}x{picture.height} pixels; the largest side is {LARGEST_SIDE}")
             if getattr(picture, "n_frames", 1) > 1:
@@ -151,7 +159,7 @@ def decode(content: bytes, where: str) -> np.ndarray:
                 raise DataError(f"{where}: a picture with 16 or 32 bits per channel; save it with 8")
             if "A" in picture.getbands() or "transparency" in picture.info:
                 picture = picture.convert("RGBA")
-                if picture.getextrema()[3][0] < 255:
+                if np.asarray(picture.getchannel("A")).min() < 255:
                     raise DataError(f"{where}: a transparent picture; save it on a background")
             picture = ImageOps.exif_transpose(picture).convert("RGB")
             if picture.size != (SIZE, SIZE):
@@ -225,7 +233,10 @@ def _both(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, list[int]], s
 
 
 def read_folder(
-    folder: Path, validation_every: int, progress: Callable = iter, empty: Callable[..., Tensor] = _empty
+    folder: Path,
+    validation_every: int,
+    progress: Callable[[list[str]], Iterable[str]] = iter,
+    empty: Callable[..., Tensor] = _empty,
 ) -> ImageSet:
     """Reads, checks and decodes a whole folder. `progress` wraps the iterator over pictures.
 

@@ -49,8 +49,6 @@ class Vocabulary:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.names == other.names
 
-    __hash__ = None
-
     def indices(self, names: list[str], where: str) -> list[int]:
         """Returns the indices of one label set. Raises DataError for an unknown name, a repeated name or no name."""
         if not names:
@@ -125,10 +123,10 @@ class Vocabulary:
 CLEVR = Vocabulary([f"{colour} {shape}" for shape in SHAPES for colour in COLOURS])
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> object:
     """Returns a JSON file's content. Raises DataError if it is missing, not UTF-8, not JSON, or repeats a key."""
 
-    def unique(pairs):
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         keys = [key for key, _ in pairs]
         if len(set(keys)) != len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
@@ -160,7 +158,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
             raise DataError(
                 f"{path}: {name!r} cannot be asked for; names must not contain a comma, be empty or differ only in case"
             )
-    return Vocabulary(sorted(content, key=content.get))
+    return Vocabulary(sorted(content, key=content.__getitem__))
 
 
 def _is_label_list(value: object) -> bool:

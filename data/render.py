@@ -9,20 +9,26 @@ import json
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import chain, combinations
 from multiprocessing import get_context, parent_process
+from operator import add
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from data.labels import CLEVR, COLOURS, SHAPES, DataError, Place
+
+Value = TypeVar("Value")
+Drawn = tuple[dict[str, list[str]], dict[str, list[Place]]]  # object names and places, each by file name
+Plugin = dict[str, object]  # a description that Mitsuba loads
 
 # CLEVR's colours, sRGB 0..255 (arXiv 1612.06890, its properties.json)
 RGB = {
@@ -136,13 +142,14 @@ def _place(item: Item, camera: tuple[float, float, float]) -> Place:
     return (1 + u) / 2, (1 - v) / 2
 
 
-def _by_picture(index: int, of_items: list) -> dict[str, list]:
+def _by_picture(index: int, of_items: list[Value]) -> dict[str, list[Value]]:
     """Returns, per picture file of scene `index`, the values of the items that it shows, in order."""
     return {picture_name(index, shown): of_items[:shown] for shown in range(1, OBJECTS + 1)}
 
 
 def _places(index: int, scene: Layout) -> dict[str, list[Place]]:
-    return _by_picture(index, [tuple(round(v, 5) for v in _place(item, scene.camera)) for item in scene.items])
+    places = [_place(item, scene.camera) for item in scene.items]
+    return _by_picture(index, [(round(x, 5), round(y, 5)) for x, y in places])
 
 
 def scene_places(indices: range, seed: int, camera_distance: float) -> dict[str, list[Place]]:
@@ -150,7 +157,7 @@ def scene_places(indices: range, seed: int, camera_distance: float) -> dict[str,
     return dict(chain.from_iterable(_places(i, layout(seed, i, camera_distance)).items() for i in indices))
 
 
-def _shapes(item: Item, transform: type) -> dict[str, dict]:
+def _shapes(item: Item, transform: type) -> dict[str, Plugin]:
     """Returns an item as Mitsuba shapes on the floor."""
     colour, kind = item.name.split()
     bsdf = {
@@ -174,15 +181,17 @@ def _shapes(item: Item, transform: type) -> dict[str, dict]:
     }
 
 
-def _mitsuba_scenes(scene: Layout, shown: int, size: int, samples: int, transform: type) -> list[dict]:
+def _mitsuba_scenes(scene: Layout, shown: int, size: int, samples: int, transform: type) -> list[Plugin]:
     """Returns the scene once under each lamp, to be drawn and added up.
 
     An integrator that chooses a lamp at random would need ten times the samples for the same noise.
     """
     (place, strength), *points = scene.lamps  # the key lamp has a size, for soft shadows
-    lamps = [{"type": "sphere", "center": list(place), "radius": 0.7, "emitter": _grey("area", "radiance", strength)}]
+    lamps: list[Plugin] = [
+        {"type": "sphere", "center": list(place), "radius": 0.7, "emitter": _grey("area", "radiance", strength)}
+    ]
     lamps += [{"position": list(place), **_grey("point", "intensity", strength)} for place, strength in points]
-    common = {
+    common: Plugin = {
         "type": "scene",
         "integrator": {"type": "direct", "emitter_samples": 1, "bsdf_samples": 0, "hide_emitters": True},
         "sensor": {
@@ -203,7 +212,7 @@ def _mitsuba_scenes(scene: Layout, shown: int, size: int, samples: int, transfor
     return [{**common, "lamp": lamp} for lamp in lamps]
 
 
-def _grey(kind: str, unit: str, value: float) -> dict:
+def _grey(kind: str, unit: str, value: float) -> Plugin:
     return {"type": kind, unit: {"type": "rgb", "value": value}}
 
 
@@ -212,9 +221,7 @@ def picture_name(index: int, shown: int) -> str:
     return f"CLEVR_train_{index:06d}_{shown - 1}.png"
 
 
-def draw_scene(
-    index: int, folder: Path, seed: int, size: int, samples: int, camera_distance: float
-) -> tuple[dict[str, list[str]], dict[str, list[Place]]]:
+def draw_scene(index: int, folder: Path, seed: int, size: int, samples: int, camera_distance: float) -> Drawn:
     """Draws the missing pictures of one scene. Returns the object names and places of all its pictures."""
     scene = layout(seed, index, camera_distance)
     labels = _by_picture(index, [item.name for item in scene.items])
@@ -226,7 +233,8 @@ def draw_scene(
         mi.set_log_level(mi.LogLevel.Error)
         for name in missing:
             passes = _mitsuba_scenes(scene, len(labels[name]), size, samples, mi.ScalarTransform4f)
-            image = sum(mi.TensorXf(mi.render(mi.load_dict(p), spp=samples, seed=index)) for p in passes)
+            of_scene = mi.UInt32(index)
+            image = reduce(add, (mi.TensorXf(mi.render(mi.load_dict(p), spp=samples, seed=of_scene)) for p in passes))
             _write_picture(np.array(mi.util.convert_to_bitmap(image)), folder / name)
     return labels, _places(index, scene)
 
@@ -243,7 +251,9 @@ def _write_picture(pixels: np.ndarray, path: Path) -> None:
 
 
 def _end_with_the_parent() -> None:
-    parent_process().join()  # also if it was killed: a worker without it would wait for work for ever
+    parent = parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()  # also if it was killed: a worker without it would wait for work for ever
     os._exit(1)
 
 
@@ -270,8 +280,16 @@ def _cores() -> int:
 
 
 def draw_scenes(
-    folder: Path, indices: range, progress: Callable = iter, workers: int | None = None, **settings: object
-) -> tuple[dict[str, list[str]], dict[str, list[Place]]]:
+    folder: Path,
+    indices: range,
+    progress: Callable[[Iterable[Drawn]], Iterable[Drawn]] = iter,
+    workers: int | None = None,
+    *,
+    seed: int,
+    size: int,
+    samples: int,
+    camera_distance: float,
+) -> Drawn:
     """Draws scenes `indices` into `folder` on all cores. `progress` wraps the iterator.
 
     Returns {file name: object names} and {file name: places of the objects}, each in the order of adding. Pictures that
@@ -281,8 +299,9 @@ def draw_scenes(
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".*.png"):  # left by a killed call
         stale.unlink(missing_ok=True)
-    draw = partial(draw_scene, folder=folder, **settings)
-    labels, places = {}, {}
+    draw = partial(draw_scene, folder=folder, seed=seed, size=size, samples=samples, camera_distance=camera_distance)
+    labels: dict[str, list[str]] = {}
+    places: dict[str, list[Place]] = {}
     pool = ProcessPoolExecutor(workers or _cores(), get_context("spawn"), _quiet_worker)
     try:
         for names, where in progress(pool.map(draw, indices, chunksize=8)):

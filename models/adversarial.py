@@ -9,6 +9,8 @@ from torch import Tensor
 
 from models.condition import Condition, cell_labels, cell_loss
 
+Critic = Callable[[Tensor, Condition], tuple[Tensor, Tensor | None]]  # gives scores (b,), and logits or None
+
 
 @dataclass(frozen=True)
 class AdversarialLoss:
@@ -31,13 +33,18 @@ def _gap(real: Tensor, fake: Tensor) -> Tensor:
     return fake.mean() - real.mean()
 
 
-def _minus(fake: Tensor, real: None) -> Tensor:
+def _minus(fake: Tensor, real: Tensor | None) -> Tensor:
     return -fake.mean()
 
 
 def _relativistic(worse: Tensor, better: Tensor) -> Tensor:
     """Returns E[softplus(worse - better)] over pairs."""
     return F.softplus(worse - better).mean()
+
+
+def _relativistic_generator(fake: Tensor, real: Tensor | None) -> Tensor:
+    assert real is not None  # the loss is `paired`
+    return _relativistic(real, fake)
 
 
 # factor of the generator's label loss as a function of the share of the run that is done
@@ -67,7 +74,7 @@ LOSSES = {
     # arXiv 2501.05441 (R3GAN): relativistic pairs, zero-centred penalties on both
     "r3gan": AdversarialLoss(
         lambda real, fake: _relativistic(fake, real),
-        lambda fake, real: _relativistic(real, fake),
+        _relativistic_generator,
         zero_centred=True,
         paired=True,
     ),
@@ -85,7 +92,7 @@ class CriticWeights:
 
 def critic_loss(
     loss: AdversarialLoss,
-    critic: Callable[[Tensor, Condition], tuple[Tensor, Tensor | None]],
+    critic: Critic,
     real: Tensor,
     fake: Tensor,
     condition: Condition,
@@ -96,15 +103,16 @@ def critic_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the critic's loss on real and generated x (b, c, h, w) each, and its terms by name.
 
-    `critic(x, condition)` gives scores (b,) and logits or None. `mix` (b, 1, 1, 1) in [0, 1] is for a loss with a
-    gradient penalty. `penalised`: the penalties are measured on so many of the first rows (default: all). `average`:
-    as `cell_loss` takes it. Terms: `gap`, and where the loss has them `penalty`, `slope` and `auxiliary`.
+    `mix` (b, 1, 1, 1) in [0, 1] is for a loss with a gradient penalty. `penalised`: the penalties are measured on so
+    many of the first rows (default: all). `average`: as `cell_loss` takes it. Terms: `gap`, and where the loss has them
+    `penalty`, `slope` and `auxiliary`.
     """
     scores, logits = critic(torch.cat([real, fake]), condition.repeat(2))
     real_scores, fake_scores = scores.chunk(2)
     terms = {"gap": real_scores.mean() - fake_scores.mean()}
     total, rows = loss.critic(real_scores, fake_scores), slice(penalised)
     if loss.penalised:
+        assert mix is not None
         of_penalty = real[rows], fake[rows], condition[rows], mix[rows]
         terms["penalty"], terms["slope"] = gradient_penalty(critic, *of_penalty)
         total = total + weights.penalty * terms["penalty"]
@@ -129,7 +137,9 @@ def auxiliary_loss(
     return F.binary_cross_entropy_with_logits(logits, condition.labels)
 
 
-def gradient_penalty(critic, real: Tensor, fake: Tensor, condition: Condition, mix: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_penalty(
+    critic: Critic, real: Tensor, fake: Tensor, condition: Condition, mix: Tensor
+) -> tuple[Tensor, Tensor]:
     """Returns E[(|grad_x D(x, y)| - 1)^2] between pairs of one condition (arXiv 1704.00028, eq. 3) and the mean norm.
 
     real, fake: (b, c, h, w); mix: (b, 1, 1, 1) in [0, 1]. Norms are of float32 gradients; under autocast the critic's
@@ -140,12 +150,16 @@ def gradient_penalty(critic, real: Tensor, fake: Tensor, condition: Condition, m
     return (norms - 1).square().mean(), norms.mean()
 
 
-def zero_centred_penalties(critic, real: Tensor, fake: Tensor, condition: Condition) -> Tensor:
+def zero_centred_penalties(critic: Critic, real: Tensor, fake: Tensor, condition: Condition) -> Tensor:
     """Returns R1 + R2, E[|grad_x D(x, y)|^2] on real and generated x (b, c, h, w) (arXiv 1801.04406, eq. 9 and 10)."""
-    return sum(_slopes(critic, x.detach().requires_grad_(), condition).square().sum(dim=1).mean() for x in (real, fake))
+
+    def penalty(x: Tensor) -> Tensor:
+        return _slopes(critic, x.detach().requires_grad_(), condition).square().sum(dim=1).mean()
+
+    return penalty(real) + penalty(fake)
 
 
-def _slopes(critic, x: Tensor, condition: Condition) -> Tensor:
+def _slopes(critic: Critic, x: Tensor, condition: Condition) -> Tensor:
     """Returns grad_x D(x, y) as (b, numbers); it can be differentiated again."""
     (gradient,) = torch.autograd.grad(critic(x, condition)[0].sum(), x, create_graph=True)
     return gradient.flatten(1)

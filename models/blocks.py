@@ -81,6 +81,7 @@ class Upsample(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.conv = nn.Conv2d(inputs, 4 * outputs, 1)
+        assert self.conv.bias is not None
         with torch.no_grad():
             self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, dim=0))
             self.conv.bias.copy_(self.conv.bias[::4].repeat_interleave(4, dim=0))
@@ -142,15 +143,16 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.norm1, self.self_attention = nn.LayerNorm(width), Attention(width, heads)
         self.norm2, self.cross_attention = nn.LayerNorm(width), Attention(width, heads, context)
-        self.norm3, self.feed_forward = None, None
-        if expansion:
-            self.norm3, self.feed_forward = nn.LayerNorm(width), FeedForward(width, expansion)
+        self.norm3 = nn.LayerNorm(width) if expansion else None
+        self.feed_forward = FeedForward(width, expansion) if expansion else None
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """x: (b, n, width); context: (b, m, context); mask: (b, m) bool."""
         x = x + self.self_attention(self.norm1(x))
         x = x + self.cross_attention(self.norm2(x), context, mask)
-        return x if self.feed_forward is None else x + self.feed_forward(self.norm3(x))
+        if self.norm3 is None or self.feed_forward is None:
+            return x
+        return x + self.feed_forward(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):

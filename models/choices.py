@@ -1,20 +1,41 @@
 """The words a configuration may choose from, without torch: Make, `--help` and bad configurations answer at once.
 
-Each tuple names the entries of one registry; tests/models/test_choices.py holds the two equal.
+Each names the entries of one registry; tests/models/test_choices.py holds the two equal. A type names one word, its
+plural lists all.
 """
 
-MODELS = ("ldm", "gan", "ddpm")  # what draws pictures: stages/models.py
+from typing import Literal, get_args
+
+Model = Literal["ldm", "gan", "ddpm"]
+MODELS = {  # what draws pictures, and what its stage does: stages/models.py
+    "ldm": "Stage 2: trains the latent diffusion model on the autoencoder's latents.",
+    "gan": "Trains the conditional WGAN-GP.",
+    "ddpm": "Trains a DDPM on pictures.",
+}
 DIFFUSION = ("ldm", "ddpm")  # those of them that denoise
-PREDICTIONS = ("noise", "v", "x0", "mean")  # what a diffusion network predicts: models/diffusion.py
-SCHEDULES = ("cosine", "linear", "beta-cosine", "sigmoid")  # of noise: models/diffusion.py
-SAMPLERS = ("ddim", "dpm-solver++", "ancestral")  # models/samplers.py
 EVERY_TIMESTEP = ("ancestral",)  # the samplers that take no number of steps
-SPACINGS = ("trailing", "uniform", "quadratic")  # of a sampler's timesteps: models/samplers.py
-QUANTIZERS = ("codebook", "fsq", "residual")  # models/quantizer.py
-BACKBONES = ("vgg", "alex", "squeeze")  # of LPIPS: models/perceptual.py
-LOSSES = ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan")  # adversarial: models/adversarial.py
-AUXILIARY_SCHEDULES = ("constant", "rising", "falling")  # of the label loss's weight: models/adversarial.py
-BODIES = ("residual", "dcgan")  # of generator and critic: models/wgan.py
-GENERATOR_CONDITIONS = ("concatenation", "modulation", "batch-norm")  # models/wgan.py
-CRITIC_CONDITIONS = ("projection", "auxiliary", "projection+auxiliary", "concatenation")  # models/wgan.py
+
+Prediction = Literal["noise", "v", "x0", "mean"]  # what a diffusion network predicts: models/diffusion.py
+Schedule = Literal["cosine", "linear", "beta-cosine", "sigmoid"]  # of noise: models/diffusion.py
+Sampler = Literal["ddim", "dpm-solver++", "ancestral"]  # models/samplers.py
+Spacing = Literal["trailing", "uniform", "quadratic"]  # of a sampler's timesteps: models/samplers.py
+Quantizer = Literal["codebook", "fsq", "residual"]  # models/quantizer.py
+Backbone = Literal["vgg", "alex", "squeeze"]  # of LPIPS: models/perceptual.py
+Loss = Literal["wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan"]  # adversarial: models/adversarial.py
+AuxiliarySchedule = Literal["constant", "rising", "falling"]  # of the label loss's weight: models/adversarial.py
+Body = Literal["residual", "dcgan"]  # of generator and critic: models/wgan.py
+GeneratorCondition = Literal["concatenation", "modulation", "batch-norm"]  # models/wgan.py
+CriticCondition = Literal["projection", "auxiliary", "projection+auxiliary", "concatenation"]  # models/wgan.py
+
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+SPACINGS: tuple[str, ...] = get_args(Spacing)
+QUANTIZERS: tuple[str, ...] = get_args(Quantizer)
+BACKBONES: tuple[str, ...] = get_args(Backbone)
+LOSSES: tuple[str, ...] = get_args(Loss)
+AUXILIARY_SCHEDULES: tuple[str, ...] = get_args(AuxiliarySchedule)
+BODIES: tuple[str, ...] = get_args(Body)
+GENERATOR_CONDITIONS: tuple[str, ...] = get_args(GeneratorCondition)
+CRITIC_CONDITIONS: tuple[str, ...] = get_args(CriticCondition)
 PLACED_CRITIC_CONDITIONS = CRITIC_CONDITIONS[:3]  # of a critic that reads at places: models/placed_gan.py

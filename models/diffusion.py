@@ -4,6 +4,7 @@ x_t = alpha_t x_0 + sigma_t eps with alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,7 @@ def weighted_timesteps(places: Tensor, weights: Tensor) -> Tensor:
     return torch.searchsorted(shares, places.double(), right=True).clamp(max=len(weights) - 1)
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "cosine": cosine_alpha_bar,
     "linear": linear_alpha_bar,
     "beta-cosine": beta_cosine_alpha_bar,

@@ -102,6 +102,7 @@ class MultiplyAddUNet(nn.Module):
 def _initialise(module: nn.Module) -> None:
     """Like DCGAN (arXiv 1511.06434, section 4): draws convolutions from N(0, 0.02), norms from N(1, 0.02); biases 0."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        assert module.bias is not None
         nn.init.normal_(module.weight, 0.0, 0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):

@@ -1,5 +1,7 @@
 """Diffusion on patches of pixels: the cross-attention UNet on the 8x8 patches of a picture (JiT, arXiv 2511.13720)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,19 +27,23 @@ class PatchUNet(nn.Module):
 
     A patch enters through a linear bottleneck of `bottleneck` channels, since pictures fill few of its 192 dimensions
     and noise fills all (JiT, section 4.3), and leaves through one linear layer. The two input layers have no bias, so
-    that an estimate of zeros (`self_condition`) stays zero. `options` are UNet's, including `channels`.
+    that an estimate of zeros (`self_condition`) stays zero. `channels` and `options` are UNet's.
 
     `mean` and `deviation` (3, side, side) of the training set's pixels are part of the network's state, so that a
     loaded network can draw: x = (picture - mean) / deviation.
     """
 
-    def __init__(self, classes: int, most: int, bottleneck: int, side: int = 64, **options):
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, classes: int, most: int, bottleneck: int, channels: int, side: int = 64, **options: object):
         super().__init__()
-        values, width = 3 * PATCH**2, options["channels"]
+        values, width = 3 * PATCH**2, channels
         self.embed = nn.Sequential(
             nn.Conv2d(values, bottleneck, 1, bias=False), nn.Conv2d(bottleneck, width, 1, bias=False)
         )
-        self.unet = UNet(width, classes, most, **options)
+        build: Callable[..., UNet] = UNet  # which checks its options
+        self.unet = build(width, classes, most, channels=channels, **options)
         self.unembed = nn.Conv2d(width, values, 1)
         self.places, self.self_condition = self.unet.places, self.unet.self_condition
         self.register_buffer("mean", torch.zeros(3, side, side))

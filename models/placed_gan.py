@@ -135,13 +135,14 @@ class PlacedCritic(nn.Module):
             x = nn.functional.silu(x.float())
             total = reduce(x, "b c h w -> b c", "sum")
             score = self.score(total)[:, 0]
-            if self.project is not None:
-                score = score + (self.project(condition.labels) * total).sum(1) + self._read(x, condition).sum(1)
+            if self.project is not None and self.there is not None:
+                read = _read(self.there(x), condition)
+                score = score + (self.project(condition.labels) * total).sum(1) + read.sum(1)
             return score, None if self.classify is None else self.classify(x)
 
-    def _read(self, x: Tensor, condition: Condition) -> Tensor:
-        """Returns the mean of each object's map around its place, 0 for an empty slot: (b, m)."""
-        spread = _spread(condition)
-        asked = condition.objects.clamp(min=0)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
-        maps = self.there(x).gather(1, asked)
-        return (spread * maps).sum((2, 3)) / spread.sum((2, 3)).clamp(min=1e-6)
+
+def _read(maps: Tensor, condition: Condition) -> Tensor:
+    """Returns the mean of each object's map around its place, 0 for an empty slot: (b, classes, 8, 8) -> (b, m)."""
+    spread = _spread(condition)
+    asked = condition.objects.clamp(min=0)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+    return (spread * maps.gather(1, asked)).sum((2, 3)) / spread.sum((2, 3)).clamp(min=1e-6)

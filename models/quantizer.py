@@ -10,6 +10,7 @@ give the same sums (a test compares them), in a small part of the time at 8192 c
 """
 
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def without_autocast(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorates a function to run without autocast. It keeps the function's type, which torch's decorators lose."""
+    decorated: Callable[Arguments, Result] = torch.autocast("cuda", enabled=False)(
+        torch.autocast("cpu", enabled=False)(function)
+    )
+    return decorated
 
 
 def nearest_codes(codes: Tensor, vectors: Tensor) -> Tensor:
@@ -69,9 +81,10 @@ class IndexedCodebook(Codebook):
         self.cluster_size.div_(batches)
         self.embed_avg.div_(batches)
 
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
-    def forward(self, x: Tensor, freeze_codebook: bool = False, update_usage: bool = True, **unused: object):
+    @without_autocast
+    def forward(
+        self, x: Tensor, freeze_codebook: bool = False, update_usage: bool = True, **unused: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps x (b, n, d) to the nearest codes (b, n, d), their indices (b, n) int64, and no distances."""
         flat = rearrange(x.float(), "b n d -> 1 (b n) d")
         self.init_embed_(flat)
@@ -95,6 +108,8 @@ class IndexedCodebook(Codebook):
 
 class Quantizer(VectorQuantize):
     """One codebook: (b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss."""
+
+    _codebook: IndexedCodebook
 
     def __init__(
         self,
@@ -142,8 +157,7 @@ class Quantizer(VectorQuantize):
         """Returns the codes (b, d, h, w) of indices (b, h, w)."""
         return rearrange(self._codebook.embed[0][indices], "b h w d -> b d h w")
 
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
+    @without_autocast
     def nearest(self, latents: Tensor) -> Tensor:
         """Returns indices (b, h, w) of the codes nearest to (b, d, h, w), in float32; nothing is learned."""
         found = nearest_codes(self._codebook.embed[0], rearrange(latents.float(), "b d h w -> (b h w) d"))
@@ -211,8 +225,7 @@ class Residual(nn.Module):
         for layer in self.book.layers:  # several processes act as one, and a codebook stays the same in eval mode
             layer._codebook = IndexedCodebook(dim, codes, use_ddp=layer._codebook.use_ddp, **options)
 
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
+    @without_autocast
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss."""
         latents = latents.float()
@@ -231,11 +244,11 @@ class Residual(nn.Module):
         return latents
 
     @torch.no_grad()
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
+    @without_autocast
     def nearest(self, latents: Tensor) -> Tensor:
         """Returns indices (b, h, w) of (b, d, h, w), in float32; nothing is learned, even before training."""
-        left, indices = rearrange(latents.float(), "b d h w -> (b h w) d"), 0
+        left = rearrange(latents.float(), "b d h w -> (b h w) d")
+        indices = torch.zeros(len(left), dtype=torch.int64, device=left.device)
         for codes, place in zip(self.book.codebooks, self._places(latents.device), strict=True):
             found = nearest_codes(codes, left)
             left, indices = left - codes[found], indices + found * place
@@ -248,4 +261,5 @@ class Residual(nn.Module):
         return rearrange(found, "b (h w) d -> b d h w", h=indices.shape[1])
 
 
-QUANTIZERS: dict[str, Callable[..., nn.Module]] = {"codebook": Quantizer, "fsq": FiniteScalar, "residual": Residual}
+AnyQuantizer = Quantizer | FiniteScalar | Residual
+QUANTIZERS: dict[str, Callable[..., AnyQuantizer]] = {"codebook": Quantizer, "fsq": FiniteScalar, "residual": Residual}

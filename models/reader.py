@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ NEAR = 1.0  # cells: a cell whose centre is closer to an object than this learns
 IGNORED = -100  # a label that the loss leaves out
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Found:
     """An object found in a picture: its index, its place in [0, 1] of the picture, and the probability of one there."""
 
     index: int
@@ -50,6 +51,7 @@ class Reader(nn.Module):
             *layer(width, width),
         )
         self.head = nn.Conv2d(width, classes + 1 + 2, 1)
+        assert self.head.bias is not None
         with torch.no_grad():  # cells start as background, which most are, with probability .99
             self.head.bias.zero_()
             self.head.bias[classes] = math.log(99 * classes)

@@ -93,6 +93,7 @@ def ddim(
         direction = (1 - there - sigma.square()).clamp(min=0).sqrt()
         x = there.sqrt().float() * x0 + direction.float() * eps
         if eta > 0 and following is not None:
+            assert draw_noise is not None
             x = x + sigma.float() * draw_noise()
         yield t, x, x0
 

@@ -51,7 +51,7 @@ class Tokens(nn.Module):
         if self.slot is not None:
             slots = torch.arange(condition.slots, device=keep.device).clamp(max=self.most - 1)
             objects = objects + self.slot(slots)
-        if self.place is not None:
+        if self.place is not None and self.nowhere is not None:
             where = self.place(fourier(condition.places, self.OCTAVES))
             objects = objects + torch.where(condition.placed[..., None], where, self.nowhere)
         return torch.cat([first[:, None], objects], dim=1), F.pad(present, (1, 0), value=True), total
@@ -84,7 +84,17 @@ class Raster(nn.Module):
 class Level(nn.Module):
     """A residual block followed by a transformer."""
 
-    def __init__(self, inputs, outputs, embedding, heads, context, depth, expansion, dropout):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        heads: int,
+        context: int,
+        depth: int,
+        expansion: int,
+        dropout: float,
+    ):
         super().__init__()
         self.block = ResidualBlock(inputs, outputs, embedding, dropout=dropout)
         self.transformer = SpatialTransformer(outputs, heads, context, depth, expansion)
@@ -124,9 +134,14 @@ class UNet(nn.Module):
         embedding = 4 * channels
         widths = [channels * m for m in multipliers]
 
+        def heads_at(width: int) -> int:
+            if heads is not None:
+                return heads
+            assert head_width is not None, "one of heads and head_width is given"
+            return max(1, width // head_width)
+
         def level(entering: int, leaving: int) -> Level:
-            number = heads or max(1, leaving // head_width)
-            return Level(entering, leaving, embedding, number, context, depth, expansion, dropout)
+            return Level(entering, leaving, embedding, heads_at(leaving), context, depth, expansion, dropout)
 
         self.inputs, self.channels, self.self_condition, self.places = inputs, channels, self_condition, places
         self.labels = Tokens(classes, context, condition, most, order, places)

@@ -1,10 +1,16 @@
 """VQ-VAE (arXiv 1711.00937) in the style of VQGAN (arXiv 2012.09841): 64x64 pictures <-> latents on 8x8."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import Downsample, ResidualBlock, Upsample, conv3x3, normalisation
+
+if TYPE_CHECKING:
+    from models.quantizer import AnyQuantizer
 
 
 class Encoder(nn.Module):
@@ -14,7 +20,16 @@ class Encoder(nn.Module):
     works on 64x64; with stem=1 it is a strided convolution after one at full resolution.
     """
 
-    def __init__(self, channels, blocks, middle, norm, latent, stem, stem_channels):
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        blocks: int,
+        middle: int,
+        norm: str,
+        latent: int,
+        stem: int,
+        stem_channels: int | None,
+    ):
         super().__init__()
         self.stem = stem
         width = stem_channels or channels[0]
@@ -36,7 +51,16 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(b, latent, 8, 8) -> (b, 3, 64, 64): the encoder's mirror."""
 
-    def __init__(self, channels, blocks, middle, norm, latent, stem, stem_channels):
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        blocks: int,
+        middle: int,
+        norm: str,
+        latent: int,
+        stem: int,
+        stem_channels: int | None,
+    ):
         super().__init__()
         self.stem = stem
         width = channels[-1]
@@ -83,18 +107,22 @@ class VQVAE(nn.Module):
     the whole set after training. `options` are those of the quantiser.
     """
 
+    quantizer: "AnyQuantizer"
+    latent_mean: Tensor
+    latent_std: Tensor
+
     def __init__(
         self,
-        channels=(64, 96, 128),
-        blocks=1,
-        middle_blocks=1,
-        norm="group",
-        latent_channels=6,
-        stem=2,
-        stem_channels=None,
-        quantizer="codebook",
-        options=None,
-        decodes="codes",
+        channels: tuple[int, ...] = (64, 96, 128),
+        blocks: int = 1,
+        middle_blocks: int = 1,
+        norm: str = "group",
+        latent_channels: int = 6,
+        stem: int = 2,
+        stem_channels: int | None = None,
+        quantizer: str = "codebook",
+        options: Mapping[str, object] | None = None,
+        decodes: str = "codes",
     ):
         super().__init__()
         shape = (channels, blocks, middle_blocks, norm, latent_channels, stem, stem_channels)

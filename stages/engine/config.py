@@ -4,6 +4,7 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -108,10 +109,11 @@ def _is_text(path: list[str]) -> bool:
 
 
 def _section_at(path: tuple) -> type[BaseModel]:
-    section = Config
+    section: type[BaseModel] = Config
     for part in path:
         annotation = section.model_fields[part].annotation
-        section = next((a for a in get_args(annotation) if a is not type(None)), annotation)  # of `Ddpm | None`
+        candidates = (*get_args(annotation), annotation)
+        section = next(a for a in candidates if a is not type(None))  # of `Ddpm | None`
     return section
 
 
@@ -138,7 +140,7 @@ def _shown(value: object) -> str:
         return repr(value)
 
 
-def load(path: str | Path, overrides: list[str] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Loads a configuration file with overrides. The experiment is named after the file unless `name` is set.
 
     Raises a one-line UserError for any mistake in either.
@@ -149,12 +151,12 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
     return _validated(content, overrides, path)
 
 
-def derive(config: Config, overrides: list[str]) -> Config:
+def derive(config: Config, overrides: Sequence[str]) -> Config:
     """Returns a configuration with further overrides. Raises UserError as `load` does."""
     return _validated(config.model_dump(mode="json"), overrides, Path(f"{config.name}, derived"))
 
 
-def _validated(content: dict, overrides: list[str], path: Path) -> Config:
+def _validated(content: dict, overrides: Sequence[str], path: Path) -> Config:
     for text in overrides:
         _override(content, text)
     try:
@@ -217,7 +219,7 @@ def _check(config: Config, where: Path) -> None:
     for stage in DIFFUSION:
         if section := getattr(config, stage):
             _check_denoising(section, stage, config, where)
-    starts = {config.vae.quantizer: config.vae.quantized_from}
+    starts: dict[str, int] = {config.vae.quantizer: config.vae.quantized_from}
     if config.vae.discriminator.weight > 0:
         starts["discriminator"] = config.vae.discriminator.start
     for key, start in starts.items():
@@ -281,7 +283,7 @@ def _check_network(network: Network, key: str, where: Path) -> None:
     widths = [network.channels * m for m in network.multipliers]
     if network.channels % 2 or len(widths) > 4:
         raise UserError(f"{where}: {key}.channels must be even, with at most four multipliers (8x8 to 1x1)")
-    if any(w % (network.heads or max(1, w // network.head_width)) for w in widths):
+    if any(w % network.heads_at(w) for w in widths):
         raise UserError(f"{where}: the heads must divide every width of {key} ({widths}); change head_width or heads")
 
 
@@ -308,9 +310,9 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
 
 def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:
     """Returns a section as {dotted key: value}, without its neutral keys."""
-    neutral = getattr(section, "NEUTRAL", frozenset())
+    neutral: frozenset[str] = getattr(section, "NEUTRAL", frozenset())
     content = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
-    flat = {}
+    flat: dict[str, object] = {}
     for key, value in content.items():
         if key in neutral:
             continue

@@ -25,8 +25,8 @@ def start(device: torch.device) -> None:
     """Joins `torchrun`'s process group, even one of size 1. Call before any network is built: the quantiser checks."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if (several or dist.is_torchelastic_launched()) and not dist.is_initialized():
-        own = {"device_id": device} if device.type == "cuda" else {}
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **own)
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
 
 
 def stop() -> None:
@@ -62,7 +62,12 @@ def patient_barrier() -> Callable[[], None]:
     if world_size() == 1:
         return lambda: None
     group = dist.new_group(timeout=PATIENCE, backend="gloo")
-    return lambda: dist.barrier(group)
+    assert isinstance(group, dist.ProcessGroup)  # this process is a member: all are
+
+    def wait() -> None:
+        dist.barrier(group)
+
+    return wait
 
 
 def share_of(batch: int) -> slice:
@@ -111,6 +116,11 @@ def any_process(value: int, device: torch.device) -> int:
 
 class _GlobalBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes, in float32, on any device (SyncBatchNorm is for GPUs only)."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -39,7 +39,7 @@ def oneline(error: BaseException) -> str:
 def of_the_system(error: OSError, place: object = None) -> UserError:
     """Returns what the system refused as one line: place, reason, fix. Give `place` if the error does not name it."""
     where = place or error.filename or "the output folder"
-    fix = FIXES.get(error.errno, "fix this and run again")
+    fix = FIXES.get(error.errno or 0, "fix this and run again")
     return UserError(f"{where}: {error.strerror or oneline(error)}; {fix}")
 
 

@@ -49,7 +49,8 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterat
     The library would first copy all tensors into one string. Wider types come first, so that all are aligned.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {"__metadata__": metadata}, 0
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
     for name in names:
         begin, end = end, end + tensors[name].nbytes
         shape = list(tensors[name].shape)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from stages.engine import distributed
 from stages.engine.errors import of_the_system
 from stages.engine.files import write_atomically
 from stages.engine.pictures import png
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def say(text: str) -> None:
@@ -65,10 +69,10 @@ class MetricsLog:
         self.folder, self.every, self.batch, self.title = folder, every, batch, title
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int | Tensor] = {}  # a metric may begin within an interval
-        self._since, self._since_step = time.perf_counter(), None
+        self._since, self._since_step = time.perf_counter(), 0
         self._steps = steps
-        self._bar = None
-        self._board = None
+        self._bar: tqdm | None = None
+        self._board: SummaryWriter | None = None
 
     @property
     def path(self) -> Path:
@@ -122,6 +126,7 @@ class MetricsLog:
         """Appends one line of metrics; rate and clock depend on the machine and are not part of the run's result."""
         if not distributed.is_main():
             return
+        assert self._board is not None, "begin was not called"
         line = {"step": step, **values}
         if rate is not None:
             line["images_per_second"] = round(rate * self.batch, 2)
@@ -137,7 +142,7 @@ class MetricsLog:
 
     def _speak(self, step: int, values: dict[str, float], rate: float | None) -> None:
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if not self._bar.disable:
+        if self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(text[:100])
         else:
             left = f"  {_clock((self._steps - step) / rate)} left" if rate else ""
@@ -148,6 +153,7 @@ class MetricsLog:
         """Saves an image, (3, h, w) in [0, 1], as previews/<name>-<step>.png and to TensorBoard."""
         if not distributed.is_main():
             return
+        assert self._board is not None, "begin was not called"
         write_atomically(self.folder / "previews" / f"{name}-{step:08d}.png", png(grid))
         self._board.add_image(name, grid, step)
 

@@ -12,13 +12,13 @@ import torch
 def versions() -> dict[str, str | None]:
     """Returns the versions a result may depend on."""
     packages = ("torch", "torchvision", "vector-quantize-pytorch", "lpips", "mitsuba", "numpy")
-    found = {}
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # mitsuba and lpips are not needed everywhere
             found[name] = None
-    return {"python": platform.python_version()} | found
+    return found
 
 
 def describe_device(device: torch.device) -> str:

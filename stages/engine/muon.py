@@ -27,14 +27,14 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mT if tall else x
 
 
-def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
+def hidden_weights(network: nn.Module) -> list[Tensor]:
     """Returns the weights of convolutions and of linear layers in attention and feed-forward, except narrow and wide.
 
     Adam keeps layers that act on one vector per picture (time, labels, FiLM), whose matrices are as large but whose
     gradients come from few rows, and transposed convolutions.
     """
     inner = [m for m in network.modules() if isinstance(m, Attention | FeedForward)]
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    layers: list[nn.Conv2d | nn.Linear] = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     layers += [m for block in inner for m in block.modules() if isinstance(m, nn.Linear)]
     weights = [m.weight for m in layers if m.weight.requires_grad]
     return [w for w in weights if NARROWEST <= min(w.shape[:2]) <= WIDEST]
@@ -52,6 +52,11 @@ def _matrix(weight: Tensor) -> Tensor:
     return _rows(weight).flatten(1)
 
 
+def _gradient(weight: Tensor) -> Tensor:
+    assert weight.grad is not None  # every hidden layer takes part in the loss
+    return _matrix(weight.grad)
+
+
 class Muon:
     """Updates weights as matrices (outputs, inputs x taps): w -= rate x .2 sqrt(longer side) x orthogonal.
 
@@ -59,7 +64,7 @@ class Muon:
     orthogonalised together, in `dtype`.
     """
 
-    def __init__(self, weights: list[nn.Parameter], weight_decay: float, dtype: torch.dtype):
+    def __init__(self, weights: list[Tensor], weight_decay: float, dtype: torch.dtype):
         self.weight_decay, self.dtype = weight_decay, dtype
         shapes = dict.fromkeys(tuple(_matrix(w).shape) for w in weights)
         self.groups = [[w for w in weights if tuple(_matrix(w).shape) == shape] for shape in shapes]
@@ -69,7 +74,7 @@ class Muon:
     def step(self, rate: float, bad: Tensor) -> None:
         """Updates the weights. Nothing changes if `bad`, a bool on the device: the gradient is not finite."""
         for group, momentum in zip(self.groups, self.momenta, strict=True):
-            gradient = torch.where(bad, momentum, torch.stack([_matrix(w.grad) for w in group]))
+            gradient = torch.where(bad, momentum, torch.stack([_gradient(w) for w in group]))
             momentum.lerp_(gradient, 1 - MOMENTUM)
             steps = orthogonalised(gradient.lerp_(momentum, MOMENTUM), self.dtype)  # Nesterov's
             steps = torch.where(bad, 0.0, steps)

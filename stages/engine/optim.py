@@ -26,6 +26,12 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -
     raise ValueError(f"unknown decay {decay!r}")
 
 
+class _GuardedAdam(torch.optim.AdamW):
+    """AdamW. Its fused step changes nothing if `found_inf`, which torch does not declare, is not 0."""
+
+    found_inf: Tensor
+
+
 class Optimizer:
     """Updates one network: backward pass, mean over processes, clipping, a guarded step of Adam.
 
@@ -38,7 +44,8 @@ class Optimizer:
     def __init__(self, network: nn.Module, settings, dtype: torch.dtype = torch.float32):
         self.settings = settings
         self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
-        self.watch_layers, self.layer_norms = False, {}  # norm of each weight's gradient at the last update
+        self.watch_layers = False
+        self.layer_norms: dict[str, Tensor] = {}  # norm of each weight's gradient at the last update
         self.factor = 1.0  # of the learning rate, for a task that lowers it during training
         self.parameters = [p for _, p in self.named]
         hidden = hidden_weights(network) if settings.optimizer == "muon" else []
@@ -47,7 +54,7 @@ class Optimizer:
         decays = [p for p in self.parameters if p.ndim > 1 and id(p) not in of_muon]
         plain = [p for p in self.parameters if p.ndim <= 1]
         groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.adam = torch.optim.AdamW(
+        self.adam = _GuardedAdam(
             [g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
         )
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.parameters[0].device)
@@ -63,7 +70,7 @@ class Optimizer:
         present = [p for p in self.parameters if p.grad is not None]
         if self.watch_layers:
             self.layer_norms = {n: p.grad.norm() for n, p in self.named if p.ndim > 1 and p.grad is not None}
-        norm = nn.utils.get_total_norm([p.grad for p in present])
+        norm = nn.utils.get_total_norm([p.grad for p in present if p.grad is not None])
         if s.clip is not None:
             nn.utils.clip_grads_with_norm_(present, s.clip, norm)
         bad = ~torch.isfinite(norm)
@@ -89,8 +96,9 @@ class Witness:
     """Keeps the metrics of the first step whose gradient was not finite, on the device and without waiting for it."""
 
     def __init__(self, optimizers: list[Optimizer]):
-        self.optimizers, self.kept = optimizers, {}
-        self._good = True
+        self.optimizers = optimizers
+        self.kept: dict[str, Tensor] = {}
+        self._good: Tensor | None = None  # no step was taken
 
     def note(self, metrics: Mapping[str, Metric]) -> None:
         """Records a step's metrics. Call after each step."""
@@ -98,8 +106,9 @@ class Witness:
             if isinstance(value, tuple):
                 continue  # a sum over part of the batch: the loss shows the fault too
             value = value.detach().float()
-            known = name in self.kept and self._good is not True
-            self.kept[name] = torch.where(self._good, value, self.kept[name]) if known else value
+            if self._good is not None and name in self.kept:
+                value = torch.where(self._good, value, self.kept[name])
+            self.kept[name] = value
         self._good = torch.stack([o.bad_step for o in self.optimizers]).amax() < 0
 
     def words(self) -> str:

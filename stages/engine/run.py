@@ -189,8 +189,8 @@ class Run:
                     self._refuse_non_finite(task, witness)
                     log.flush(done)
                 if done % settings.preview_every == 0 or last:
-                    metrics = self._preview(task, log, done, seconds)
-                    enough = until is not None and until({"step": done, **metrics}) and not last
+                    found = self._preview(task, log, done, seconds)
+                    enough = until is not None and until({"step": done, **found}) and not last
                 stopped = distributed.any_process(stop.number, device) if done % agree_every == 0 else 0
                 if done % settings.checkpoint_every == 0 or last or stopped or enough:
                     save(done)
@@ -287,7 +287,7 @@ class _StopFlag:
     """
 
     def __init__(self):
-        self.number = 0
+        self.number, self._first = 0, 0.0
 
     def _note(self, number: int, frame: object) -> None:
         if self.number:

@@ -5,19 +5,19 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from models.choices import (
-    AUXILIARY_SCHEDULES,
-    BACKBONES,
-    BODIES,
-    CRITIC_CONDITIONS,
     DIFFUSION,
-    GENERATOR_CONDITIONS,
-    LOSSES,
-    MODELS,
-    PREDICTIONS,
-    QUANTIZERS,
-    SAMPLERS,
-    SCHEDULES,
-    SPACINGS,
+    AuxiliarySchedule,
+    Backbone,
+    Body,
+    CriticCondition,
+    GeneratorCondition,
+    Loss,
+    Model,
+    Prediction,
+    Quantizer,
+    Sampler,
+    Schedule,
+    Spacing,
 )
 
 
@@ -30,7 +30,7 @@ Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1),
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_tuple)
 ]
-Models = Annotated[tuple[Literal[*MODELS], ...], Field(min_length=1), BeforeValidator(_tuple)]
+Models = Annotated[tuple[Model, ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
 PictureDraws = Literal["uniform", "by-labels"]  # each picture once per epoch, or once per label
@@ -106,7 +106,7 @@ class Reader(Training):
 
 class Perceptual(Section):
     weight: NonNegative = 0.0
-    network: Literal[*BACKBONES] = "vgg"
+    network: Backbone = "vgg"
     weights: str | None = None  # the backbone's file; null: torch's hub cache
 
 
@@ -151,7 +151,7 @@ class Vae(Training):
     middle_blocks: Natural = 1  # at the coarsest resolution
     norm: Literal["group", "none"] = "group"
     latent_channels: Positive = 6
-    quantizer: Literal[*QUANTIZERS] = "codebook"
+    quantizer: Quantizer = "codebook"
     codebook: Codebook = Codebook()
     fsq: Fsq = Fsq()
     residual: Residual = Residual()
@@ -189,6 +189,13 @@ class Network(Section):
     dropout: Share = 0.0
     self_condition: bool = False  # each prediction of x_0 is an input of the next
 
+    def heads_at(self, width: int) -> int:
+        """Returns the heads of a layer of `width`. One of heads and head_width is given (config.py checks it)."""
+        if self.heads is not None:
+            return self.heads
+        assert self.head_width is not None
+        return max(1, width // self.head_width)
+
     @property
     def wants_layouts(self) -> bool:
         """True if the order of the objects or their places are an input, not only the set of labels."""
@@ -198,8 +205,8 @@ class Network(Section):
 class Denoising(Training):
     """Keys that latent and pixel diffusion share."""
 
-    prediction: Literal[*PREDICTIONS] = "v"
-    schedule: Literal[*SCHEDULES] = "cosine"
+    prediction: Prediction = "v"
+    schedule: Schedule = "cosine"
     zero_terminal_snr: bool = False  # rescale the schedule to end in pure noise; needs min_snr and log_snr null
     timesteps: Positive = 1000  # linear: fewer timesteps have larger betas, so that it ends equally near to noise
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # null: unweighted
@@ -258,19 +265,19 @@ class Generator(Section):
     object_noise: Natural = 6  # noise values per object, with entry=map
     channels: Widths = (512, 256, 128, 64)  # from 4x4 (a map: 8x8) to the full resolution
     label_width: Positive = 64
-    condition: Literal[*GENERATOR_CONDITIONS] = "concatenation"  # with entry=map: modulation only
+    condition: GeneratorCondition = "concatenation"  # with entry=map: modulation only
 
 
 class Critic(Section):
     read: Literal["pooled", "places"] = "pooled"  # places: scores and labels are read at the objects' places
     channels: Widths = (64, 128, 256, 512)  # from the full resolution to 4x4 (read=places: 8x8)
     pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum only
-    condition: Literal[*CRITIC_CONDITIONS] = "projection"  # with read=places: no concatenation
+    condition: CriticCondition = "projection"  # with read=places: no concatenation
 
 
 class Gan(Training):
-    loss: Literal[*LOSSES] = "wgan-gp"
-    body: Literal[*BODIES] = "residual"
+    loss: Loss = "wgan-gp"
+    body: Body = "residual"
     attention: bool = False  # self-attention at 8x8 in both networks; not with entry=map or read=places
     space: Literal["pixels", "latents"] = "pixels"
     stem: Literal[1, 2] = 1  # in pixel space, 2: both networks work on 2x2 unshuffled pixels
@@ -285,7 +292,7 @@ class Gan(Training):
     auxiliary: NonNegative = 1.0  # weight of the label classification, if critic.condition has one
     layer_norms: bool = False  # log the gradient norm of every layer of the critic
     picture_draws: PictureDraws = "uniform"
-    auxiliary_schedule: Literal[*AUXILIARY_SCHEDULES] = "constant"  # of the generator's weight, linear in the step
+    auxiliary_schedule: AuxiliarySchedule = "constant"  # of the generator's weight, linear in the step
 
     @property
     def size(self) -> int:
@@ -305,9 +312,9 @@ class Gan(Training):
 
 class Eval(Section):
     seeds: Ints = (0, 1, 2, 3, 4)
-    sampler: Literal[*SAMPLERS] = "ddim"  # ancestral: DDPM's, every timestep
+    sampler: Sampler = "ddim"  # ancestral: DDPM's, every timestep
     steps: Positive = 50  # of DDIM and DPM-Solver++
-    spacing: Literal[*SPACINGS] = "trailing"  # of their timesteps
+    spacing: Spacing = "trailing"  # of their timesteps
     eta: Share = 0.0  # of DDIM: 0 is deterministic, 1 as random as DDPM's sampler
     clip: Annotated[float, Field(gt=0)] | None = None  # bound on the ancestral sampler's x_0, in the units of x_0
     guidance: NonNegative = 1.0  # classifier-free; 1: none

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.conftest import HERE
     ("words", "registry"),
     [
         (choices.MODELS, MODELS),
+        (get_args(choices.Model), MODELS),
         (choices.SCHEDULES, diffusion.SCHEDULES),
         (choices.SAMPLERS, samplers.SAMPLERS),
         (choices.EVERY_TIMESTEP, [name for name, sampler in samplers.SAMPLERS.items() if sampler.every_timestep]),

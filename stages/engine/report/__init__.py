@@ -46,8 +46,17 @@ def error_bars(axis: plt.Axes, series: dict[str, list[tuple[float, float, float]
     """Draws (place, mean, deviation) points with their deviations as bars, with one colour and marker per series."""
     for (name, points), marker in zip(series.items(), itertools.cycle("os^Dv")):
         places, means, deviations = zip(*points, strict=True)
-        look = {"marker": marker, "markersize": 4, "linestyle": line, "linewidth": 1, "elinewidth": 0.8}
-        axis.errorbar(places, means, deviations, label=name, **look)
+        axis.errorbar(
+            places,
+            means,
+            deviations,
+            label=name,
+            elinewidth=0.8,
+            marker=marker,
+            markersize=4,
+            linestyle=line,
+            linewidth=1,
+        )
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, ncols=len(series), loc="lower right", bbox_to_anchor=(1, 1))  # above bars
 
