@@ -27,6 +27,7 @@ from stages.engine.machine import describe_device, versions
 from stages.engine.pictures import captioned, grid, png
 from stages.engine.report import curve, write_report
 from stages.engine.run import differences, move_aside
+from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.judge import (
     evaluate_held_out,
@@ -159,7 +160,9 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     guided = context.config.eval.classifier_guidance > 0
     guide = load_evaluator(context, len(dataset.vocabulary), "guide")[0] if guided else None
-    samplers = {name: MODELS[name].load(context)[0] for name in context.config.models if name in exports}
+    samplers: dict[str, Sampler] = {
+        name: MODELS[name].load(context)[0] for name in context.config.models if name in exports
+    }
     folder = context.folder("eval")
     distributed.barrier()  # all processes have looked for it before the main one moves it
     if (folder / "report.json").exists() and distributed.is_main():

@@ -42,13 +42,13 @@ def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
 def build_generator(settings: Gan, classes: int, latent_channels: int) -> Generator | PlacedGenerator:
     """Builds the generator of a `gan` section."""
     channels, size = _shape(settings, latent_channels)
-    shape = {"bounded": settings.space == "pixels", "body": settings.body}
+    body, bounded = settings.body, settings.space == "pixels"
     of_section = settings.generator.model_dump(exclude={"entry"})
     if settings.generator.entry == "map":
         of_section.pop("condition")
-        return PlacedGenerator(classes, channels, size, **shape, **of_section)
+        return PlacedGenerator(classes, channels, size, bounded=bounded, body=body, **of_section)
     of_section.pop("object_noise")
-    return Generator(classes, channels, size, **shape, attention=settings.attention, **of_section)
+    return Generator(classes, channels, size, bounded=bounded, body=body, attention=settings.attention, **of_section)
 
 
 def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic | PlacedCritic:

@@ -279,11 +279,14 @@ class VaeTask:
 
     def _start_codebook(self, batches: int = 16) -> None:
         """Starts the codebook by k-means on latents of pictures spread over the set, alike in all processes."""
-        count = len(self.dataset.images)
+        from models.quantizer import Quantizer  # slow to import; building the network did it
+
+        quantizer, count = self.network.quantizer, len(self.dataset.images)
+        assert isinstance(quantizer, Quantizer)  # `quantizer: codebook`
         chosen = torch.linspace(0, count - 1, min(count, batches * self.settings.batch)).long()
         with torch.no_grad(), self.context.autocast():
             parts = [self.network.latents(self.dataset.pictures(part)) for part in chosen.split(256)]
-        self.network.quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)
+        quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)
 
     def _discriminator_step(self, discriminator: PatchDiscriminator, images: Tensor, made: Tensor, step: int) -> Tensor:
         with self.context.autocast():

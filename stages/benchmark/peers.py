@@ -42,7 +42,7 @@ def unet(network: Network, channels: int) -> nn.Module:
         layers_per_block=network.blocks,
         transformer_layers_per_block=network.depth,
         cross_attention_dim=network.context,
-        attention_head_dim=tuple(network.heads or max(1, w // network.head_width) for w in widths),  # heads
+        attention_head_dim=tuple(network.heads_at(w) for w in widths),  # heads
         norm_num_groups=math.gcd(32, *widths),
     )
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +155,7 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kep
 
     def asked(labels: Tensor) -> Condition:
         """Wraps labels as a condition: these networks read only the labels."""
-        return SimpleNamespace(labels=labels)
+        return cast(Condition, SimpleNamespace(labels=labels))
 
     def classified(logits: Tensor | None, labels: Tensor) -> Tensor | float:
         return 0.0 if logits is None else s.auxiliary * F.binary_cross_entropy_with_logits(logits, labels)
