@@ -87,9 +87,9 @@ def page_folder(context: Context, name: str) -> Path:
 
 
 class Run:
-    """The run of one stage. `parents` are the hashes of its inputs: the data and other stages' exports."""
+    """The run of one stage. `parents`: what it was made from, hashes of data and exports, and settings it depends on."""
 
-    def __init__(self, context: Context, stage: str, parents: dict[str, str]):
+    def __init__(self, context: Context, stage: str, parents: Mapping[str, object]):
         self.context, self.stage, self.parents = context, stage, parents
         self.settings = getattr(context.config, stage)
         begun = context.folder(stage) in context.holding  # by this command: it is fresh already
