@@ -137,6 +137,15 @@ class Quantizer(VectorQuantize):
         )
         self._codebook = IndexedCodebook(dim, codes, use_ddp=self._codebook.use_ddp, **options)
 
+    @without_autocast
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss.
+
+        In float32: under autocast the library's rotation trick would give the decoder what is not a code.
+        """
+        quantised, indices, loss = super().forward(latents.float())
+        return quantised, indices, loss
+
     @torch.no_grad()
     def start(self, latents: Tensor, batches: float) -> None:
         """Starts the codes by k-means over latents (b, d, h, w) of `batches` batches: rare vectors need many.

@@ -6,8 +6,10 @@ import sys
 
 
 def _leave(number: int, frame: object) -> None:
-    os.write(2, b"interrupted before it began\n")
-    os._exit(128 + number)
+    try:
+        os.write(2, b"interrupted before it began\n")
+    finally:  # also where the terminal is gone
+        os._exit(128 + number)
 
 
 def started_module() -> str | None:
@@ -26,7 +28,9 @@ def _begin() -> None:
     module = started_module() or ""
     if not module.startswith("stages.") or module == "stages.engine.config":  # the latter is what this would import
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
+    from stages.engine.terminal import ending_signals
+
+    for number in ending_signals():
         signal.signal(number, _leave)
     from stages.commands import COMMANDS
     from stages.engine.arguments import answer_early

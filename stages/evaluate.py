@@ -286,8 +286,8 @@ def main(context: Context) -> None:
     report = folder / "report.json"
     if report.exists() and not context.arguments.fresh:
         try:
-            old = json.loads(report.read_text())["provenance"]
-        except (ValueError, KeyError):
+            old = dict(json.loads(report.read_text())["provenance"])
+        except (ValueError, KeyError, TypeError):
             old = {}
         now = _provenance(context, dataset, exports)
         was = old.get("parents", {})

@@ -3,6 +3,7 @@
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,11 +57,15 @@ def stage(capsys, monkeypatch):
     def run(name: str, *arguments: str, config: str = SMOKE) -> tuple[int, str]:
         monkeypatch.chdir(HERE)
         monkeypatch.setattr(sys, "argv", [module_of(name), "--config", str(config), *arguments])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             runpy.run_module(module_of(name), run_name="__main__")
             status = 0
         except SystemExit as end:
             status = end.code
+        finally:  # a command that ends ignores signals from then on
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return status, captured.out + captured.err
 

@@ -21,8 +21,10 @@ from stages.engine.arguments import Command, read_arguments, read_configuration
 from stages.engine.compiled import of_the_compiler
 from stages.engine.config import Config, derive
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
+from stages.engine.learnable import refuse_unlearnable, starts_from_a_picture
 from stages.engine.lock import locked
 from stages.engine.rules import ignored
+from stages.engine.terminal import ending_signals, forgiving_output, ignore_signals
 
 Network = TypeVar("Network", bound=nn.Module)
 SERVING = ("evaluator", "reader", "guide", "vae")  # stages whose exports an experiment's variants reuse
@@ -129,6 +131,7 @@ def context_of(config: Config, arguments: argparse.Namespace, began: float, held
 
 
 def _on_signal(number: int, frame: object) -> None:
+    ignore_signals()
     raise Interrupted(number)
 
 
@@ -139,15 +142,21 @@ def run_command(command: Command, body: Callable[[Context], None]) -> None:
     """
     began = time.perf_counter()
     arguments = read_arguments(command)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, _on_signal)
     threading.excepthook = _of_thread
+    with forgiving_output():
+        _run(command, body, arguments, began)
+
+
+def _run(command: Command, body: Callable[[Context], None], arguments: argparse.Namespace, began: float) -> None:
     try:
         config = read_configuration(command, arguments)
         if arguments.check:
             return
+        refuse_unlearnable(config)
         if distributed.is_main():
-            for words in ignored(config):
+            for words in [*ignored(config), *starts_from_a_picture(config)]:
                 print(f"warning: {words}", file=sys.stderr, flush=True)
         with ExitStack() as held:
             body(context_of(config, arguments, began, held))
@@ -182,6 +191,7 @@ def _of_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _end(message: str, status: int) -> None:
+    ignore_signals()
     if not distributed.is_main():
         time.sleep(2)  # if the main process fails too, it reports for all, and torchrun ends this one
     print(message, file=sys.stderr, flush=True)

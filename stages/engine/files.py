@@ -9,7 +9,7 @@ from stages.engine.errors import of_the_system
 
 def write_atomically(path: Path, *content: bytes | memoryview) -> None:
     """Writes a file completely or not at all: temporary file in the same folder, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two commands may write one picture
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

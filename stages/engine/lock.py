@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.engine import distributed
 from stages.engine.errors import UserError
+from stages.engine.log import say
 
 
 @contextmanager
@@ -25,13 +26,17 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.lock"), "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(
-                f"{folder} is in use by another run (process {file.read().strip() or 'unknown'}); wait for it, "
-                f"stop it, or set another `name=` for this one"
-            ) from None
+            other = file.read().strip() or "unknown"
+            if not wait:
+                raise UserError(
+                    f"{folder} is in use by another run (process {other}); wait for it, stop it, or set another "
+                    f"`name=` for this one"
+                ) from None
+            say(f"waiting for process {other}, which works on {folder} ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks: run without one rather than not at all
         file.truncate(0)

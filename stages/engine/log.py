@@ -51,7 +51,7 @@ def read_metrics(path: Path) -> list[dict]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(ValueError):
             found.append(json.loads(line))
-    return found
+    return [line for line in found if isinstance(line, dict)]
 
 
 Metric = Tensor | tuple[Tensor, Tensor]  # of a step: a scalar, or (sum, count) where the count varies

@@ -6,7 +6,7 @@ from urllib.error import URLError
 import torch
 
 from models.perceptual import Perceptual, load_trunk, trunk_url
-from stages.engine.errors import UserError, oneline
+from stages.engine.errors import UserError, is_out_of_memory, oneline
 
 
 def load_perceptual(settings) -> Perceptual:
@@ -16,7 +16,9 @@ def load_perceptual(settings) -> Perceptual:
     without = "or set vae.perceptual.weight=0"
     if not path.is_file() and not settings.weights:
         try:
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)
+            torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=True, check_hash=True, weights_only=True
+            )
         except (URLError, OSError, RuntimeError):
             raise UserError(
                 f"LPIPS needs {path}, which cannot be downloaded here: put {path.name} there, {without}"
@@ -26,7 +28,10 @@ def load_perceptual(settings) -> Perceptual:
         return Perceptual(settings.network, trunk)
     except FileNotFoundError:
         raise UserError(f"LPIPS needs {path}, which is missing: put {Path(url).name} there, {without}") from None
-    except Exception as error:  # a pickle, a truncated file, another network: all end the same
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # a pickle, a truncated file, another network: all end the same
         raise UserError(
             f"{path} does not hold torchvision's {Path(url).name} ({oneline(error)[:60]}): replace it, {without}"
         ) from None

@@ -4,7 +4,6 @@ checkpoints/<experiment>/<stage>/
     step-*.ckpt  config.yaml  metrics.jsonl  tensorboard/  previews/  export.safetensors
 """
 
-import os
 import re
 import signal
 import time
@@ -29,6 +28,7 @@ from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
 from stages.engine.schema import flatten
+from stages.engine.terminal import ending_signals, ignore_signals, write_at_once
 
 AGREE_EVERY = 8  # steps: processes must wait for their GPUs to agree whether they were asked to stop
 # keys of an identity that say how a finished run was made, not what it is
@@ -87,7 +87,7 @@ def page_folder(context: Context, name: str) -> Path:
 
 
 class Run:
-    """The run of one stage. `parents`: what it was made from, hashes of data and exports, and settings it depends on."""
+    """The run of one stage. `parents`: hashes of the data and exports it is made from, and settings it depends on."""
 
     def __init__(self, context: Context, stage: str, parents: Mapping[str, object]):
         self.context, self.stage, self.parents = context, stage, parents
@@ -170,7 +170,7 @@ class Run:
             self._refuse_non_finite(task, witness)
             if distributed.is_main():
                 state = {name: part.state_dict() for name, part in task.parts.items()}
-                run = {"identity": self.identity, "log": log.state_dict(), "seconds": seconds()}
+                run = {"identity": self.identity, "log": log.state_dict(), "seconds": seconds(), "device": device.type}
                 checkpoints.save(step, {"parts": state, **run})
             distributed.barrier()
 
@@ -232,6 +232,9 @@ class Run:
             ) from None
         log.load_state_dict(state["log"], self.context.device)
         say(f"{self.title}: going on at step {state['step']} of {self.settings.steps}")
+        if (before := state.get("device", self.context.device.type)) != self.context.device.type:
+            now = self.context.device.type
+            say(f"{self.title}: begun on {before}, now on {now}: the random numbers, and so the result, are others")
         return state["seconds"], state["step"]
 
     def _write_config(self) -> None:
@@ -258,6 +261,14 @@ class Run:
                 f"or precision=float32"
             )
 
+    def _refuse_broken_weights(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise UserError(
+                    f"{self.title}: {name} is not finite after the last step, so nothing is exported; start again with "
+                    f"--fresh and a lower {self.stage}.learning_rate"
+                )
+
     def _export(self, task: Task, elapsed: Callable[[], float], measures_memory: bool) -> None:
         tensors, facts = task.export()
         seconds = elapsed()
@@ -275,13 +286,14 @@ class Run:
                 **facts,
             }
             path = self.context.export(self.stage)
+            self._refuse_broken_weights(tensors)
             save_export(path, tensors, about)
             say(f"{self.title}: done in {seconds / 60:.1f} min: {path}")
         distributed.barrier()
 
 
 class _StopFlag:
-    """Context manager that remembers SIGINT and SIGTERM so that the step can finish; a later one stops at once.
+    """Context manager that remembers a signal to end so that the step can finish; a later one stops at once.
 
     A signal within seconds of the first counts as the same: Make and torchrun pass on what the terminal sends to all.
     """
@@ -292,13 +304,14 @@ class _StopFlag:
     def _note(self, number: int, frame: object) -> None:
         if self.number:
             if time.monotonic() - self._first > 3:
+                ignore_signals()
                 raise Interrupted(number)
             return
         self.number, self._first = number, time.monotonic()
-        os.write(2, b"\nstopping after this step ...\n")  # a handler must not touch buffered streams
+        write_at_once("\nstopping after this step ...\n")
 
     def __enter__(self) -> "_StopFlag":
-        self._old = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._old = {n: signal.signal(n, self._note) for n in ending_signals()}
         return self
 
     def __exit__(self, *exception: object) -> None:

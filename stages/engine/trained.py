@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 
 from models.layouts import LayoutPrior
@@ -36,6 +37,8 @@ def load_trained(
     with of_this_version(path, context.make(f"{stage} FRESH=1")):
         settings = section.model_validate(about["config"], strict=False)
         layouts, weights = LayoutPrior.split_from(tensors)
+        with torch.device("meta"):  # a hostile header could name a network as large as memory: compare shapes first
+            build(settings, about).load_state_dict(weights, assign=True)
         network = build(settings, about)
         network.load_state_dict(weights)
     return Trained(context.on_device(network.eval().requires_grad_(False)), settings, about, layouts)

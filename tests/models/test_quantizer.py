@@ -195,3 +195,14 @@ def test_autocast_changes_no_quantisers_indices(quantizer):
     assert indices.dtype == torch.int64 and indices.min() >= 0 and indices.max() < quantizer.codebook_size
     assert indices.equal(quantizer.nearest(latents))
     torch.testing.assert_close(quantised, quantizer.lookup(indices))
+
+
+@pytest.mark.parametrize("rotation_trick", [False, True])
+def test_the_decoder_is_given_codes_under_autocast_too(rotation_trick):
+    torch.manual_seed(0)
+    quantizer = Quantizer(6, 32, rotation_trick=rotation_trick, init="uniform")
+    book = quantizer._codebook.embed[0].clone()  # before training moves it
+    latents = torch.randn(4, 6, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        quantised, indices, _ = quantizer.train()(latents)
+    torch.testing.assert_close(quantised, book[indices].permute(0, 3, 1, 2), atol=1e-5, rtol=1e-5)

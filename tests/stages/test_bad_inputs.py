@@ -11,6 +11,7 @@ import torch
 
 from stages.engine.export import load_export, save_export
 from stages.engine.lock import locked
+from stages.engine.machine import peak_memory, reset_peak
 from tests.data.folder import write_folder
 from tests.helpers import assert_one_line
 
@@ -181,6 +182,18 @@ def test_a_damaged_export_is_named(stage, chain_copy, name):
     content[-5] ^= 255
     path.write_bytes(content)
     assert_one_line(*stage("sample", f"root={chain_copy}", "--labels", "red cube"), str(path), "damaged")
+
+
+def test_a_hostile_export_is_refused_before_memory_is_spent(stage, chain_copy):
+    """Its header asks for a network of gigabytes; its tensors are a few kilobytes."""
+    path = chain_copy / "smoke/ldm/export.safetensors"
+    tensors, about = load_export(path, "")
+    path.unlink()
+    save_export(path, tensors, about | {"classes": 60_000_000})
+    reset_peak(torch.device("cpu"))
+    before = peak_memory(torch.device("cpu"))
+    assert_one_line(*stage("sample", f"root={chain_copy}", "--labels", "red cube"), str(path), "another version")
+    assert peak_memory(torch.device("cpu")) - before < 200 * 2**20
 
 
 def test_data_faults_reach_the_user(stage, tmp_path):

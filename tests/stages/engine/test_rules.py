@@ -9,6 +9,7 @@ import yaml
 
 from stages.engine.config import load
 from stages.engine.errors import UserError
+from stages.engine.learnable import refuse_unlearnable, starts_from_a_picture
 from stages.engine.rules import ignored
 from tests.conftest import HERE, SMOKE
 
@@ -98,3 +99,23 @@ def test_a_bomb_of_aliases_is_one_short_line(tmp_path):
     assert len(str(fault.value)) < 400
     assert time.perf_counter() - began < 5
     assert peak < 50 * 2**20
+
+
+@pytest.mark.parametrize("bell", ["[50.0,0.01]", "[30.0,1.0]"])
+def test_a_bell_off_the_schedule_is_refused(bell):
+    refuse_unlearnable(load(CONFIG))
+    with pytest.raises(UserError, match=r"ldm\.log_snr"):
+        refuse_unlearnable(load(CONFIG, [f"ldm.log_snr={bell}"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (["ldm.schedule=beta-cosine", "ldm.timesteps=100"], True),
+        (["ldm.schedule=beta-cosine", "ldm.timesteps=500"], False),
+        (["ldm.schedule=linear", "ldm.timesteps=12", "ldm.prediction=noise", "eval.sampler=ancestral"], True),
+        (["ldm.schedule=cosine", "ldm.timesteps=1000"], False),
+    ],
+)
+def test_sampling_that_starts_from_a_picture_is_warned_of(overrides, warned):
+    assert bool(starts_from_a_picture(load(CONFIG, ["models=[ldm]", *overrides]))) == warned
