@@ -102,8 +102,8 @@ class Vocabulary:
         x, y = map(float, numbers) if whole else (math.nan, math.nan)
         if not (0 <= x <= 1 and 0 <= y <= 1):
             fault = "outside the picture" if whole else "not a place"
-            mend = f"write {name + ' at 0.3 0.6'!r}: from the left and from the top, each from 0 to 1"
-            raise DataError(f"{where}: {('at ' + after).strip()!r} is {fault}; {mend}")
+            fix = f"write {name + ' at 0.3 0.6'!r}: from the left and from the top, each from 0 to 1"
+            raise DataError(f"{where}: {('at ' + after).strip()!r} is {fault}; {fix}")
         return name, (x, y)
 
     def describe(self, labels: Tensor) -> list[str]:

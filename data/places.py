@@ -61,8 +61,8 @@ def read_places(path: Path, listed: dict[str, list[int]]) -> dict[str, list[Plac
         try:
             found[picture] = list(map(_place, row))
         except ValueError:
-            mend = "give each as [x, y], from the left and from the top, each from 0 to 1, or as null"
-            raise DataError(f"{path}, {picture}: {str(row)[:80]} are not places; {mend}") from None
+            fix = "give each as [x, y], from the left and from the top, each from 0 to 1, or as null"
+            raise DataError(f"{path}, {picture}: {str(row)[:80]} are not places; {fix}") from None
         if spot := on_one_spot(found[picture]):
             first, second = (row[i] for i in spot)
             raise DataError(f"{path}, {picture}: two objects too close, {first} and {second}; move one or give null")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stages.engine import distributed
 from stages.engine.errors import UserError, oneline
 
-MEND = "install one and Python's headers, or leave `compile` false in ldm, ddpm and eval"
+FIX = "install one and Python's headers, or leave `compile` false in ldm, ddpm and eval"
 OF_THE_COMPILER = {
     "torch._dynamo.exc.BackendCompilerFailed",
     "torch._inductor.exc.TritonMissing",
@@ -41,7 +41,7 @@ def compile_network(network: nn.Module, device: torch.device, constant: bool = F
     for batch norms over several processes.
     """
     if compiler := missing_compiler(device):
-        raise UserError(f"torch.compile needs a compiler, and {compiler} cannot be run here; {MEND}")
+        raise UserError(f"torch.compile needs a compiler, and {compiler} cannot be run here; {FIX}")
     if distributed.has_global_batch_norms(network):
         raise UserError("batch norms over several processes cannot be compiled: set ddpm.compile=false")
     import torch._dynamo.config  # seconds to import: only where it is asked for
@@ -63,4 +63,4 @@ def of_the_compiler(error: BaseException) -> UserError | None:
     if not kinds & OF_THE_COMPILER:
         return None
     inner = getattr(error, "inner_exception", error)
-    return UserError(f"torch.compile failed here ({oneline(inner)[:100]}); if a compiler is missing, {MEND}")
+    return UserError(f"torch.compile failed here ({oneline(inner)[:100]}); if a compiler is missing, {FIX}")
