@@ -1,7 +1,7 @@
 """A GPU without a GPU: device tensors have shapes, dtypes and a device but no numbers; the host's are real.
 
-torch's FakeTensorMode checks each operation's shapes, dtypes and devices. It runs no kernel, so it knows nothing of
-time, of memory layouts that a kernel chooses, or of the values; a question to the device is answered with 1 or zeros.
+torch's FakeTensorMode checks each operation's shapes, types and devices. It runs no kernel, so it knows nothing of
+time, of values, or of memory layouts that a kernel chooses. A question to the device is answered by `says` or zeros.
 """
 
 import traceback
@@ -57,19 +57,21 @@ class FakeCuda(TorchDispatchMode):
     pinned.
     """
 
-    def __init__(self, fake: FakeTensorMode):
+    def __init__(self):
         super().__init__()
-        self.fake, self.waits, self.operations = fake, [], 0
+        self.waits: list[str] = []
+        self.says = True  # the answer to a question to the device
         self._pinned: dict[int, Tensor] = {}  # by address, kept alive so that none is used twice
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.prim.device.default:  # of most calls: quickly
+            return args[0].fake_device if _is_fake(args[0]) else args[0].device
         kwargs = kwargs or {}
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         target = kwargs.get("device")
         on_device = any(map(_is_fake, tensors)) or (target is not None and torch.device(target).type == "cuda")
         if not on_device:
             return self._on_host(function, args, kwargs)
-        self.operations += 1
         if function in ONE_TYPE:
             types = {x.dtype for x in tensors if x.is_floating_point()}
             assert len(types) < 2, f"{_place()}: {function} of {types}"
@@ -129,7 +131,7 @@ class FakeCuda(TorchDispatchMode):
         self._wait(function)
         of = args[0]
         if function is aten._local_scalar_dense.default:
-            return 1.0 if of.is_floating_point() else of.dtype == torch.bool or 1
+            return self.says if of.dtype == torch.bool else (float if of.is_floating_point() else int)(self.says)
         if function is aten.equal.default:
             return True
         if function is aten.nonzero.default:
@@ -172,7 +174,7 @@ def _applied(self: nn.Module, function, recurse: bool = True) -> nn.Module:
 def fake_cuda() -> Iterator[FakeCuda]:
     """Lets torch believe in a device `CUDA`."""
     generator = torch.Generator
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # imports much that reads torch.Generator: before it is replaced
     with (
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("torch.cuda.is_bf16_supported", lambda *unused, **options: True),
@@ -182,6 +184,6 @@ def fake_cuda() -> Iterator[FakeCuda]:
         mock.patch.object(nn.Module, "_apply", _applied),
         warnings.catch_warnings(action="ignore"),
         fake,
-        FakeCuda(fake) as machine,
+        FakeCuda() as machine,
     ):
         yield machine
