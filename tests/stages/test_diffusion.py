@@ -103,7 +103,7 @@ def guided_sampler(monkeypatch):
 def test_the_guide_s_gradient_by_hand_and_a_step_along_it_raises_the_likelihood(guided_sampler):
     """The gradient of log p(labels | x / 2) is (labels - probabilities) W' / 2, over a picture's labels together."""
     guide, sampler, how = guided_sampler
-    x, t = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((3,), 5)
+    x, t = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)), 5
     score = sampler._score(Condition.of_labels(LABELS), how)(x, t)
     errors = LABELS - guide.logits(x / 2).sigmoid()
     torch.testing.assert_close(score, SCALE / 2 * (errors @ guide.weight.T).view_as(x))
