@@ -114,8 +114,6 @@ def _check_gan(gan: Gan, where: Path) -> None:
             f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic that reads labels; set "
             f"gan.critic.condition=auxiliary, or the schedule to constant"
         )
-    if gan.stem != 1 and gan.on_latents:
-        raise UserError(f"{where}: gan.stem={gan.stem} is for gan.space=pixels; set gan.stem=1")
     sides = {"generator": 8 if generator.entry == "map" else 4, "critic": 8 if critic.read == "places" else 4}
     for key, side in sides.items():
         widths, needed = getattr(gan, key).channels, 1 + int(math.log2(gan.size // side))
@@ -182,4 +180,6 @@ def ignored(config: Config) -> list[str]:
             )
     if config.gan.loss != "wgan-gp" and config.gan.penalty_share != 1 and config.gan.loss != "r3gan":
         found.append(f"gan.penalty_share={config.gan.penalty_share:g} has no effect: gan.loss={config.gan.loss}")
+    if config.gan.stem != 1 and config.gan.on_latents:
+        found.append(f"gan.stem={config.gan.stem} has no effect: gan.space=latents")
     return found
