@@ -61,7 +61,7 @@ class DiffusionSampler:
 
         remembering = Remembering(self.network, self.diffusion)
 
-        def predict(x: Tensor, t: Tensor, keep: list[bool]) -> Tensor:
+        def predict(x: Tensor, t: int, keep: list[bool]) -> Tensor:
             with self.context.autocast():
                 return remembering(x, t, condition, keep)
 
@@ -82,7 +82,7 @@ class DiffusionSampler:
             raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; set it to 0")
         conditional = self._denoiser(condition, how.model_copy(update={"guidance": 1.0}))
 
-        def log_probability(x: Tensor, t: Tensor) -> Tensor:
+        def log_probability(x: Tensor, t: int) -> Tensor:
             x0, _ = self.diffusion.to_x0_and_noise(conditional(x, t), x, t)
             return of_picture(self.decode(x0), condition.labels)
 

@@ -12,7 +12,7 @@ from models.adversarial import LOSSES
 from models.condition import Condition, cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
-from models.vqvae import VQVAE, LatentClassifier, perplexity
+from models.vqvae import VQVAE, LatentClassifier, code_counts, perplexity
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
@@ -241,7 +241,7 @@ class VaeTask:
         if discriminator is not None:
             with self.context.autocast():
                 adversarial = HINGE.generator(discriminator(made), None)
-            weight = torch.tensor(d.weight, device=made.device)
+            weight = torch.full((), d.weight, device=made.device)
             if d.adaptive:
                 last = self.network.decoder.last.weight
                 weight = d.weight * adaptive_weight(
@@ -254,7 +254,7 @@ class VaeTask:
         if discriminator is not None:
             metrics["discriminator"] = self._discriminator_step(discriminator, images, made.detach(), step)
         if of_codebook:
-            metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=s.codebook.codes) > 0).sum()
+            metrics["codes_in_batch"] = (code_counts(indices, s.codebook.codes) > 0).sum()
         return metrics
 
     def _through(self, latents: Tensor, quantize: bool, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
