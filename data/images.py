@@ -1,4 +1,4 @@
-"""Reads a folder in the lab's layout into one uint8 array of 64x64 pictures with labels and places.
+"""Reads a folder in the lab's layout into one uint8 array of square pictures with labels and places.
 
     iclevr/ or iclevr.zip   the pictures, of any size
     train.json              {file name: [object, ...]}
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from data.labels import DataError, Place, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
 from data.places import read_places, recovered
+from data.sizes import SIZE
 
-SIZE = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content, not by name: decoders of other formats may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
@@ -39,7 +39,7 @@ UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown place
 class ImageSet:
     """Pictures, their objects and their places; the held-out (validation) pictures come last.
 
-    `images` (n, 3, 64, 64) uint8; `labels` (n, k) uint8, multi-hot; `held_out` (n,) bool; `objects` (n, m) int64,
+    `images` (n, 3, s, s) uint8; `labels` (n, k) uint8, multi-hot; `held_out` (n,) bool; `objects` (n, m) int64,
     indices in the order of the picture's list, then -1; `places` (n, m, 2) float32, x to the right and y downwards in
     [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
     """
@@ -158,8 +158,8 @@ def _kind(content: bytes) -> str | None:
     return name and f"{name}; save it as {', '.join(FORMATS)}"
 
 
-def decode(content: bytes, where: str) -> np.ndarray:
-    """Decodes a picture file's bytes to (3, 64, 64) uint8, resized to a square with antialiasing.
+def decode(content: bytes, where: str, size: int = SIZE) -> np.ndarray:
+    """Decodes a picture file's bytes to (3, size, size) uint8, resized to a square with antialiasing.
 
     Grey and palette pictures are converted; 16-bit, transparent and animated ones are refused, as converting them
     would be a guess. Raises DataError.
@@ -178,8 +178,8 @@ def decode(content: bytes, where: str) -> np.ndarray:
                 if np.asarray(picture.getchannel("A")).min() < 255:
                     raise DataError(f"{where}: a transparent picture; save it on a background")
             picture = ImageOps.exif_transpose(picture).convert("RGB")
-            if picture.size != (SIZE, SIZE):
-                picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)  # Pillow's resize antialiases
+            if picture.size != (size, size):
+                picture = picture.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's resize antialiases
             return np.asarray(picture).transpose(2, 0, 1)
     except (DataError, MemoryError):
         raise
@@ -208,14 +208,14 @@ def _hold_out(names: list[str], every: int) -> Tensor:
     return torch.tensor([order[group] % every == every - 1 for group in groups])
 
 
-def fingerprint(folder: Path, validation_every: int) -> str:
+def fingerprint(folder: Path, validation_every: int, size: int = SIZE) -> str:
     """Returns a quick key for what `read_folder` would return now, without reading any picture.
 
     Raises DataError if the folder is incomplete.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
-    digest = hashlib.sha256(f"{VERSION} {validation_every} {SIZE}\n".encode())
+    digest = hashlib.sha256(f"{VERSION} {validation_every} {size}\n".encode())
     for stamp in _Pictures(folder).stamps():
         digest.update(stamp.encode(errors="surrogateescape") + b"\n")
     for name in ("objects.json", "train.json", "validation.json", "places.json"):
@@ -254,13 +254,14 @@ def _both(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, list[int]], s
 def read_folder(
     folder: Path,
     validation_every: int,
+    size: int = SIZE,
     progress: Callable[[list[str]], Iterable[str]] = iter,
     empty: Callable[..., Tensor] = _empty,
 ) -> ImageSet:
     """Reads, checks and decodes a whole folder. `progress` wraps the iterator over pictures.
 
-    Without a validation.json every `validation_every`-th scene is held out. `empty(n, 3, 64, 64)` makes the uint8
-    array to fill. Raises DataError.
+    Without a validation.json every `validation_every`-th scene is held out. `empty(n, 3, size, size)` makes
+    the uint8 array to fill. Raises DataError.
     """
     vocabulary = read_vocabulary(folder / "objects.json")
     listed, apart = _both(folder, vocabulary)
@@ -283,9 +284,9 @@ def read_folder(
         raise DataError(f"{folder}: one side of the validation split is empty; {fix}")
     order = held_out.int().argsort(stable=True)
     names, held_out = [names[i] for i in order.tolist()], held_out[order]
-    images = empty(len(names), 3, SIZE, SIZE)
+    images = empty(len(names), 3, size, size)
     for i, name in enumerate(progress(names)):
-        images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}").copy())
+        images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}", size).copy())
     lists = [listed[name] for name in names]
     objects, places = _as_tensors(lists, [(known or {}).get(name, []) for name in names])
     source = "from places.json"

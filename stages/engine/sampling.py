@@ -24,7 +24,7 @@ class Sampler(Protocol):
         """False if it reads only the objects."""
 
     def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
-        """Draws (n, 3, 64, 64) in [-1, 1] from n conditions and n keys."""
+        """Draws (n, 3, s, s) in [-1, 1] from n conditions and n keys."""
 
 
 def takes_places(network: nn.Module) -> bool:

@@ -70,7 +70,7 @@ def test_without_quantisation_the_codebook_does_not_change():
 
 def test_the_latent_classifier_finds_an_object_anywhere_and_only_it():
     torch.manual_seed(0)
-    classifier = LatentClassifier(6, 4)
+    classifier = LatentClassifier(6, 4, 8)
     with torch.no_grad():
         classifier.score.weight.copy_(20 * torch.eye(4, 6))
     for row, column in ((0, 0), (7, 7), (3, 5)):

@@ -97,7 +97,7 @@ def test_what_cannot_work_is_one_line(stage, tmp_path, changes, parts):
 
 def test_a_unet_beside_the_multiply_add_network_is_no_fault():
     context = context_with("ddpm.unet={head_width: 7}")
-    assert not build_ddpm(context.config.ddpm, 24, 3).places
+    assert not build_ddpm(context.config.ddpm, 24, 3, 64).places
     assert flatten(context.config.ddpm)["network"] == "multiply-add"
 
 

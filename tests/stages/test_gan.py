@@ -110,7 +110,7 @@ def test_a_critic_that_reads_at_places_is_conditioned_as_configured(task_of, con
 def shapes(*changes):
     """Returns the names and shapes of both networks' weights."""
     settings = load(HERE / SMOKE, [*changes]).gan
-    networks = build_generator(settings, 3, 0), build_critic(settings, 3, 0)
+    networks = build_generator(settings, 3, 0, 64), build_critic(settings, 3, 0, 64)
     return [{name: weight.shape for name, weight in network.state_dict().items()} for network in networks]
 
 
@@ -171,7 +171,7 @@ def test_what_all_critic_steps_are_shown_is_what_each_batch_alone_would_be(task_
 def test_a_picture_is_the_same_alone_and_beside_one_of_more_objects(number):
     context = context_with(*PLACED, "eval.batch=4")
     torch.manual_seed(0)
-    generator = build_generator(context.config.gan, 8, 0).eval()
+    generator = build_generator(context.config.gan, 8, 0, 64).eval()
     sampler = GanSampler(context, generator, context.config.gan, None, LayoutPrior())
     spots = [(0.2, 0.3), (0.7, 0.6), (0.4, 0.8), (0.8, 0.2), (0.5, 0.5)]
     few, five = (Condition.of_lists([list(range(n))], 8, [spots[:n]]) for n in (number, 5))

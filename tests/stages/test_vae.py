@@ -52,7 +52,7 @@ def test_windows_are_around_an_object_and_within_the_picture():
     condition = Condition.of_lists([[0], [1, 2], [3]], 5, places).to(DEVICE)
     seen = [set(), set(), set()]
     for step in range(200):
-        found = zip(*windows(condition, Draws(0, "vae", step, 3, DEVICE)), strict=True)
+        found = zip(*windows(condition, Draws(0, "vae", step, 3, DEVICE), 8), strict=True)
         for row, corner in enumerate(found):
             seen[row].add(tuple(v.item() for v in corner))
     assert seen[0] == {(4, 0)}
