@@ -5,7 +5,7 @@
     validation.json         the same, held out of training (optional)
     objects.json            {object: index}
     places.json             {path of the picture: [[x, y] or null, ...]}, in the order of its objects (optional)
-    test.json, new_test.json   [[object, ...], ...]
+    test.json, new_test.json   [[object, ...], ...]; the configuration may list others
 
 Everything is checked here, once; `ImageSet` is what the rest of the project sees.
 """
@@ -31,7 +31,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 PICTURES = ("images", "iclevr")  # what the folder of the pictures may be called
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content, not by name: decoders of other formats may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
-CONDITION_FILES = ("test", "new_test")
 VERSION = 4  # raised when `read_folder` reads the same files differently: 4 added places from the pictures
 UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown places
 
@@ -334,6 +333,6 @@ def read_folder(
     return ImageSet(images, labels, held_out, objects, places, vocabulary, source)
 
 
-def read_test_sets(folder: Path, vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
-    """Reads the label sets of test.json and new_test.json as indices, in the order of each set."""
-    return {name: read_conditions(folder / f"{name}.json", vocabulary) for name in CONDITION_FILES}
+def read_test_sets(folder: Path, vocabulary: Vocabulary, names: Iterable[str]) -> dict[str, list[list[int]]]:
+    """Reads the label sets of `names`' .json files as indices, in the order of each set."""
+    return {name: read_conditions(folder / f"{name}.json", vocabulary) for name in names}

@@ -28,7 +28,7 @@ from stages.engine.pictures import captioned, grid, page_scale, png
 from stages.engine.report import curve, write_report
 from stages.engine.run import differences, move_aside
 from stages.engine.sampling import Sampler
-from stages.engine.schema import Eval
+from stages.engine.schema import REPORTED, Eval
 from stages.judge import (
     evaluate_held_out,
     evaluate_set,
@@ -89,6 +89,9 @@ def _curves(context: Context) -> list[bytes]:
     ]
     for name, model in MODELS.items():
         wanted += [(name, *shown) for shown in model.curves]
+        wanted.append(
+            (name, [f"accuracy_{part}" for part in context.config.data.conditions], f"{model.short}, accuracy", False)
+        )
     made = [curve(read_metrics(context.folder(s) / "metrics.jsonl"), names, t, log) for s, names, t, log in wanted]
     return [picture for picture in made if picture]
 
@@ -205,7 +208,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     }
     view = {
         "titles": {model: title(model, context.config) for model in samplers},
-        "reported": context.config.reported,
+        "reported": {model: dict(zip(REPORTED, pair, strict=True)) for model, pair in context.config.reported.items()},
         "counts": counts,
         "samples": samples,
         "strip": strip,

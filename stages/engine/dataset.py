@@ -190,7 +190,8 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         raise UserError(f"{folder}: no such data folder; set data.folder to the folder that holds train.json")
     _refuse_smaller_scenes(folder, config.data.size)
     try:
-        test_sets = read_test_sets(folder, read_vocabulary(folder / "objects.json"))  # its faults before slow packing
+        vocabulary = read_vocabulary(folder / "objects.json")
+        test_sets = read_test_sets(folder, vocabulary, config.data.conditions)  # its faults before slow packing
         images, about = _pack(config, folder)
     except DataError as error:
         raise UserError(str(error)) from None

@@ -9,6 +9,9 @@ from models.sizes import CELL
 from stages.engine.errors import UserError
 from stages.engine.schema import Config, Denoising, Gan, Network, flatten
 
+# a data folder's other files, and a report's key beside the sets' names
+OTHER_FILES = ("train", "validation", "objects", "places", "render", "held_out")
+
 
 def plain(name: str) -> bool:
     """Returns True for a name that is a single folder, not a path."""
@@ -46,12 +49,19 @@ def check(config: Config, where: Path) -> None:
             f"({config.vae.residual.quantizers}) are more codes than 64 bits can count; lower one of them"
         )
     _check_size(config, where)
+    for name in config.data.conditions:
+        if not plain(name) or name in OTHER_FILES:
+            raise UserError(
+                f"{where}: data.conditions lists {name!r}, which names no file of label sets; write it without folder "
+                f"and without .json, such as test"
+            )
     for model in config.models:
         if getattr(config, model) is None:
             raise UserError(
                 f"{where}: models lists {model}, and there is no section {model}; see configs/{model}-*.yaml"
             )
-    for key, values in (("models", config.models), ("eval.seeds", config.eval.seeds)):
+    lists = {"models": config.models, "eval.seeds": config.eval.seeds, "data.conditions": config.data.conditions}
+    for key, values in lists.items():
         if len(set(values)) < len(values):
             raise UserError(f"{where}: {key} {[*values]} lists one twice; give each once")
     if not config.eval.seeds:

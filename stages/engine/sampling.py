@@ -77,7 +77,7 @@ def in_batches(
 def preview(
     sampler: Sampler, dataset: Dataset, accuracy: Callable[[Tensor, Tensor], float], how: Eval
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Returns the accuracy on both test sets, and the pictures, to follow training: the evaluation uses other seeds.
+    """Returns the accuracy on each test set, and the pictures, to follow training: the evaluation uses other seeds.
 
     `accuracy` is called with pictures and their labels.
     """

@@ -34,6 +34,7 @@ Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_tuple)
 ]
 Models = Annotated[tuple[Model, ...], Field(min_length=1), BeforeValidator(_tuple)]
+Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
 PictureDraws = Literal["uniform", "by-labels"]  # each picture once per epoch, or once per label
@@ -54,10 +55,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+REPORTED = ("test", "new_test")  # the reports' files of label sets, also those that scenes are drawn with
+
+
 class Data(Section):
     folder: File = None  # a folder in the lab's layout; null: the scenes that `make scenes` renders
     size: Size = SIZE  # pixels a side, to which pictures are scaled when they are packed; latents have an eighth
     validation_every: Positive = 20  # without a validation.json, every n-th scene is held out of training
+    conditions: Names = REPORTED  # files of label sets, NAME.json: what a model is asked to draw, and scored on
     withhold: Share = 0.0  # share of the sets of two or more labels whose pictures are not trained on
 
 

@@ -28,7 +28,7 @@ STRIP = 16  # height of the text below a picture, in pixels of the page
 
 
 def asked_objects(text: str | None, dataset: Dataset) -> list[int]:
-    """Returns the objects named, else the last pair in test.json, else its last label set. May raise UserError."""
+    """Returns the objects named, else the first test set's last pair, else its last label set. May raise UserError."""
     if text is None:
         sets = [[i for i in row if i >= 0] for row in next(iter(dataset.test_sets.values())).objects.tolist()]
         return [row for row in sets if len(row) == 2][-1] if any(len(row) == 2 for row in sets) else sets[-1]

@@ -20,7 +20,7 @@ COLUMNS = 12
 
 
 def denoisings(sampler: DiffusionSampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
-    """Draws up to five label sets of test.json, a row each, from noise to picture. Returns grid, labels, timesteps."""
+    """Draws up to five label sets of the first test set, a row each. Returns grid, labels, timesteps."""
     rows = next(iter(dataset.test_sets.values()))
     asked = rows[evenly(len(rows), SAMPLES)]
     how = context.config.eval.model_copy(update={"batch": SAMPLES})

@@ -237,7 +237,7 @@ def test_fingerprint_of_a_zip_depends_on_its_content(tmp_path):
 
 
 def test_conditions(tmp_path):
-    sets = read_test_sets(write_folder(tmp_path / "d"), CLEVR)
+    sets = read_test_sets(write_folder(tmp_path / "d"), CLEVR, ("test", "new_test"))
     asked = [[CLEVR.index[name] for name in names] for names in (["red cube"], ["cyan sphere", "gray cube"])]
     assert sets == {"test": asked, "new_test": asked}
 
