@@ -15,7 +15,7 @@ from tests.stages.handful import context_with
 
 STAGES = ("render", "evaluator", "reader", "vae", "ldm", "gan", "evaluate")
 FEW = (
-    *("render.scenes=4", "render.validation_scenes=2", "render.samples=1", "eval.seeds=[0]", "eval.steps=2"),
+    *("render.scenes=9", "render.validation_scenes=2", "render.samples=1", "eval.seeds=[0]", "eval.steps=2"),
     *("evaluator.steps=1", "evaluator.batch=4", "evaluator.checkpoint_every=9", "reader.steps=1", "reader.batch=4"),
     *("vae.steps=4", "vae.batch=4", "ldm.steps=1", "ldm.batch=4", "gan.steps=1", "gan.batch=4"),
 )
@@ -43,8 +43,8 @@ def test_the_whole_chain_runs_at_another_size(stage, made):
     for file in ("ldm-test", "gan-new_test"):
         assert Image.open(folder / f"eval/{file}.png").width == 8 * (size + 2) * scale
     assert f"{size}×{size} scenes" in (folder / "eval/report.html").read_text()
-    for name in ("placed", "places", "progress"):
-        status, said = stage(name, *arguments)
+    for name, *more in (("placed", "--labels", "red cube"), ("places",), ("progress",)):
+        status, said = stage(name, *arguments, *more)
         assert status == 0, f"{name}: {said}"
     out = root / "x.png"
     status, said = stage("sample", *arguments, "--labels", "red cube", "--count", "1", "--out", str(out))
