@@ -41,7 +41,7 @@ def main(context: Context) -> None:
     size = settings.size or context.config.data.size
     wanted, begun = flatten(settings) | {"size": size}, _settings_of(folder)
     if begun is not None and (changes := differences(begun, wanted)):
-        raise UserError(f"{folder} holds other scenes ({'; '.join(changes)}); start again with --fresh (Make: FRESH=1)")
+        raise UserError(f"{folder} has other scenes ({'; '.join(changes)}); start again with --fresh (Make: FRESH=1)")
     total = settings.scenes + settings.validation_scenes
     if (folder / "train.json").exists():
         if begun is not None and not (folder / "places.json").exists():  # drawn by a version that did not write them
