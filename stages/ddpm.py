@@ -15,7 +15,7 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.run import Run
-from stages.engine.schema import Ddpm, flatten
+from stages.engine.schema import REPORTED, Ddpm, flatten
 from stages.engine.trained import load_trained
 from stages.judge import accuracy_by, guide_of, load_evaluator
 
@@ -158,6 +158,8 @@ def main(context: Context) -> None:
         parents["evaluator"] = judged_by["sha256"]
         not_it = ("eval.seeds", "eval.sampler", "eval.compile")
         parents |= {k: v for k, v in flatten(context.config.eval, "eval.").items() if k not in not_it}
+        if (asked := context.config.data.conditions) != REPORTED:  # older runs do not name these two
+            parents["conditions"] = " ".join(asked)
     run = Run(context, "ddpm", parents)
     if not run.finished():
         run.train(DdpmTask(context, dataset))

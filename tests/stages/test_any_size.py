@@ -9,6 +9,7 @@ from PIL import Image
 from models.evaluator import Evaluator
 from models.sizes import CELL
 from stages.engine.export import load_export, read_about, save_export
+from stages.engine.log import read_metrics
 from tests.data.folder import write_folder
 from tests.helpers import assert_one_line
 from tests.stages.handful import context_with
@@ -27,12 +28,18 @@ def made(request, tmp_path_factory):
     return tmp_path_factory.mktemp("sized"), request.param
 
 
-def test_the_whole_chain_runs_at_another_size(stage, made):
+SETS = {32: ["test", "new_test"], 128: ["few"]}  # the larger chain is asked for label sets of its own
+
+
+def test_the_whole_chain_runs_at_another_size_and_with_other_label_sets(stage, made):
     root, size = made
-    arguments = (f"root={root}", f"data.size={size}", *FEW)
+    sets = SETS[size]
+    arguments = (f"root={root}", f"data.size={size}", f"data.conditions={json.dumps(sets)}", *FEW)
     for name in STAGES:
         status, said = stage(name, *arguments)
         assert status == 0, f"{name}: {said}"
+        if name == "render":
+            (root / "smoke/render/few.json").write_text(json.dumps([["red cube"], ["gray sphere", "blue cube"]] * 4))
     folder = root / "smoke"
     assert Image.open(next((folder / "render/iclevr").glob("*_0.png"))).size == (size, size), "drawn, not scaled"
     for name in STAGES[1:-1]:
@@ -40,9 +47,18 @@ def test_the_whole_chain_runs_at_another_size(stage, made):
     (pack,) = (root / "packs").glob("*.safetensors")
     assert load_export(pack, "")[0]["images"].shape[1:] == (3, size, size)
     scale = max(1, 128 // size)
-    for file in ("ldm-test", "gan-new_test"):
+    for file in (f"ldm-{sets[0]}", f"gan-{sets[-1]}"):
         assert Image.open(folder / f"eval/{file}.png").width == 8 * (size + 2) * scale
-    assert f"{size}×{size} scenes" in (folder / "eval/report.html").read_text()
+    page = (folder / "eval/report.html").read_text()
+    assert f"{size}×{size} scenes" in page
+    report = json.loads((folder / "eval/report.json").read_text())
+    for model in ("ldm", "gan"):
+        assert [*report["results"][model]] == [*sets, "held_out"]
+        measured = [line for line in read_metrics(folder / model / "metrics.jsonl") if f"accuracy_{sets[0]}" in line]
+        assert measured and all(f"accuracy_{name}" in measured[-1] for name in sets)
+    said = (folder / "eval/report.md").read_text()
+    assert ("new_test" in page, "new_test" in said) == ("new_test" in sets,) * 2
+    assert all(f"<th>{name}</th>" in page and f"ldm-{name}.png" in said for name in sets)
     for name, *more in (("placed", "--labels", "red cube"), ("places",), ("progress",)):
         status, said = stage(name, *arguments, *more)
         assert status == 0, f"{name}: {said}"
