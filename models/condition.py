@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ABSENT = -1  # fills rows of `objects` that are shorter than the longest, and unknown places
+OBJECT = 0.1  # of the picture's side: how far an object extends from its place
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,11 @@ def blobs(places: Tensor, side: int, deviation: float = 0.8) -> Tensor:
     return known[..., None, None] * y[..., :, None] * x[..., None, :]
 
 
+def extent(side: int) -> float:
+    """Returns the deviation in cells of a blob that covers what an object covers, but at least .8 cells."""
+    return max(0.8, OBJECT * side)
+
+
 BACKGROUND_WEIGHT = 0.05  # of a cell without an object, as nineteen of twenty are
 
 
@@ -143,7 +149,7 @@ def cell_labels(condition: Condition, side: int) -> Tensor:
     A cell belongs to the object whose blob is the largest there, within one deviation. Rows with an object of unknown
     place are all -100, as it is also unknown what their cells show.
     """
-    spread = blobs(condition.places, side) * condition.placed[..., None, None]
+    spread = blobs(condition.places, side, extent(side)) * condition.placed[..., None, None]
     largest, slot = spread.max(dim=1)
     shown = condition.objects[:, :, None, None].expand_as(spread).gather(1, slot[:, None])[:, 0]
     labels = torch.where(largest >= math.exp(-0.5), shown, condition.classes)

@@ -9,7 +9,7 @@ from models.blocks import normalisation
 
 
 class PatchDiscriminator(nn.Module):
-    """Scores each patch: (b, 3, 64, 64) -> (b, 1, h, w). With group norm, real and fake do not mix statistics."""
+    """Scores each patch: (b, 3, s, s) -> (b, 1, h, w). With group norm, real and fake do not mix statistics."""
 
     def __init__(self, channels: int = 64, layers: int = 3):
         super().__init__()

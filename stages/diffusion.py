@@ -35,7 +35,7 @@ def diffusion_of(settings: Denoising, device: torch.device) -> Diffusion:
 
 
 class DiffusionSampler:
-    """Samples pictures by any of SAMPLERS, with either guidance. `decode` turns x (b, *shape) into (b, 3, 64, 64).
+    """Samples pictures by any of SAMPLERS, with either guidance. `decode` turns x (b, *shape) into (b, 3, s, s).
 
     `log_probability`, for classifier guidance, maps pictures and their labels to log p(labels | picture), (b,).
     """
@@ -103,7 +103,7 @@ class DiffusionSampler:
 
     @torch.no_grad()
     def sample(self, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
-        """Samples n pictures (n, 3, 64, 64) in [-1, 1], one for each condition and key.
+        """Samples n pictures (n, 3, s, s) in [-1, 1], one for each condition and key.
 
         `watch` is called at each step with t and the pictures of x and of the predicted x_0. Raises UserError.
         """

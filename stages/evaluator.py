@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.sizes import SIZE
 from models.condition import Condition, cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
 from stages.commands import COMMANDS
@@ -26,24 +27,28 @@ from stages.judge import load_evaluator, scores
 
 
 def augmented(images: Tensor, condition: Condition, low_resolution: float, draws: Draws) -> tuple[Tensor, Condition]:
-    """Mirrors half, shifts by up to 4 pixels, passes the share `low_resolution` through 32x32; moves places along."""
+    """Mirrors half, shifts by up to a 16th, passes the share `low_resolution` through half the size; moves places too.
+
+    Pictures (b, 3, s, s).
+    """
+    size, most = images.shape[-1], images.shape[-1] // 16
     mirrored = draws.uniform(1, 1, 1) < 0.5
     images = torch.where(mirrored, images.flip(3), images)
-    dx, dy = draws.number(9, "dx"), draws.number(9, "dy")
-    images = F.pad(images, (4, 4, 4, 4), mode="replicate")[:, :, dy : dy + 64, dx : dx + 64]
+    dx, dy = draws.number(2 * most + 1, "dx"), draws.number(2 * most + 1, "dy")
+    images = F.pad(images, (most,) * 4, mode="replicate")[:, :, dy : dy + size, dx : dx + size]
     coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
     chosen = draws.uniform(1, 1, 1) < low_resolution
     x, y = condition.places.unbind(-1)
     x = torch.where(mirrored[:, 0, 0], 1 - x, x)
-    moved = torch.stack([x + (4 - dx) / 64, y + (4 - dy) / 64], dim=-1).clamp(0, 1)
+    moved = torch.stack([x + (most - dx) / size, y + (most - dy) / size], dim=-1).clamp(0, 1)
     places = torch.where(condition.placed[..., None], moved, condition.places)
     return torch.where(chosen, coarse, images), condition.with_places(places)
 
 
 class EvaluatorTask:
-    """Trains by binary cross-entropy on the labels; part of each batch passes through 32x32, as for the lab's.
+    """Trains by binary cross-entropy on the labels; part of each batch passes through half its size, as for the lab's.
 
-    With `cell_weight` a linear head on the 8x8 features learns what each cell shows, where places are known. The
+    With `cell_weight` a linear head on the middle features learns what each cell shows, where places are known. The
     features then learn sooner; the head is not part of the evaluator.
     """
 
@@ -128,7 +133,7 @@ def _adopt_lab(context: Context, run: Run, dataset: Dataset, checkpoint: Path) -
     network = load_lab_checkpoint(checkpoint, len(dataset.vocabulary))
     network.to(context.device)
     real = accuracy(scores(network, dataset.held_out_images, context), dataset.held_out_labels)
-    about = {"kind": "lab", "real_accuracy": real, "identity": run.identity, "steps": 0, "seconds": 0.0}
+    about = {"kind": "lab", "real_accuracy": real, "identity": run.identity, "size": SIZE, "steps": 0, "seconds": 0.0}
     run.make_way()
     if distributed.is_main():
         save_export(context.export("evaluator"), network.state_dict(), about)

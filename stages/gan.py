@@ -34,31 +34,40 @@ from stages.judge import accuracy_by, load_evaluator
 from stages.vae import encode_set, load_vae, load_vae_of
 
 
-def _shape(settings: Gan, latent_channels: int) -> tuple[int, int]:
+def _shape(settings: Gan, latent_channels: int, size: int) -> tuple[int, int]:
     """Returns channels and side of what generator and critic work on."""
-    return latent_channels if settings.space == "latents" else 3 * settings.stem**2, settings.size
+    return latent_channels if settings.space == "latents" else 3 * settings.stem**2, settings.side(size)
 
 
-def build_generator(settings: Gan, classes: int, latent_channels: int) -> Generator | PlacedGenerator:
-    """Builds the generator of a `gan` section."""
-    channels, size = _shape(settings, latent_channels)
+def build_generator(settings: Gan, classes: int, latent_channels: int, size: int) -> Generator | PlacedGenerator:
+    """Builds the generator of a `gan` section, for pictures of `size`.
+
+    The first width serves the levels that a larger picture has more than the section lists.
+    """
+    channels, side = _shape(settings, latent_channels, size)
+    smallest, needed = settings.levels(size)["generator"]
     body, bounded = settings.body, settings.space == "pixels"
     of_section = settings.generator.model_dump(exclude={"entry"})
+    widths = of_section["channels"]
+    of_section["channels"] = (widths[0],) * (needed - len(widths)) + widths
     if settings.generator.entry == "map":
         of_section.pop("condition")
-        return PlacedGenerator(classes, channels, size, bounded=bounded, body=body, **of_section)
+        return PlacedGenerator(classes, channels, side, smallest, bounded=bounded, body=body, **of_section)
     of_section.pop("object_noise")
-    return Generator(classes, channels, size, bounded=bounded, body=body, attention=settings.attention, **of_section)
+    return Generator(classes, channels, side, bounded=bounded, body=body, attention=settings.attention, **of_section)
 
 
-def build_critic(settings: Gan, classes: int, latent_channels: int) -> Critic | PlacedCritic:
-    """Builds the critic of a `gan` section."""
-    channels, size = _shape(settings, latent_channels)
+def build_critic(settings: Gan, classes: int, latent_channels: int, size: int) -> Critic | PlacedCritic:
+    """Builds the critic of a `gan` section, for pictures of `size`. The last width serves more levels, as above."""
+    channels, side = _shape(settings, latent_channels, size)
+    smallest, needed = settings.levels(size)["critic"]
     of_section = settings.critic.model_dump(exclude={"read"})
+    widths = of_section["channels"]
+    of_section["channels"] = widths + (widths[-1],) * (needed - len(widths))
     if settings.critic.read == "places":
         of_section.pop("pool")
-        return PlacedCritic(classes, channels, size, body=settings.body, **of_section)
-    return Critic(classes, channels, size, body=settings.body, attention=settings.attention, **of_section)
+        return PlacedCritic(classes, channels, side, smallest, body=settings.body, **of_section)
+    return Critic(classes, channels, side, body=settings.body, attention=settings.attention, **of_section)
 
 
 class GanSampler:
@@ -81,7 +90,7 @@ class GanSampler:
 
     @torch.no_grad()
     def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
-        """Samples n pictures (n, 3, 64, 64) in [-1, 1], one a condition and key. Of `how` it uses batch and places."""
+        """Samples n pictures (n, 3, s, s) in [-1, 1], one a condition and key. Of `how` it uses batch and places."""
         if takes_places(self.generator):
             condition = with_chosen_places(condition, keys, self.layouts, how)
 
@@ -92,7 +101,7 @@ class GanSampler:
         return in_batches(condition, keys, how.batch, self.context.device, make)
 
     def to_pictures(self, made: Tensor) -> Tensor:
-        """Turns the generator's output into pictures (b, 3, 64, 64) in [-1, 1]."""
+        """Turns the generator's output into pictures (b, 3, s, s) in [-1, 1]."""
         if self.vae is not None:
             made = self.vae.decode(made.contiguous(memory_format=torch.channels_last))
         else:
@@ -102,8 +111,9 @@ class GanSampler:
 
 def load_gan(context: Context) -> tuple[GanSampler, dict]:
     """Loads the experiment's GAN as a sampler, and the description in its export."""
+    size = context.config.data.size
     generator, settings, about, layouts = load_trained(
-        context, "gan", Gan, lambda s, a: build_generator(s, a["classes"], a["latent_channels"])
+        context, "gan", Gan, lambda s, a: build_generator(s, a["classes"], a["latent_channels"], size)
     )
     vae = load_vae_of(context, "gan", about) if settings.space == "latents" else None
     return GanSampler(context, generator, settings, vae, layouts), about
@@ -124,7 +134,7 @@ class GanTask:
         self.latents = None if vae is None else encode_set(vae, dataset.images, context)
         self.latent_channels = vae.latent_mean.numel() if vae is not None else 0
         torch.manual_seed(context.config.seed)
-        build = (s, len(dataset.vocabulary), self.latent_channels)
+        build = (s, len(dataset.vocabulary), self.latent_channels, dataset.size)
         self.generator = with_global_batch_norms(context.on_device(build_generator(*build)))
         self.critic = context.on_device(build_critic(*build))
         self.ema = Ema(self.generator, s.ema)

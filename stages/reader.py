@@ -33,7 +33,11 @@ def figures_on_real(reader: Reader, dataset: Dataset, rows: Tensor, context: Con
     """Measures the reader's errors (`placing`) and label accuracy on those held-out pictures: its worth as a judge."""
     asked: Condition = dataset.held_out_conditions[rows]
     seen, scores = read(reader, dataset.held_out_images[rows], context)
-    return {**placing(seen, asked), "accuracy": accuracy(scores, asked.labels.cpu()), "pictures": len(rows)}
+    return {
+        **placing(seen, asked, dataset.size),
+        "accuracy": accuracy(scores, asked.labels.cpu()),
+        "pictures": len(rows),
+    }
 
 
 class ReaderTask:

@@ -12,6 +12,7 @@ from models.adversarial import LOSSES
 from models.condition import Condition, cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
+from models.sizes import CELL
 from models.vqvae import VQVAE, LatentClassifier, code_counts, perplexity
 from stages.commands import COMMANDS
 from stages.engine import distributed
@@ -31,7 +32,6 @@ from stages.judge import load_evaluator, scores
 
 HINGE = LOSSES["hinge"]
 JUDGED_FROM = 500  # step from which a preview warns if reconstructions show nothing; before it that is common
-WINDOW = 4  # side in cells of what `windows_until` trains on: a quarter of a picture
 NETWORK_KEYS = {
     *("channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels"),
     *("quantizer", "decodes"),
@@ -64,7 +64,7 @@ def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
 
 @torch.no_grad()
 def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context) -> Iterator[Tensor]:
-    """Encodes a set (n, 3, 64, 64) uint8, which may be on another device, in parts: yields (at most 256, c, 8, 8)."""
+    """Encodes a set (n, 3, s, s) uint8, which may be on another device, in parts: yields (at most 256, c, s/8, s/8)."""
     for part in images.split(256):
         pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
         with context.autocast():
@@ -73,12 +73,12 @@ def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context
 
 
 def encode_set(vae: VQVAE, images: Tensor, context: Context) -> Tensor:
-    """Encodes a whole set (n, 3, 64, 64) uint8 to normalised latents (n, c, 8, 8) float32 on the device."""
+    """Encodes a whole set (n, 3, s, s) uint8 to normalised latents (n, c, s/8, s/8) float32 on the device."""
     return torch.cat([*encoded(vae.encode, images, context)])
 
 
 def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
-    """Returns a function from normalised latents (b, c, 8, 8) to pictures (b, 3, 64, 64) in [-1, 1]."""
+    """Returns a function from normalised latents (b, c, s/8, s/8) to pictures (b, 3, s, s) in [-1, 1]."""
 
     def decode(latents: Tensor) -> Tensor:
         with context.autocast():
@@ -87,8 +87,10 @@ def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
     return decode
 
 
-def windows(condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Draws a window of 4x4 cells around an object of each picture: its row and column (b,) int64, in 8x8-pixel cells.
+def windows(condition: Condition, draws: Draws, side: int) -> tuple[Tensor, Tensor]:
+    """Draws a window, a quarter of a picture of `side` cells a side, around an object of each picture.
+
+    Returns its first row and column (b,) int64, in cells.
 
     The object is drawn from those whose place is known, and the window is up to one cell off its centre. In a picture
     without known places the window is anywhere.
@@ -96,13 +98,15 @@ def windows(condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
     chance = draws.uniform(condition.slots).masked_fill(~condition.placed, -1.0)
     place = condition.places.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))[:, 0]
     place = torch.where(condition.placed.any(1)[:, None], place, draws.uniform(2))
-    column, row = (8 * place - WINDOW / 2 + 2 * draws.uniform(2) - 1).round().clamp(0, 8 - WINDOW).long().unbind(1)
+    column, row = (
+        (side * place - side / 4 + 2 * draws.uniform(2) - 1).round().clamp(0, side - side // 2).long().unbind(1)
+    )
     return row, column
 
 
 def window_of(maps: Tensor, row: Tensor, column: Tensor, cell: int) -> Tensor:
-    """Cuts each row's window out of maps: (b, c, 8 cell, 8 cell) -> (b, c, 4 cell, 4 cell)."""
-    within = torch.arange(WINDOW * cell, device=maps.device)
+    """Cuts each row's window out of maps of `cell` values a cell: (b, c, h, h) -> (b, c, h / 2, h / 2)."""
+    within = torch.arange(maps.shape[-1] // 2, device=maps.device)
     batch = torch.arange(len(maps), device=maps.device)[:, None, None]
     rows, columns = (cell * row)[:, None] + within, (cell * column)[:, None] + within
     return maps[batch, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
@@ -110,7 +114,7 @@ def window_of(maps: Tensor, row: Tensor, column: Tensor, cell: int) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) -> tuple[Tensor, Tensor]:
-    """Reconstructs pictures (n, 3, 64, 64) uint8: (n, 3, 64, 64) in [-1, 1], and their code indices (n, 8, 8)."""
+    """Reconstructs pictures (n, 3, s, s) uint8: (n, 3, s, s) in [-1, 1], and their code indices (n, s/8, s/8)."""
     made, codes = [], []
     for part in images.split(256):
         with context.autocast():
@@ -162,14 +166,14 @@ class VaeTask:
 
     def __init__(self, context: Context, dataset: Dataset):
         self.context, self.dataset, self.settings = context, dataset, context.config.vae
-        s = self.settings
+        s, self.side = self.settings, dataset.size // CELL  # of a picture, in cells
         torch.manual_seed(context.config.seed)
         self.network = context.on_device(build_vae(s))
         self.ema = Ema(self.network, s.ema)
         self.classifier: LatentClassifier | None = None
         self.cells: nn.Conv2d | None = None
         if s.label_weight > 0:
-            self.classifier = LatentClassifier(s.latent_channels, len(dataset.vocabulary)).to(context.device)
+            self.classifier = LatentClassifier(s.latent_channels, len(dataset.vocabulary), self.side).to(context.device)
         if s.cell_weight > 0:
             self.cells = nn.Conv2d(s.latent_channels, len(dataset.vocabulary) + 1, 1).to(context.device)
         heads = {name: head for name, head in (("classifier", self.classifier), ("cells", self.cells)) if head}
@@ -210,10 +214,10 @@ class VaeTask:
         index = draws.indices(len(self.dataset.images))
         images, condition = self.dataset.pictures(index), self.dataset.conditions[index]
         weights = pixel_weights(images, self.background, s.foreground)
-        shown = cell_labels(condition, 8) if self.cells is not None else None
+        shown = cell_labels(condition, self.side) if self.cells is not None else None
         if step < s.windows_until:
-            place = windows(condition, draws)
-            images, weights = window_of(images, *place, 8), window_of(weights, *place, 8)
+            place = windows(condition, draws, self.side)
+            images, weights = window_of(images, *place, CELL), window_of(weights, *place, CELL)
             shown = None if shown is None else window_of(shown[:, None], *place, 1)[:, 0]
         images = images.contiguous(memory_format=torch.channels_last)
         self.network.train()

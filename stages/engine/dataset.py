@@ -1,5 +1,6 @@
 """Loads an experiment's pictures, packed once into one file and held on the device."""
 
+import json
 import math
 import mmap
 import os
@@ -24,7 +25,7 @@ from stages.engine.log import progress, say
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and held-out pictures, (n, 3, 64, 64) uint8, and what they show.
+    """Training and held-out pictures, (n, 3, s, s) uint8, and what they show.
 
     All are on the device, except training pictures that are too many for it: they stay in the pack, mapped from the
     disk. On a CPU they always do (except with data.withhold): the system keeps in memory as much as it can.
@@ -42,6 +43,11 @@ class Dataset:
     sha256: str
     places_sha256: str
     folder: Path
+
+    @property
+    def size(self) -> int:
+        """The pictures' side s in pixels."""
+        return self.images.shape[-1]
 
     @cached_property
     def labels(self) -> Tensor:
@@ -70,7 +76,7 @@ class Dataset:
             _refuse_needed_places(needs, self.folder)
 
     def pictures(self, index: Tensor) -> Tensor:
-        """Returns training pictures (b, 3, 64, 64) in [-1, 1] on the device."""
+        """Returns training pictures (b, 3, s, s) in [-1, 1] on the device."""
         return to_unit(self.images[index.to(self.images.device)].to(self.conditions.device))
 
 
@@ -90,7 +96,8 @@ def data_folder(config: Config) -> Path:
 
 def _pack(config: Config, folder: Path) -> tuple[ImageSet, dict]:
     """Returns the folder's pack, which is written first if it is missing, and the pack's description."""
-    path = Path(config.root) / "packs" / f"{fingerprint(folder, config.data.validation_every)}.safetensors"
+    key = fingerprint(folder, config.data.validation_every, config.data.size)
+    path = Path(config.root) / "packs" / f"{key}.safetensors"
     remedy, packed = "run the same command again", distributed.patient_barrier()
     if not path.is_file() and distributed.is_main():
         with locked(path.parent, wait=True):  # one command packs, the others wait and use its pack
@@ -107,6 +114,7 @@ def _write_pack(path: Path, config: Config, folder: Path) -> None:
     images = read_folder(
         folder,
         config.data.validation_every,
+        config.data.size,
         lambda names: progress(names, f"packing {folder}"),
         lambda *shape: on_disk(path.parent, *shape),
     )
@@ -155,6 +163,22 @@ def _refuse_needed_places(needs: dict[str, str], folder: Path) -> None:
         )
 
 
+def _refuse_smaller_scenes(folder: Path, size: int) -> None:
+    """Raises UserError if `stages.render` drew this folder's scenes smaller than data.size: packing would enlarge them.
+
+    Pictures from elsewhere are scaled in either direction.
+    """
+    try:
+        drawn = json.loads((folder / "render.json").read_text())["size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if isinstance(drawn, int) and drawn < size:
+        raise UserError(
+            f"{folder}: its scenes were drawn at {drawn}x{drawn}, below data.size={size}; draw others with "
+            f"`python -m stages.render` under another `name`, or set data.size={drawn}"
+        )
+
+
 def load_dataset(config: Config, device: torch.device) -> Dataset:
     """Loads the experiment's pictures, which are packed on first use. Raises UserError that names a folder's fault."""
     folder = data_folder(config)
@@ -164,8 +188,10 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         )
     if not folder.is_dir():
         raise UserError(f"{folder}: no such data folder; set data.folder to the folder that holds train.json")
+    _refuse_smaller_scenes(folder, config.data.size)
     try:
-        test_sets = read_test_sets(folder, read_vocabulary(folder / "objects.json"))  # its faults before slow packing
+        vocabulary = read_vocabulary(folder / "objects.json")
+        test_sets = read_test_sets(folder, vocabulary, config.data.conditions)  # its faults before slow packing
         images, about = _pack(config, folder)
     except DataError as error:
         raise UserError(str(error)) from None

@@ -22,7 +22,7 @@ from stages.engine.checkpoint import Checkpoints
 from stages.engine.command import Context
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
-from stages.engine.export import read_about, save_export
+from stages.engine.export import read_about, refuse_other_size, save_export
 from stages.engine.files import write_atomically
 from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
@@ -111,12 +111,14 @@ class Run:
         """Returns True, and prints it, if this run's export exists. Raises UserError if it is from a different run."""
         path = self.context.export(self.stage)
         if user_of := self.context.config.uses.get(self.stage):
-            read_about(path, f"train it first in the experiment {user_of}, or remove {self.stage} from `uses`")
+            about = read_about(path, f"train it first in the experiment {user_of}, or remove {self.stage} from `uses`")
+            refuse_other_size(path, about, self.context.config.data.size)
             say(f"{self.title}: using the export of experiment {user_of}: {path}")
             return True
         if self.fresh or not path.exists():
             return False
         about = read_about(path, f"run {self.context.make(self.stage)} again")
+        refuse_other_size(path, about, self.context.config.data.size)
         made = {key: value for key, value in about["identity"].items() if not key.startswith(HOW)}
         self.refuse_other(made | {key: value for key, value in self.identity.items() if key.startswith(HOW)})
         say(f"{self.title}: finished already ({about['steps']} steps, {about['seconds'] / 60:.1f} min): {path}")
@@ -277,6 +279,7 @@ class Run:
                 "stage": self.stage,
                 "identity": self.identity,
                 "parents": self.parents,
+                "size": self.context.config.data.size,
                 "config": self.context.config.model_dump(mode="json")[self.stage],
                 "steps": self.settings.steps,
                 "seconds": seconds,

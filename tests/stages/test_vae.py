@@ -52,7 +52,7 @@ def test_windows_are_around_an_object_and_within_the_picture():
     condition = Condition.of_lists([[0], [1, 2], [3]], 5, places).to(DEVICE)
     seen = [set(), set(), set()]
     for step in range(200):
-        found = zip(*windows(condition, Draws(0, "vae", step, 3, DEVICE)), strict=True)
+        found = zip(*windows(condition, Draws(0, "vae", step, 3, DEVICE), 8), strict=True)
         for row, corner in enumerate(found):
             seen[row].add(tuple(v.item() for v in corner))
     assert seen[0] == {(4, 0)}
@@ -262,3 +262,17 @@ def test_finite_scalars_quantise_from_their_start_on(monkeypatch, tmp_path):
         task.step(step, Draws(0, "vae", step, 4, DEVICE))
     whole = [bool((given == given.round()).all()) for given in seen]
     assert whole == [False, True]
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_windows_cells_and_labels_follow_the_size_of_the_pictures(monkeypatch, tmp_path, size):
+    dataset = placed_pictures(tmp_path)
+    images = torch.nn.functional.interpolate(dataset.images.float(), size=(size, size)).to(torch.uint8)
+    changes = (f"data.size={size}", "vae.cell_weight=1.0", "vae.windows_until=1", "vae.foreground=1.0")
+    task = a_task(monkeypatch, replace(dataset, images=images), *changes, "vae.codebook.start=4")
+    seen = []
+    monkeypatch.setattr(task.network, "latents", lambda x, of=task.network.latents: seen.append(x.shape[-1]) or of(x))
+    for step in (0, 1):
+        metrics = task.step(step, Draws(0, "vae", step, 4, DEVICE))
+        assert all(torch.as_tensor(value).isfinite().all() for value in metrics.values())
+    assert seen == [size // 2, size]
