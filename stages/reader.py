@@ -6,7 +6,7 @@ from torch import Tensor
 from models.condition import Condition
 from models.evaluator import accuracy
 from models.layouts import evenly
-from models.reader import Reader, placing, reading_loss
+from models.reader import Reader, placing, reading_loss, target_counts
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
@@ -16,6 +16,7 @@ from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
+from stages.engine.parts import means, parts_of
 from stages.engine.run import Part, Run
 from stages.evaluator import augmented
 from stages.judge import load_reader, read
@@ -52,13 +53,19 @@ class ReaderTask:
         index = self.rows[draws.indices(len(self.rows))]
         pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
         images, condition = augmented(pictures, condition, self.settings.low_resolution, draws)
+        images = images.contiguous(memory_format=torch.channels_last)
+        parts, found = parts_of(len(images), self.settings.accumulate), []
+        counts = distributed.average(target_counts(condition)) / len(parts)
         self.network.train()
-        with self.context.autocast():
-            logits, offsets = self.network(images.contiguous(memory_format=torch.channels_last))
-        cells, places = reading_loss(logits, offsets, condition, distributed.average)
-        norm = self.optimizers[0].update(cells + places, step)
+        for rows in parts:
+            with self.context.autocast():
+                logits, offsets = self.network(images[rows])
+            cells, places = reading_loss(logits, offsets, condition[rows], counts)
+            self.optimizers[0].add(cells + places, len(parts))
+            found.append({"cells": cells, "places": places})
+        norm = self.optimizers[0].take(step)
         self.ema.update(step)
-        return {"cells": cells, "places": places, "gradient_norm": norm}
+        return {**means(found), "gradient_norm": norm}
 
     def measure(self) -> dict[str, float | None]:
         return figures_on_real(self.ema.average, self.dataset, readable(self.dataset), self.context)

@@ -23,11 +23,13 @@ from stages.engine.errors import UserError
 from stages.engine.log import say
 from stages.engine.lpips import load_perceptual
 from stages.engine.optim import Optimizer
+from stages.engine.parts import means, parts_of
 from stages.engine.pictures import grid
 from stages.engine.run import Part, Run
 from stages.engine.schema import Vae
 from stages.engine.trained import load_trained
 from stages.judge import load_evaluator, scores
+from stages.vae_parts import step_in_parts
 
 HINGE = LOSSES["hinge"]
 JUDGED_FROM = 500  # step from which a preview warns if reconstructions show nothing; before it that is common
@@ -220,27 +222,18 @@ class VaeTask:
         of_codebook = s.quantizer == "codebook"
         if of_codebook and step == s.codebook.start and s.codebook.init == "kmeans":
             self._start_codebook()
+        discriminator = self.discriminator if step >= d.start else None
+        if s.accumulate > 1:
+            return step_in_parts(self, step, draws, index, images, weights, shown, discriminator)
         with self.context.autocast():
             latents = self.network.latents(images)
-            made, indices, commitment = self._through(latents, step >= s.quantized_from, draws)
-        reconstruction = (weights * (made - images).square()).mean()
-        metrics = {"reconstruction": reconstruction, "commitment": commitment}
-        if self.perceptual is not None:
-            distance = self.perceptual(images, made)
-            reconstruction = reconstruction + s.perceptual.weight * distance
-            metrics["perceptual"] = distance
-        loss = reconstruction + commitment
-        if self.classifier is not None:
-            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
-            loss = loss + s.label_weight * found
-            metrics["classification"] = found
-        if self.cells is not None and shown is not None:
-            metrics["cells"] = cell_loss(self.cells(latents), shown, distributed.average)
-            loss = loss + s.cell_weight * metrics["cells"]
-        discriminator = self.discriminator if step >= d.start else None
+            given, indices, commitment = self.given(latents, step >= s.quantized_from, draws)
+            made = self.network.decoder(given).float()
+        reconstruction, metrics = self.of_pictures(images, made, weights)
+        metrics["commitment"] = commitment
+        loss = reconstruction + commitment + self.of_latents(latents, index, shown, metrics)
         if discriminator is not None:
-            with self.context.autocast():
-                adversarial = HINGE.generator(discriminator(made), None)
+            adversarial = self.adversarial(discriminator, made)
             weight = torch.tensor(d.weight, device=made.device)
             if d.adaptive:
                 last = self.network.decoder.last.weight
@@ -250,22 +243,59 @@ class VaeTask:
             loss = loss + weight * adversarial
             metrics |= {"adversarial": adversarial, "adversarial_weight": weight}
         metrics["gradient_norm"] = self.optimizers[0].update(loss, step)
+        return metrics | self.after(step, indices, images, made.detach(), discriminator)
+
+    def of_pictures(self, images: Tensor, made: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss of reconstructions (b, 3, h, w), a mean over rows, and its parts by name."""
+        reconstruction = (weights * (made - images).square()).mean()
+        metrics = {"reconstruction": reconstruction}
+        if self.perceptual is not None:
+            distance = self.perceptual(images, made)
+            reconstruction = reconstruction + self.settings.perceptual.weight * distance
+            metrics["perceptual"] = distance
+        return reconstruction, metrics
+
+    def of_latents(
+        self, latents: Tensor, index: Tensor, shown: Tensor | None, metrics: dict[str, Tensor]
+    ) -> Tensor | float:
+        """Returns the weighted losses of the heads on latents (b, c, 8, 8), and adds each to `metrics`."""
+        loss: Tensor | float = 0.0
+        if self.classifier is not None:
+            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
+            loss = loss + self.settings.label_weight * found
+            metrics["classification"] = found
+        if self.cells is not None and shown is not None:
+            metrics["cells"] = cell_loss(self.cells(latents), shown, distributed.average)
+            loss = loss + self.settings.cell_weight * metrics["cells"]
+        return loss
+
+    def adversarial(self, discriminator: PatchDiscriminator, made: Tensor) -> Tensor:
+        """Returns the generator's loss on reconstructions (b, 3, h, w)."""
+        with self.context.autocast():
+            return HINGE.generator(discriminator(made), None)
+
+    def after(
+        self, step: int, indices: Tensor, images: Tensor, made: Tensor, discriminator: PatchDiscriminator | None
+    ) -> dict[str, Tensor]:
+        """Does what follows the autoencoder's own update: average, discriminator, count of codes."""
+        metrics = {}
         self.ema.update(step)
         if discriminator is not None:
-            metrics["discriminator"] = self._discriminator_step(discriminator, images, made.detach(), step)
-        if of_codebook:
-            metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=s.codebook.codes) > 0).sum()
+            metrics["discriminator"] = self._discriminator_step(discriminator, images, made, step)
+        if self.settings.quantizer == "codebook":
+            codes = self.settings.codebook.codes
+            metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=codes) > 0).sum()
         return metrics
 
-    def _through(self, latents: Tensor, quantize: bool, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantises and decodes latents; as configured, the decoder learns from noisy and unquantised ones.
+    def given(self, latents: Tensor, quantize: bool, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what the decoder is given, (b, c, 8, 8), the codes' indices (b, 8, 8) and the commitment loss.
 
-        A sampler's latents are slightly off, and a decoder that has seen such latents decodes them better
-        (arXiv 2507.15856, 2510.11690).
+        As configured, the decoder learns from noisy and unquantised latents: a sampler's are slightly off, and a
+        decoder that has seen such latents decodes them better (arXiv 2507.15856, 2510.11690).
         """
         s = self.settings
-        if not quantize or (s.decoder_noise == 0 and s.unquantized == 0):
-            return self.network.through(latents, quantize)
+        if not quantize:
+            return latents, self.network.quantizer.nearest(latents), latents.new_zeros(())
         given, indices, commitment = self.network.quantizer(latents)
         if s.unquantized > 0:
             given = torch.where(draws.uniform(1, 1, 1) < s.unquantized, latents, given)
@@ -275,7 +305,7 @@ class VaeTask:
             deviation = (square - mean.square()).clamp(min=0).sqrt()[:, None, None]
             amount = s.decoder_noise * draws.normal(1, 1, 1).abs()
             given = given + amount * deviation * draws.normal(*latents.shape[1:])
-        return self.network.decoder(given).float(), indices, commitment
+        return given, indices, commitment
 
     def _start_codebook(self, batches: int = 16) -> None:
         """Starts the codebook by k-means on latents of pictures spread over the set, alike in all processes."""
@@ -289,11 +319,14 @@ class VaeTask:
         quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)
 
     def _discriminator_step(self, discriminator: PatchDiscriminator, images: Tensor, made: Tensor, step: int) -> Tensor:
-        with self.context.autocast():
-            real, fake = discriminator(torch.cat([images, made])).chunk(2)
-        loss = HINGE.critic(real, fake)
-        self.optimizers[1].update(loss, step - self.settings.discriminator.start)
-        return loss
+        parts, found = parts_of(len(images), self.settings.accumulate), []
+        for rows in parts:
+            with self.context.autocast():
+                real, fake = discriminator(torch.cat([images[rows], made[rows]])).chunk(2)
+            found.append({"discriminator": HINGE.critic(real, fake)})
+            self.optimizers[1].add(found[-1]["discriminator"], len(parts))
+        self.optimizers[1].take(step - self.settings.discriminator.start)
+        return means(found)["discriminator"]
 
     def measure(self) -> dict[str, float]:
         return measure_vae(self.ema.average, self.evaluator, self.dataset, self.context)

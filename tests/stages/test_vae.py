@@ -139,11 +139,9 @@ def placed_pictures(folder):
 
 
 def what_the_decoder_gets(task, latents):
-    """Returns what `_through` gives the decoder at step 0, and the codes' indices."""
-    seen = []
-    task.network.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
-    _, indices, _ = task._through(latents, True, Draws(0, "vae", 0, 4, DEVICE))
-    return seen[0], indices
+    """Returns what the decoder is given at step 0, and the codes' indices."""
+    given, indices, _ = task.given(latents, True, Draws(0, "vae", 0, 4, DEVICE))
+    return given.detach(), indices
 
 
 def test_a_share_of_rows_is_decoded_as_it_is_and_the_others_by_their_codes(monkeypatch, tmp_path):
