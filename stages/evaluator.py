@@ -13,7 +13,7 @@ from models.evaluator import Evaluator, accuracy
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
@@ -86,13 +86,12 @@ class EvaluatorTask:
         self.ema.update(step)
         return {**means(found), "gradient_norm": norm}
 
-    def measure(self) -> float:
-        return accuracy(
-            scores(self.ema.average, self.dataset.held_out_images, self.context), self.dataset.held_out_labels
-        )
+    def measure(self, most: int | None = None) -> float:
+        images, labels = self.dataset.held_out(most)
+        return accuracy(scores(self.ema.average, images, self.context), labels)
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        return {"held_out_accuracy": self.measure()}, {}
+        return {"held_out_accuracy": self.measure(PREVIEWED)}, {}
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict(), {"kind": "trained", "real_accuracy": self.measure()}

@@ -10,7 +10,7 @@ from models.reader import Reader, placing, reading_loss, target_counts
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
@@ -33,8 +33,12 @@ def readable(dataset: Dataset, most: int | None = None) -> Tensor:
 def figures_on_real(reader: Reader, dataset: Dataset, rows: Tensor, context: Context) -> dict[str, float | None]:
     """Measures the reader's errors (`placing`) and label accuracy on those held-out pictures: its worth as a judge."""
     asked: Condition = dataset.held_out_conditions[rows]
-    seen, scores = read(reader, dataset.held_out_images[rows], context)
-    return {**placing(seen, asked), "accuracy": accuracy(scores, asked.labels.cpu()), "pictures": len(rows)}
+    seen, scores, images = [], [], dataset.held_out_images
+    for part in rows.split(256):  # a copy of so many pictures at a time
+        found, of_part = read(reader, images[part.to(images.device)], context)
+        seen += found
+        scores.append(of_part)
+    return {**placing(seen, asked), "accuracy": accuracy(torch.cat(scores), asked.labels.cpu()), "pictures": len(rows)}
 
 
 class ReaderTask:
@@ -67,11 +71,11 @@ class ReaderTask:
         self.ema.update(step)
         return {**means(found), "gradient_norm": norm}
 
-    def measure(self) -> dict[str, float | None]:
-        return figures_on_real(self.ema.average, self.dataset, readable(self.dataset), self.context)
+    def measure(self, most: int | None = None) -> dict[str, float | None]:
+        return figures_on_real(self.ema.average, self.dataset, readable(self.dataset, most), self.context)
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        return {key: value for key, value in self.measure().items() if value is not None}, {}
+        return {key: value for key, value in self.measure(PREVIEWED).items() if value is not None}, {}
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict(), {"metrics": self.measure(), "classes": len(self.dataset.vocabulary)}

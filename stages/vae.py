@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from data.foreground import median_picture, pixel_weights
 from data.images import to_unit
 from models.adversarial import LOSSES
-from models.condition import Condition, cell_labels, cell_loss
+from models.condition import cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.vqvae import VQVAE, LatentClassifier, perplexity
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
@@ -30,10 +30,10 @@ from stages.engine.schema import Vae
 from stages.engine.trained import load_trained
 from stages.judge import load_evaluator, scores
 from stages.vae_parts import step_in_parts
+from stages.windows import window_of, windows
 
 HINGE = LOSSES["hinge"]
 JUDGED_FROM = 500  # step from which a preview warns if reconstructions show nothing; before it that is common
-WINDOW = 4  # side in cells of what `windows_until` trains on: a quarter of a picture
 NETWORK_KEYS = {
     *("channels", "blocks", "middle_blocks", "norm", "latent_channels", "stem", "stem_channels"),
     *("quantizer", "decodes"),
@@ -89,58 +89,46 @@ def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
     return decode
 
 
-def windows(condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Draws a window of 4x4 cells around an object of each picture: its row and column (b,) int64, in 8x8-pixel cells.
-
-    The object is drawn from those whose place is known, and the window is up to one cell off its centre. In a picture
-    without known places the window is anywhere.
-    """
-    chance = draws.uniform(condition.slots).masked_fill(~condition.placed, -1.0)
-    place = condition.places.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))[:, 0]
-    place = torch.where(condition.placed.any(1)[:, None], place, draws.uniform(2))
-    column, row = (8 * place - WINDOW / 2 + 2 * draws.uniform(2) - 1).round().clamp(0, 8 - WINDOW).long().unbind(1)
-    return row, column
-
-
-def window_of(maps: Tensor, row: Tensor, column: Tensor, cell: int) -> Tensor:
-    """Cuts each row's window out of maps: (b, c, 8 cell, 8 cell) -> (b, c, 4 cell, 4 cell)."""
-    within = torch.arange(WINDOW * cell, device=maps.device)
-    batch = torch.arange(len(maps), device=maps.device)[:, None, None]
-    rows, columns = (cell * row)[:, None] + within, (cell * column)[:, None] + within
-    return maps[batch, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
-
-
 @torch.no_grad()
 def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) -> tuple[Tensor, Tensor]:
-    """Reconstructs pictures (n, 3, 64, 64) uint8: (n, 3, 64, 64) in [-1, 1], and their code indices (n, 8, 8)."""
-    made, codes = [], []
-    for part in images.split(256):
-        with context.autocast():
-            reconstruction, indices, _ = vae(to_unit(part).to(memory_format=torch.channels_last), quantize)
-        made.append(reconstruction.clamp(-1, 1))
-        codes.append(indices)
-    return torch.cat(made), torch.cat(codes)
+    """Reconstructs at most 256 pictures (n, 3, 64, 64) uint8: (n, 3, 64, 64) in [-1, 1], and codes' indices (n, 8, 8).
+
+    The pictures may be on another device.
+    """
+    pictures = to_unit(images.to(context.device)).to(memory_format=torch.channels_last)
+    with context.autocast():
+        reconstruction, indices, _ = vae(pictures, quantize)
+    return reconstruction.clamp(-1, 1), indices
 
 
-def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float]:
+def measure_vae(
+    vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context, most: int | None = None
+) -> dict[str, float]:
     """Measures PSNR (pixels in [0, 1]), the use of codes and the judge's accuracy on the held-out pictures.
 
-    Reconstructions are decoded as samples are, from codes or from latents; the other way is measured beside it.
+    Reconstructions are decoded as samples are, from codes or from latents; the other way is measured beside it. The
+    pictures are measured 256 at a time: of each only its codes and the judge's scores are kept. `most`: at most so
+    many pictures, evenly chosen.
     """
-    images, labels = dataset.held_out_images, dataset.held_out_labels
-    made, codes = reconstruct(vae, images, context, vae.decodes_codes)
-    other, _ = reconstruct(vae, images, context, not vae.decodes_codes)
-    error = ((made - to_unit(images)) / 2).square().mean()
+    images, labels = dataset.held_out(most)
+    errors, kept = [], []
+    for part in images.split(256):
+        made, codes = reconstruct(vae, part, context, vae.decodes_codes)
+        other, _ = reconstruct(vae, part, context, not vae.decodes_codes)
+        error = ((made - to_unit(part.to(context.device))) / 2).square().mean()
+        errors.append(error.double() * len(part))
+        kept.append((codes, *(scores(judge, shown, context) for shown in (part, made, other))))
+    codes, of_original, of_made, of_other = map(torch.cat, zip(*kept, strict=True))
     counts = codes.unique(return_counts=True)[1]
     way = "latents" if vae.decodes_codes else "codes"
     return {
-        "psnr": (-10 * error.log10()).item(),
+        "psnr": (-10 * (torch.stack(errors).sum() / len(images)).float().log10()).item(),
         "codes_in_use": len(counts),
         "codebook_use": len(counts) / vae.quantizer.codebook_size,
         "codebook_perplexity": perplexity(counts).item(),
-        "original_accuracy": accuracy(scores(judge, images, context), labels),
-        "reconstruction_accuracy": accuracy(scores(judge, made, context), labels),
-        f"reconstruction_accuracy_from_{way}": accuracy(scores(judge, other, context), labels),
+        "original_accuracy": accuracy(of_original, labels),
+        "reconstruction_accuracy": accuracy(of_made, labels),
+        f"reconstruction_accuracy_from_{way}": accuracy(of_other, labels),
     }
 
 
@@ -328,14 +316,14 @@ class VaeTask:
         self.optimizers[1].take(step - self.settings.discriminator.start)
         return means(found)["discriminator"]
 
-    def measure(self) -> dict[str, float]:
-        return measure_vae(self.ema.average, self.evaluator, self.dataset, self.context)
+    def measure(self, most: int | None = None) -> dict[str, float]:
+        return measure_vae(self.ema.average, self.evaluator, self.dataset, self.context, most)
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         images = self.dataset.held_out_images[:16]
         made, _ = reconstruct(self.ema.average, images, self.context, self.ema.average.decodes_codes)
-        pairs = torch.stack([to_unit(images), made], dim=1).flatten(0, 1)
-        metrics = self.measure()
+        pairs = torch.stack([to_unit(images.to(made.device)), made], dim=1).flatten(0, 1)
+        metrics = self.measure(PREVIEWED)
         if step >= JUDGED_FROM and (words := shows_nothing(metrics)):
             say(f"warning: {self.context.config.name}/vae: {words}")
         return metrics, {"reconstructions": grid(pairs, columns=8)}

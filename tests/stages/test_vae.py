@@ -22,9 +22,8 @@ from stages.vae import (
     build_vae,
     measure_vae,
     shows_nothing,
-    window_of,
-    windows,
 )
+from stages.windows import window_of, windows
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
 from tests.stages.handful import DEVICE, context_with, noise_pictures
@@ -127,7 +126,7 @@ def test_a_late_preview_warns_of_collapsed_latents(monkeypatch, tmp_path, capsys
     monkeypatch.setattr("stages.vae.reconstruct", lambda vae, images, *how: (torch.zeros(len(images), 3, 64, 64), None))
     for step, read, warns in ((499, 0.1, False), (500, 0.1, True), (500, 0.9, False)):
         measured = {"reconstruction_accuracy": read, "original_accuracy": 0.97}
-        monkeypatch.setattr(task, "measure", lambda measured=measured: measured)
+        monkeypatch.setattr(task, "measure", lambda most, measured=measured: measured)
         assert task.preview(step)[0] == measured
         assert ("latents have collapsed" in capsys.readouterr().err) == warns
 
@@ -223,6 +222,43 @@ def test_reconstructions_are_judged_as_samples_are_decoded_and_the_other_way_bes
     assert found["codes_in_use"] == len(used)
     assert found["codebook_use"] == len(used) / vae.quantizer.codebook_size
     assert 1 < found["codebook_perplexity"] <= len(used)
+
+
+def test_held_out_pictures_are_measured_in_parts_with_the_figures_of_the_whole(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    vae, few = VQVAE((8, 8, 8), quantizer="fsq", options={"levels": 3}).eval(), noise_pictures(tmp_path)
+    vae.encoder.body[-1].weight.data.mul_(20)
+    images, classes = torch.randint(256, (300, 3, 64, 64), dtype=torch.uint8), 3
+    conditions = Condition.of_lists([[i % 3] for i in range(300)], classes)
+    dataset, sizes = replace(few, held_out_images=images, held_out_conditions=conditions), []
+
+    def scores(judge, images, context):
+        sizes.append(len(images))
+        return images.float().mean((2, 3))  # as many channels as classes
+
+    monkeypatch.setattr(stages.vae, "scores", scores)
+    vae.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    found = measure_vae(vae, None, dataset, context_with())
+    assert set(sizes) == {256, 44}
+    with torch.no_grad():
+        made, codes, _ = vae(stages.vae.to_unit(images))
+    error = ((made.clamp(-1, 1) - stages.vae.to_unit(images)) / 2).square().mean()
+    assert found["psnr"] == pytest.approx(-10 * error.log10().item(), rel=1e-6)
+    assert found["codes_in_use"] == len(codes.unique())
+    assert found["original_accuracy"] == stages.vae.accuracy(images.float().mean((2, 3)), conditions.labels)
+    assert found["reconstruction_accuracy"] == stages.vae.accuracy(made.clamp(-1, 1).mean((2, 3)), conditions.labels)
+    sizes.clear()
+    measure_vae(vae, None, dataset, context_with(), most=10)
+    assert set(sizes) == {10}
+
+
+def test_at_most_so_many_held_out_pictures_are_spread_over_all_with_their_labels(tmp_path):
+    few = noise_pictures(tmp_path)
+    dataset = replace(few, held_out_images=few.images, held_out_conditions=few.conditions)
+    assert dataset.held_out()[0] is dataset.held_out(8)[0] is few.images
+    images, labels = dataset.held_out(3)
+    rows = [0, 4, 7]
+    assert images.equal(few.images[rows]) and labels.equal(few.conditions.labels[rows])
 
 
 def test_an_export_that_knows_no_quantisers_is_a_codebook_decoded_by_codes():
