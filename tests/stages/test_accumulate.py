@@ -15,7 +15,9 @@ from stages.ddpm import DdpmTask
 from stages.engine.config import load
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import UserError
+from stages.engine.export import save_export
 from stages.engine.parts import parts_of
+from stages.engine.run import Run
 from stages.evaluator import EvaluatorTask
 from stages.gan import GanTask
 from stages.ldm import ldm_task
@@ -128,3 +130,29 @@ def test_parts_are_equal_and_cover_all_rows():
 def test_a_batch_that_has_no_such_parts_is_refused(stage):
     with pytest.raises(UserError, match=rf"{stage}\.batch \(8\) must be a multiple of {stage}\.accumulate \(3\)"):
         load(HERE / SMOKE, [f"{stage}.batch=8", f"{stage}.accumulate=3"])
+
+
+def test_batch_norms_see_one_part_at_a_time(dataset):
+    task = task_of("reader", dataset, "reader.accumulate=4")
+    (norm, *_), seen = [m for m in task.network.modules() if isinstance(m, nn.BatchNorm2d)], []
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    task.step(0, Draws(0, "reader", 0, BATCH, DEVICE))
+    assert seen == [BATCH // 4] * 4 and norm.num_batches_tracked == 4
+
+
+def test_a_finished_run_is_reused_with_other_parts_and_an_unfinished_one_refuses_them(tmp_path):
+    """Rounding differs, so that the resumed run would not end with the bits of an uninterrupted one."""
+
+    def run_with(parts):
+        context = context_with(f"root={tmp_path}", f"ldm.accumulate={parts}")
+        with context.held:
+            return Run(context, "ldm", {"data": "d"})
+
+    begun, other = run_with(1), run_with(4)
+    with pytest.raises(UserError, match=r"another run \(ldm\.accumulate: 1 -> 4\)"):
+        other.refuse_other(begun.identity)
+    before_the_key = {key: value for key, value in begun.identity.items() if key != "ldm.accumulate"}
+    begun.refuse_other(before_the_key)
+    about = {"identity": begun.identity, "steps": 6, "seconds": 1.0, "stage": "ldm"}
+    save_export(other.context.export("ldm"), {"weight": torch.zeros(1)}, about)
+    assert other.finished()
