@@ -280,7 +280,7 @@ def read_folder(
     held_out = _hold_out(names, validation_every) if apart is None else torch.tensor([n in apart for n in names])
     if held_out.all() or not held_out.any():
         fix = "change data.validation_every or add a validation.json"
-        raise DataError(f"{folder}: one side of the validation split is empty; {fix}")
+        raise DataError(f"{folder}: no pictures are left for training, or none are held out; {fix}")
     order = held_out.int().argsort(stable=True)
     names, held_out = [names[i] for i in order.tolist()], held_out[order]
     images = empty(len(names), 3, SIZE, SIZE)

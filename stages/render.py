@@ -40,7 +40,7 @@ def main(context: Context) -> None:
         say(f"{title}: the old scenes are now {move_aside(folder)}")
     wanted, begun = flatten(settings), _settings_of(folder)
     if begun is not None and (changes := differences(begun, wanted)):
-        raise UserError(f"{folder} holds other scenes ({'; '.join(changes)}); start again with --fresh (Make: FRESH=1)")
+        raise UserError(f"{folder} has other scenes ({'; '.join(changes)}); start again with --fresh (Make: FRESH=1)")
     total = settings.scenes + settings.validation_scenes
     if (folder / "train.json").exists():
         if begun is not None and not (folder / "places.json").exists():  # drawn by a version that did not write them

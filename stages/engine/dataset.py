@@ -161,7 +161,7 @@ def _refuse_needed_places(needs: dict[str, str], folder: Path) -> None:
     if needs:
         raise UserError(
             f"{folder}: no object's place is known, but {', '.join(needs)} cannot work without; add a places.json "
-            f"(README, 'i-CLEVR and your own data'), or do without: {' '.join(needs.values())}"
+            f"(README, 'Your own data'), or do without: {' '.join(needs.values())}"
         )
 
 

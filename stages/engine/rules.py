@@ -58,7 +58,7 @@ def check(config: Config, where: Path) -> None:
             )
     for key, values in (("models", config.models), ("eval.seeds", config.eval.seeds)):
         if len(set(values)) < len(values):
-            raise UserError(f"{where}: {key} {[*values]} lists one twice; give each once")
+            raise UserError(f"{where}: {key} {[*values]} repeats an entry; give each once")
     if not config.eval.seeds:
         raise UserError(f"{where}: eval.seeds is empty; five seeds are usual: [0, 1, 2, 3, 4]")
     low, high = config.eval.interval

@@ -209,7 +209,7 @@ class Run:
                 raise Interrupted(late)
         log.close()
         if enough:
-            say(f"{self.title}: good enough, ending before step {settings.steps}")
+            say(f"{self.title}: target reached, stopping before step {settings.steps}")
         else:
             self._export(task, seconds, measures_memory)
 
@@ -239,7 +239,7 @@ class Run:
         say(f"{self.title}: going on at step {state['step']} of {self.settings.steps}")
         if (before := state.get("device", self.context.device.type)) != self.context.device.type:
             now = self.context.device.type
-            say(f"{self.title}: begun on {before}, now on {now}: the random numbers, and so the result, are others")
+            say(f"{self.title}: started on {before}, now on {now}: the random numbers differ, so the result will too")
         return state["seconds"], state["step"]
 
     def _write_config(self) -> None:

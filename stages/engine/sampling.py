@@ -21,7 +21,7 @@ class Sampler(Protocol):
 
     @property
     def takes_places(self) -> bool:
-        """False if it reads only the objects."""
+        """Whether it reads places, or the objects alone."""
 
     def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
         """Draws (n, 3, 64, 64) in [-1, 1] from n conditions and n keys."""

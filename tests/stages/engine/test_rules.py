@@ -19,8 +19,8 @@ CONFIG = HERE / SMOKE
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["eval.seeds=[0,0]"], "eval.seeds [0, 0] lists one twice"),
-        (["models=[ldm,ldm]"], "lists one twice"),
+        (["eval.seeds=[0,0]"], "eval.seeds [0, 0] repeats an entry"),
+        (["models=[ldm,ldm]"], "repeats an entry"),
         (["models=[ddpm]", "ddpm=null"], "there is no section ddpm"),
         (["vae.codebook.decay=1.0"], "vae.codebook.decay should be less than 1"),
         (["vae.residual.decay=1.0"], "vae.residual.decay should be less than 1"),
@@ -36,6 +36,8 @@ CONFIG = HERE / SMOKE
         (["models=ldm"], "models should be a list, such as"),
         (["eval.seeds=3"], "eval.seeds should be a list, such as"),
         (["deterministic=3"], "deterministic should be true or false"),
+        (["models=[]"], "models should name at least one"),
+        (["ldm.betas=[0.9]"], "ldm.betas should have two numbers"),
     ],
 )
 def test_what_means_nothing_is_refused(overrides, words):
