@@ -28,6 +28,11 @@ def check(config: Config, where: Path) -> None:
         section = getattr(config, stage)
         if section and section.warmup >= section.steps:
             raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
+        if section and section.batch % section.accumulate:
+            raise UserError(
+                f"{where}: {stage}.batch ({section.batch}) must be a multiple of {stage}.accumulate "
+                f"({section.accumulate}); change one of them"
+            )
     for stage, experiment in config.uses.items():
         if stage not in (*trained, "guide") or not plain(experiment):
             raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
