@@ -86,6 +86,11 @@ gan: for-gan ## train the conditional WGAN-GP (and first the VAE, if gan.space i
 ddpm: evaluator ## train diffusion on pictures (needs a configuration with a ddpm section)
 	$(call STAGE,ddpm)
 
+# An experiment's command line and configuration are checked before anything is trained for it.
+checked-%: setup
+	@$(PY) -m stages.experiments.$(subst -,_,$*) --config "$(CONFIG)" --check $(FLAGS) $(OF_DENOISER) -- $(SETS)
+OF_DENOISER = $(if $(filter $*,progress samplers),$(OF_MODEL))
+
 # Makes what `models` names, except targets on the command line.
 models: setup $(NAMED)
 	@rest=; models="$(call SAYS,models)" && for model in $$models; do \

@@ -8,14 +8,14 @@ from data.images import to_unit
 
 
 def median_picture(images: Tensor, device: torch.device) -> Tensor:
-    """Returns the median picture (1, 3, 64, 64) in [-1, 1] of a sample of the set: the scenery without objects."""
+    """Returns the median picture (1, 3, s, s) in [-1, 1] of a sample of the set: the scenery without objects."""
     chosen = torch.linspace(0, len(images) - 1, min(len(images), 501), device=images.device).long()
     # on the CPU: a GPU has no deterministic median
     return to_unit(images[chosen]).cpu().median(dim=0).values[None].to(device)
 
 
 def pixel_weights(images: Tensor, background: Tensor | None, foreground: float) -> Tensor:
-    """Returns pixel weights (b, 1, 64, 64): up to 1 + `foreground` where a picture differs from the median picture."""
+    """Returns pixel weights (b, 1, s, s): up to 1 + `foreground` where a picture differs from the median picture."""
     if background is None:
         return torch.ones_like(images[:, :1])
     differs = ((images - background).abs().amax(dim=1, keepdim=True) / 0.2).clamp(max=1)

@@ -1,11 +1,11 @@
-"""Reads a folder in the lab's layout into one uint8 array of 64x64 pictures with labels and places.
+"""Reads a folder in the lab's layout into one uint8 array of square pictures with labels and places.
 
-    iclevr/ or iclevr.zip   the pictures, of any size
-    train.json              {file name: [object, ...]}
+    images/ or iclevr/, or that name's .zip   the pictures, of any size, also in sub-folders
+    train.json              {path of the picture: [object, ...]}
     validation.json         the same, held out of training (optional)
     objects.json            {object: index}
-    places.json             {file name: [[x, y] or null, ...]}, in the order of the picture's objects (optional)
-    test.json, new_test.json   [[object, ...], ...]
+    places.json             {path of the picture: [[x, y] or null, ...]}, in the order of its objects (optional)
+    test.json, new_test.json   [[object, ...], ...]; the configuration may list others
 
 Everything is checked here, once; `ImageSet` is what the rest of the project sees.
 """
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from data.labels import DataError, Place, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
 from data.places import read_places, recovered
+from data.sizes import SIZE
 
-SIZE = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+PICTURES = ("images", "iclevr")  # what the folder of the pictures may be called
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content, not by name: decoders of other formats may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
-CONDITION_FILES = ("test", "new_test")
 VERSION = 4  # raised when `read_folder` reads the same files differently: 4 added places from the pictures
 UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown places
 
@@ -39,7 +39,7 @@ UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown place
 class ImageSet:
     """Pictures, their objects and their places; the held-out (validation) pictures come last.
 
-    `images` (n, 3, 64, 64) uint8; `labels` (n, k) uint8, multi-hot; `held_out` (n,) bool; `objects` (n, m) int64,
+    `images` (n, 3, s, s) uint8; `labels` (n, k) uint8, multi-hot; `held_out` (n,) bool; `objects` (n, m) int64,
     indices in the order of the picture's list, then -1; `places` (n, m, 2) float32, x to the right and y downwards in
     [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
     """
@@ -73,50 +73,75 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1.0)
 
 
+def _place_of_pictures(folder: Path) -> Path:
+    """Returns images/ or iclevr/ of a data folder, or that name's .zip. Raises DataError if none or both are there."""
+    found = [[p for p in (folder / name, folder / f"{name}.zip") if p.exists()][:1] for name in PICTURES]
+    one = [path for paths in found for path in paths]
+    if len(one) > 1:
+        raise DataError(f"{folder} holds {one[0].name} and {one[1].name}; remove the one that is not to be read")
+    if not one:
+        either = " or ".join(f"{name}/" for name in PICTURES)
+        raise DataError(f"{folder}: neither {either} nor a .zip of these names exists; put the pictures into one")
+    return one[0]
+
+
 class _Pictures:
-    """The picture files of a folder or a zip, by file name."""
+    """The picture files of a folder or a zip, by their path in it: sub-folders are allowed, with / between."""
 
     def __init__(self, folder: Path):
-        self.folder, self.zip = folder / "iclevr", folder / "iclevr.zip"
+        self.where = _place_of_pictures(folder)
         self._archive: zipfile.ZipFile | None = None
         self._files: dict[str, Path] = {}
         self._members: dict[str, zipfile.ZipInfo] = {}
-        if self.folder.is_dir():
-            self.where = self.folder
-            self._files = {p.name: p for p in self.folder.iterdir() if p.suffix.lower() in SUFFIXES}
-        elif self.zip.is_file():
-            self.where = self.zip
+        if self.where.is_dir():
+            self._files = dict(self._found())
+        else:
             self._archive = self._opened()
             self._members = self._checked(self._archive)
-        else:
-            raise DataError(f"{folder}: neither iclevr/ nor iclevr.zip exists; put the pictures into {self.folder}")
         self.names = self._files.keys() | self._members.keys()
         if not self.names:
             raise DataError(f"{self.where}: no pictures ({', '.join(SUFFIXES)}); add some")
 
+    def _found(self) -> Iterator[tuple[str, Path]]:
+        """Yields the picture files in the folder and its sub-folders, each with its name."""
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        for folder, inner, files in os.walk(self.where, onerror=refuse):
+            inner[:] = [name for name in inner if not name.startswith((".", "__MACOSX"))]
+            for path in map(Path(folder).joinpath, files):
+                if path.suffix.lower() in SUFFIXES:
+                    yield path.relative_to(self.where).as_posix(), path
+
     def _opened(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(self.zip)
+            return zipfile.ZipFile(self.where)
         except Exception as error:  # a damaged zip directory raises many kinds of exception
-            raise DataError(f"{self.zip}: not a readable zip ({error}); restore the file") from None
+            raise DataError(f"{self.where}: not a readable zip ({error}); restore the file") from None
 
     def _checked(self, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-        """Returns the pictures in the archive by file name."""
-        members: dict[str, zipfile.ZipInfo] = {}
+        """Returns the pictures in the archive by name."""
+        members: list[zipfile.ZipInfo] = []
+        paths: list[PurePosixPath] = []
         for member in archive.infolist():
             path = PurePosixPath(member.filename.replace("\\", "/"))
             if path.suffix.lower() not in SUFFIXES or path.parts[0] == "__MACOSX":
                 continue
             if path.is_absolute() or ".." in path.parts:
-                raise DataError(f"{self.zip}: member {member.filename!r} points outside; remove it")
-            if path.name in members:
-                raise DataError(f"{self.zip}: two members are called {path.name}; rename one")
+                raise DataError(f"{self.where}: member {member.filename!r} points outside; remove it")
             if member.file_size > 3 * LARGEST_SIDE**2:
                 raise DataError(
-                    f"{self.zip}: member {member.filename!r} unpacks to {member.file_size} bytes, too many; remove it"
+                    f"{self.where}: member {member.filename!r} unpacks to {member.file_size} bytes, too many; remove it"
                 )
-            members[path.name] = member
-        return members
+            paths.append(path)
+            members.append(member)
+        named: dict[str, zipfile.ZipInfo] = {}
+        for name, member in zip(_within(paths, self.where.stem), members, strict=True):
+            if name in named:
+                raise DataError(f"{self.where}: two members are called {name}; rename one")
+            named[name] = member
+        return named
 
     def read(self, name: str) -> bytes:
         try:
@@ -131,10 +156,21 @@ class _Pictures:
         if self._archive:  # a zip that is copied or moved keeps its stamps
             yield from (f"{name} {m.file_size} {m.CRC:08x}" for name, m in sorted(self._members.items()))
         else:
-            yield str(self.folder.resolve())
+            yield str(self.where.resolve())
             for name in sorted(self._files):
                 stat = self._files[name].stat()
                 yield f"{name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _within(paths: list[PurePosixPath], folder: str) -> list[str]:
+    """Returns members' names: their paths below the first part that is called `folder`, or below all they share."""
+    shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
+
+    def name(path: PurePosixPath) -> str:
+        start = path.parts.index(folder) + 1 if folder in path.parts[:-1] else len(PurePosixPath(shared).parts)
+        return "/".join(path.parts[start:])
+
+    return list(map(name, paths))
 
 
 def _png_depth(content: bytes) -> int:
@@ -158,8 +194,8 @@ def _kind(content: bytes) -> str | None:
     return name and f"{name}; save it as {', '.join(FORMATS)}"
 
 
-def decode(content: bytes, where: str) -> np.ndarray:
-    """Decodes a picture file's bytes to (3, 64, 64) uint8, resized to a square with antialiasing.
+def decode(content: bytes, where: str, size: int = SIZE) -> np.ndarray:
+    """Decodes a picture file's bytes to (3, size, size) uint8, resized to a square with antialiasing.
 
     Grey and palette pictures are converted; 16-bit, transparent and animated ones are refused, as converting them
     would be a guess. Raises DataError.
@@ -178,8 +214,8 @@ def decode(content: bytes, where: str) -> np.ndarray:
                 if np.asarray(picture.getchannel("A")).min() < 255:
                     raise DataError(f"{where}: a transparent picture; save it on a background")
             picture = ImageOps.exif_transpose(picture).convert("RGB")
-            if picture.size != (SIZE, SIZE):
-                picture = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)  # Pillow's resize antialiases
+            if picture.size != (size, size):
+                picture = picture.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's resize antialiases
             return np.asarray(picture).transpose(2, 0, 1)
     except (DataError, MemoryError):
         raise
@@ -192,8 +228,9 @@ def decode(content: bytes, where: str) -> np.ndarray:
 
 def _scene(name: str) -> str:
     """CLEVR_train_002066_1.png -> CLEVR_train_002066: returns the scene, whose pictures share their first objects."""
-    stem, _, last = PurePosixPath(name).stem.rpartition("_")
-    return stem if stem and last.isdigit() else PurePosixPath(name).stem
+    whole = PurePosixPath(name).with_suffix("")
+    stem, _, last = whole.name.rpartition("_")
+    return str(whole.with_name(stem)) if stem and last.isdigit() else str(whole)
 
 
 def _hold_out(names: list[str], every: int) -> Tensor:
@@ -208,14 +245,14 @@ def _hold_out(names: list[str], every: int) -> Tensor:
     return torch.tensor([order[group] % every == every - 1 for group in groups])
 
 
-def fingerprint(folder: Path, validation_every: int) -> str:
+def fingerprint(folder: Path, validation_every: int, size: int = SIZE) -> str:
     """Returns a quick key for what `read_folder` would return now, without reading any picture.
 
     Raises DataError if the folder is incomplete.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
-    digest = hashlib.sha256(f"{VERSION} {validation_every} {SIZE}\n".encode())
+    digest = hashlib.sha256(f"{VERSION} {validation_every} {size}\n".encode())
     for stamp in _Pictures(folder).stamps():
         digest.update(stamp.encode(errors="surrogateescape") + b"\n")
     for name in ("objects.json", "train.json", "validation.json", "places.json"):
@@ -254,13 +291,14 @@ def _both(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, list[int]], s
 def read_folder(
     folder: Path,
     validation_every: int,
+    size: int = SIZE,
     progress: Callable[[list[str]], Iterable[str]] = iter,
     empty: Callable[..., Tensor] = _empty,
 ) -> ImageSet:
     """Reads, checks and decodes a whole folder. `progress` wraps the iterator over pictures.
 
-    Without a validation.json every `validation_every`-th scene is held out. `empty(n, 3, 64, 64)` makes the uint8
-    array to fill. Raises DataError.
+    Without a validation.json every `validation_every`-th scene is held out. `empty(n, 3, size, size)` makes
+    the uint8 array to fill. Raises DataError.
     """
     vocabulary = read_vocabulary(folder / "objects.json")
     listed, apart = _both(folder, vocabulary)
@@ -280,12 +318,12 @@ def read_folder(
     held_out = _hold_out(names, validation_every) if apart is None else torch.tensor([n in apart for n in names])
     if held_out.all() or not held_out.any():
         fix = "change data.validation_every or add a validation.json"
-        raise DataError(f"{folder}: one side of the validation split is empty; {fix}")
+        raise DataError(f"{folder}: no pictures are left for training, or none are held out; {fix}")
     order = held_out.int().argsort(stable=True)
     names, held_out = [names[i] for i in order.tolist()], held_out[order]
-    images = empty(len(names), 3, SIZE, SIZE)
+    images = empty(len(names), 3, size, size)
     for i, name in enumerate(progress(names)):
-        images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}").copy())
+        images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}", size).copy())
     lists = [listed[name] for name in names]
     objects, places = _as_tensors(lists, [(known or {}).get(name, []) for name in names])
     source = "from places.json"
@@ -295,6 +333,6 @@ def read_folder(
     return ImageSet(images, labels, held_out, objects, places, vocabulary, source)
 
 
-def read_test_sets(folder: Path, vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
-    """Reads the label sets of test.json and new_test.json as indices, in the order of each set."""
-    return {name: read_conditions(folder / f"{name}.json", vocabulary) for name in CONDITION_FILES}
+def read_test_sets(folder: Path, vocabulary: Vocabulary, names: Iterable[str]) -> dict[str, list[list[int]]]:
+    """Reads the label sets of `names`' .json files as indices, in the order of each set."""
+    return {name: read_conditions(folder / f"{name}.json", vocabulary) for name in names}

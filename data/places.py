@@ -3,6 +3,7 @@
 The pictures of an i-CLEVR scene form a series: each has the objects of the one before and one more, under the same
 camera and lamps. Their difference is that object and its shadow. The first object differs from the floor, which is the
 median of all first pictures.
+Pictures of any size are compared at 64x64: sizes below are in those pixels.
 """
 
 import os
@@ -27,6 +28,7 @@ WITHIN, FROM_FLOOR = (3, 0.75), (20, 0.5)
 SERIES = 0.75  # of all pairs: if fewer differ by one object, the pictures are not a series
 FEWEST = 8  # first pictures that their median needs to be the floor
 CHUNK = 1024  # pictures at once
+SIDE = 64  # of the pictures that are compared: a row of a mask is one word of 64 bits
 
 
 def _place(value: object) -> Place | None:
@@ -145,14 +147,22 @@ def _middles(difference: Tensor, still: int, alone: float) -> Tensor:
     return torch.where((good & quiet)[:, None], middle, -1.0)
 
 
+def _compared(images: Tensor) -> Tensor:
+    """Scales pictures (n, 3, s, s) uint8 to the size at which they are compared: (n, 3, 64, 64) int16."""
+    size = images.shape[-1]
+    if size > SIDE:
+        return F.avg_pool2d(images.float(), size // SIDE).round().to(torch.int16)
+    return images.to(torch.int16).repeat_interleave(SIDE // size, 2).repeat_interleave(SIDE // size, 3)
+
+
 def _floor(first: Tensor) -> Tensor | None:
-    """Returns the floor (3, 64, 64) int16: the median of first pictures (n, 3, 64, 64) uint8 without their objects.
+    """Returns the floor (3, 64, 64) int16: the median of first pictures (n, 3, 64, 64) int16 without their objects.
 
     i-CLEVR's first object is always in the middle. There the pictures differ much from their median, and the floor is
     filled in smoothly from its surroundings (Laplace's equation). None if that is more than a quarter of the picture.
     """
-    median = first.to(torch.int16).median(0).values
-    spread = (first.to(torch.int16) - median).abs().amax(1).median(0).values.float()
+    median = first.median(0).values
+    spread = (first - median).abs().amax(1).median(0).values.float()
     covered = (spread > 3 * spread.median() + 3).float()
     covered = F.max_pool2d(covered[None, None], 9, 1, 4)[0, 0] > 0  # with its shadow
     if covered.float().mean() > 0.25:
@@ -166,21 +176,21 @@ def _floor(first: Tensor) -> Tensor | None:
 
 
 def recovered(images: Tensor, objects: Tensor, scenes: list[str]) -> Tensor:
-    """Recovers the places (n, m, 2) of objects in series of pictures (n, 3, 64, 64) uint8, -1 where they are unclear.
+    """Recovers the places (n, m, 2) of objects in series of pictures (n, 3, s, s) uint8, -1 where they are unclear.
 
     `objects` (n, m): indices in the order of the pictures' lists, then -1. `scenes`: the scene of each picture. All
-    places are -1 if the pictures are not series.
+    places are -1 if the pictures are not series. s is a multiple or a part of 64.
     """
     places = torch.full((*objects.shape, 2), -1.0)
     first, before, after = _series(objects, scenes)
 
     def middles(rows: Tensor, other: Tensor, still: int, alone: float) -> Tensor:
-        """Compares pictures `rows` with pictures `other`, or with the one picture `other`."""
+        """Compares pictures `rows` with pictures `other`, or with the one picture `other` (3, 64, 64)."""
         found = []
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
-            against = images[other[part]] if other.ndim == 1 else other
-            found.append(_middles(images[rows[part]].to(torch.int16) - against, still, alone))
+            against = _compared(images[other[part]]) if other.ndim == 1 else other
+            found.append(_middles(_compared(images[rows[part]]) - against, still, alone))
         return torch.cat(found)
 
     if not len(after):
@@ -189,7 +199,8 @@ def recovered(images: Tensor, objects: Tensor, scenes: list[str]) -> Tensor:
     if (added[:, 0] >= 0).float().mean() < SERIES:
         return places
     if len(first) >= FEWEST:
-        floor = _floor(images[first[torch.linspace(0, len(first) - 1, min(len(first), 2 * CHUNK)).long()]])
+        chosen = first[torch.linspace(0, len(first) - 1, min(len(first), 2 * CHUNK)).long()]
+        floor = _floor(_compared(images[chosen]))
         if floor is not None:
             places[first, 0] = middles(first, floor, *FROM_FLOOR)
     numbers = (objects[after] >= 0).sum(1)

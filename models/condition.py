@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ABSENT = -1  # fills rows of `objects` that are shorter than the longest, and unknown places
+OBJECT = 0.1  # of the picture's side: how far an object extends from its place
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,11 @@ def blobs(places: Tensor, side: int, deviation: float = 0.8) -> Tensor:
     return known[..., None, None] * y[..., :, None] * x[..., None, :]
 
 
+def extent(side: int) -> float:
+    """Returns the deviation in cells of a blob that covers what an object covers, but at least .8 cells."""
+    return max(0.8, OBJECT * side)
+
+
 BACKGROUND_WEIGHT = 0.05  # of a cell without an object, as nineteen of twenty are
 
 
@@ -143,7 +149,7 @@ def cell_labels(condition: Condition, side: int) -> Tensor:
     A cell belongs to the object whose blob is the largest there, within one deviation. Rows with an object of unknown
     place are all -100, as it is also unknown what their cells show.
     """
-    spread = blobs(condition.places, side) * condition.placed[..., None, None]
+    spread = blobs(condition.places, side, extent(side)) * condition.placed[..., None, None]
     largest, slot = spread.max(dim=1)
     shown = condition.objects[:, :, None, None].expand_as(spread).gather(1, slot[:, None])[:, 0]
     labels = torch.where(largest >= math.exp(-0.5), shown, condition.classes)
@@ -151,12 +157,17 @@ def cell_labels(condition: Condition, side: int) -> Tensor:
     return torch.where(known[:, None, None], labels, -100)
 
 
+def cell_weights(labels: Tensor, classes: int) -> Tensor:
+    """Returns each cell's weight in `cell_loss` from `cell_labels` (b, side, side): float32 of the same shape."""
+    return torch.where(labels == classes, BACKGROUND_WEIGHT, 1.0) * (labels >= 0)
+
+
 def cell_loss(logits: Tensor, labels: Tensor, average: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
     """Returns the cross-entropy of logits (b, classes + 1, side, side) on `cell_labels`, the background weighted down.
 
-    It is a weighted mean over cells, 0 if no row's places are known. `average` averages over the processes that share
-    the batch, so that all divide by the same weight.
+    It is a weighted mean over cells, 0 if no row's places are known. `average` turns this batch's weight
+    into the average over all that share a larger one (processes, or parts of a step), so that all divide by the same.
     """
     errors = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-100)
-    weights = torch.where(labels == logits.shape[1] - 1, BACKGROUND_WEIGHT, 1.0) * (labels >= 0)
+    weights = cell_weights(labels, logits.shape[1] - 1)
     return (weights * errors).sum() / average(weights.sum()).clamp(min=1e-6)

@@ -16,21 +16,21 @@ class Evaluator(nn.Module):
         self.resnet18.fc = nn.Sequential(nn.Linear(512, classes), nn.Sigmoid())
 
     def logits(self, images: Tensor) -> Tensor:
-        """Returns the scores before the sigmoid: (b, 3, 64, 64) in [-1, 1] -> (b, classes)."""
+        """Returns the scores before the sigmoid: (b, 3, s, s) in [-1, 1] -> (b, classes)."""
         return self.from_middle(self.middle(images))
 
     def middle(self, images: Tensor) -> Tensor:
-        """Returns the features of the second stage: (b, 3, 64, 64) in [-1, 1] -> (b, 128, 8, 8)."""
+        """Returns the features of the second stage: (b, 3, s, s) in [-1, 1] -> (b, 128, s/8, s/8)."""
         net = self.resnet18
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
         return net.layer2(net.layer1(x))
 
     def from_middle(self, x: Tensor) -> Tensor:
-        """Returns the scores before the sigmoid, from the features of `middle`: (b, 128, 8, 8) -> (b, classes)."""
+        """Returns the scores before the sigmoid, from the features of `middle`: (b, 128, s/8, s/8) -> (b, classes)."""
         return self.resnet18.fc[0](self._pooled(x))
 
     def features(self, images: Tensor) -> Tensor:
-        """Returns pooled features: (b, 3, 64, 64) in [-1, 1] -> (b, 512)."""
+        """Returns pooled features: (b, 3, s, s) in [-1, 1] -> (b, 512)."""
         return self._pooled(self.middle(images))
 
     def _pooled(self, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Evaluator(nn.Module):
         return rearrange(net.avgpool(net.layer4(net.layer3(x))), "b c 1 1 -> b c")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, 64, 64) in [-1, 1] -> (b, classes) in [0, 1]."""
+        """(b, 3, s, s) in [-1, 1] -> (b, classes) in [0, 1]."""
         return self.logits(images).sigmoid()
 
 

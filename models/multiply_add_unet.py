@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.condition import Condition
 from models.unet import Raster
 
-MAP = 16  # cells a side of the map of places: a blob's deviation is a twentieth of the picture
+MAP = 16  # cells a side of the map of places: a blob's deviation is a twentieth of any picture
 
 
 class Embedding(nn.Module):
@@ -52,7 +52,7 @@ class Up(nn.Module):
 
 
 class MultiplyAddUNet(nn.Module):
-    """Maps x_t (b, 3, 64, 64), t (b,) and the label sets of a condition (b rows) to a prediction (b, 3, 64, 64).
+    """Maps x_t (b, 3, s, s), t (b,) and the label sets of a condition (b rows) to a prediction (b, 3, s, s).
 
     `paths`: `up` conditions the up blocks, as usual, `up+down` also the down blocks. The picture's side must be a
     multiple of 32. A dropped label set is all zeros. With `places` a map of the objects' places is added after the

@@ -1,4 +1,4 @@
-"""Diffusion on patches of pixels: the cross-attention UNet on the 8x8 patches of a picture (JiT, arXiv 2511.13720)."""
+"""Diffusion on patches of pixels: the cross-attention UNet on patches of a picture (JiT, arXiv 2511.13720)."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.condition import Condition
+from models.sizes import CELL
 from models.unet import UNet
 
-PATCH = 8  # pixels a side
+PATCH = CELL  # pixels a side: the UNet's maps are those of latents
 
 
 def patch(pictures: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class PatchUNet(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, classes: int, most: int, bottleneck: int, channels: int, side: int = 64, **options: object):
+    def __init__(self, classes: int, most: int, bottleneck: int, channels: int, side: int, **options: object):
         super().__init__()
         values, width = 3 * PATCH**2, channels
         self.embed = nn.Sequential(

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 
 from models.blocks import conv3x3, normalisation
 from models.choices import PLACED_CRITIC_CONDITIONS
-from models.condition import Condition, blobs
+from models.condition import Condition, blobs, extent
 from models.wgan import BODIES
 
-SIDE = 8  # of the map of objects
 TOGETHER = 3  # slots whose noise is drawn at once
 
 
-def _spread(condition: Condition) -> Tensor:
-    """Spreads each object around its place, evenly if that is unknown; 0 for an empty slot: (b, m, 8, 8)."""
-    somewhere = (condition.present & ~condition.placed)[..., None, None] / SIDE**2
-    return blobs(condition.places, SIDE) * condition.placed[..., None, None] + somewhere
+def _spread(condition: Condition, side: int) -> Tensor:
+    """Spreads each object around its place, evenly if that is unknown; 0 for an empty slot: (b, m, side, side)."""
+    somewhere = (condition.present & ~condition.placed)[..., None, None] / side**2
+    return blobs(condition.places, side, extent(side)) * condition.placed[..., None, None] + somewhere
 
 
 class PlacedGenerator(nn.Module):
-    """Maps noise, as `noise_of` draws it, and conditions to (b, outputs, size, size), size 8 or more.
+    """Maps noise, as `noise_of` draws it, and conditions to (b, outputs, size, size).
 
-    The input at 8x8 is a learned background and, for each object, its embedding and noise through a small network,
-    spread around its place. The scene's noise and the label set enter everywhere, and scale and shift every norm.
+    `size` is `side`, that of the map of objects, times a power of two. The input at `side` x `side` is
+    a learned background and, for each object, its embedding and noise through a small network, spread around its place.
+    The scene's noise and the label set enter everywhere, and scale and shift every norm.
     `bounded` ends in tanh, for pictures. Arguments as in the configuration's `gan.generator` section.
     """
 
@@ -42,6 +42,7 @@ class PlacedGenerator(nn.Module):
         classes: int,
         outputs: int,
         size: int,
+        side: int,
         noise: int,
         object_noise: int,
         channels: tuple[int, ...],
@@ -50,14 +51,16 @@ class PlacedGenerator(nn.Module):
         body: str = "residual",
     ):
         super().__init__()
-        doublings = int(math.log2(size // SIDE))
+        doublings = int(math.log2(size // side))
         if len(channels) <= doublings:
-            raise ValueError(f"a generator of {size}x{size} from a map of 8x8 needs at least {doublings + 1} widths")
-        self.noise, self.object_noise, self.bounded = noise, object_noise, bounded
+            raise ValueError(
+                f"a generator of {size}x{size} from a map of {side}x{side} needs at least {doublings + 1} widths"
+            )
+        self.noise, self.object_noise, self.bounded, self.side = noise, object_noise, bounded, side
         first = channels[0]
         self.label = nn.Embedding(classes, label_width)
         self.object = nn.Sequential(nn.Linear(label_width + object_noise, first), nn.SiLU(), nn.Linear(first, first))
-        self.background = nn.Parameter(torch.randn(first, SIDE, SIDE))
+        self.background = nn.Parameter(torch.randn(first, side, side))
         self.everywhere = nn.Linear(noise + label_width, first)
         block, _ = BODIES[body]
         # blocks beyond the doublings work at the full resolution
@@ -82,7 +85,7 @@ class PlacedGenerator(nn.Module):
         style = torch.cat([scene, objects.sum(1)], dim=1)
         seeds = rearrange(each, "b (m n) -> b m n", m=condition.slots)
         drawn = self.object(torch.cat([objects, seeds], dim=2))
-        x = torch.einsum("b m h w, b m c -> b c h w", _spread(condition).to(drawn.dtype), drawn)
+        x = torch.einsum("b m h w, b m c -> b c h w", _spread(condition, self.side).to(drawn.dtype), drawn)
         x = x + self.background + self.everywhere(style)[:, :, None, None]
         x = x.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
@@ -92,7 +95,7 @@ class PlacedGenerator(nn.Module):
 
 
 class PlacedCritic(nn.Module):
-    """Maps (b, inputs, size, size), conditions to scores (b,) and auxiliary logits (b, classes + 1, 8, 8) or None.
+    """Maps (b, inputs, size, size), conditions to scores (b,) and logits (b, classes + 1, side, side) or None.
 
     `condition`, one of PLACED_CRITIC_CONDITIONS: `projection`, the score is that of a projection critic on the summed
     features (arXiv 1802.05637), plus that of each object asked for, read from its class's map at its place;
@@ -104,14 +107,17 @@ class PlacedCritic(nn.Module):
         classes: int,
         inputs: int,
         size: int,
+        side: int,
         channels: tuple[int, ...],
         condition: str = "projection+auxiliary",
         body: str = "residual",
     ):
         super().__init__()
-        halvings = int(math.log2(size // SIDE))
+        halvings = int(math.log2(size // side))
         if len(channels) <= halvings:
-            raise ValueError(f"a critic of {size}x{size} that reads a map of 8x8 needs at least {halvings + 1} widths")
+            raise ValueError(
+                f"a critic of {size}x{size} that reads a map of {side}x{side} needs at least {halvings + 1} widths"
+            )
         if condition not in PLACED_CRITIC_CONDITIONS:
             raise ValueError(f"unknown condition {condition!r}; choose one of {', '.join(PLACED_CRITIC_CONDITIONS)}")
         ways = condition.split("+")
@@ -142,7 +148,8 @@ class PlacedCritic(nn.Module):
 
 
 def _read(maps: Tensor, condition: Condition) -> Tensor:
-    """Returns the mean of each object's map around its place, 0 for an empty slot: (b, classes, 8, 8) -> (b, m)."""
-    spread = _spread(condition)
-    asked = condition.objects.clamp(min=0)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+    """Returns the mean of each object's map around its place, 0 for an empty slot: (b, classes, h, h) -> (b, m)."""
+    side = maps.shape[-1]
+    spread = _spread(condition, side)
+    asked = condition.objects.clamp(min=0)[:, :, None, None].expand(-1, -1, side, side)
     return (spread * maps.gather(1, asked)).sum((2, 3)) / spread.sum((2, 3)).clamp(min=1e-6)

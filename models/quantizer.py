@@ -11,7 +11,7 @@ whether the codes have started and which are dead; here nothing waits for it.
 """
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -52,7 +52,7 @@ class IndexedCodebook(Codebook):
         super().__init__(dim, codes, kmeans_init=kmeans_init, **options)
         self.started = not kmeans_init
 
-    def _load_from_state_dict(self, state: dict, prefix: str, *rest: object) -> None:
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
         super()._load_from_state_dict(state, prefix, *rest)
         if (initted := state.get(f"{prefix}initted")) is not None:
             self.started = bool(initted)
@@ -159,7 +159,7 @@ class Quantizer(VectorQuantize):
         rotation_trick: bool = False,
         init: str = "kmeans",
     ):
-        options = {
+        options: dict[str, Any] = {
             "decay": decay,
             "threshold_ema_dead_code": dead_below,
             "kmeans_init": init == "kmeans",
@@ -255,7 +255,7 @@ class Residual(nn.Module):
         super().__init__()
         self.codes, self.quantizers = codes, quantizers
         self.codebook_size = codes**quantizers
-        options = {
+        options: dict[str, Any] = {
             "decay": decay,
             "threshold_ema_dead_code": dead_below,
             "kmeans_init": True,

@@ -1,7 +1,7 @@
 """A reader of pictures: which objects are shown, and where. It measures placing; no generator is trained with it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from models.condition import Condition
 
-SIDE = 16  # cells a side: four pixels each
 NEAR = 1.0  # cells: a cell whose centre is closer to an object than this learns its offset
 IGNORED = -100  # a label that the loss leaves out
 
@@ -25,8 +24,11 @@ class Found:
     confidence: float
 
 
+STRIDE = 4  # pixels a side of a cell
+
+
 class Reader(nn.Module):
-    """Predicts for each of 16x16 cells what it shows, and how far from its centre the object is.
+    """Predicts for each cell of 4x4 pixels what it shows, and how far from its centre the object is.
 
     Objects are found by their centres, as in arXiv 1904.07850. `width` 64 gives .3 million weights and a receptive
     field of 74 pixels.
@@ -57,7 +59,7 @@ class Reader(nn.Module):
             self.head.bias[classes] = math.log(99 * classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 3, 64, 64) in [-1, 1] -> logits (b, classes + 1, 16, 16), background last; offsets (b, 2, 16, 16).
+        """(b, 3, s, s) in [-1, 1] -> logits (b, classes + 1, s/4, s/4), background last; offsets (b, 2, s/4, s/4).
 
         An offset is the object's place minus the cell's centre, x and y, in cells.
         """
@@ -65,7 +67,7 @@ class Reader(nn.Module):
         return out[:, :-2], out[:, -2:]
 
 
-def targets(condition: Condition, side: int = SIDE) -> tuple[Tensor, Tensor, Tensor]:
+def targets(condition: Condition, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns a reader's targets: labels (b, side, side) int64, offsets (b, 2, side, side), near (b, side, side) bool.
 
     A cell with an object's place in it has that object's label; its neighbours within `NEAR` cells are ignored, as
@@ -94,18 +96,24 @@ def targets(condition: Condition, side: int = SIDE) -> tuple[Tensor, Tensor, Ten
     return torch.where(known, labels, IGNORED), offsets * (near & known)[:, None], near & known
 
 
+def target_counts(condition: Condition, side: int) -> Tensor:
+    """Returns how many objects and how many near cells `targets` marks: (2,) float32."""
+    labels, _, near = targets(condition, side)
+    return torch.stack([((labels >= 0) & (labels < condition.classes)).sum().float(), near.sum().float()])
+
+
 def reading_loss(
-    logits: Tensor, offsets: Tensor, condition: Condition, average: Callable[[Tensor], Tensor] = lambda value: value
+    logits: Tensor, offsets: Tensor, condition: Condition, counts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns the cells' cross-entropy per object and the offsets' squared error per near cell, in float32.
 
-    `average` averages over the processes that share the batch.
+    `counts`: `target_counts` averaged over all that share a larger batch (processes, or parts of a step), so that all
+    divide by the same; by default this batch's own.
     """
     labels, wanted, near = targets(condition, logits.shape[-1])
+    objects, cells = (target_counts(condition, logits.shape[-1]) if counts is None else counts).clamp(min=1)
     errors = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
-    objects = average(((labels >= 0) & (labels < condition.classes)).sum().float()).clamp(min=1)
-    missed = ((offsets.float() - wanted).square() * near[:, None]).sum() / average(near.sum().float()).clamp(min=1)
-    return errors / objects, missed
+    return errors / objects, ((offsets.float() - wanted).square() * near[:, None]).sum() / cells
 
 
 def found(logits: Tensor, offsets: Tensor) -> list[list[Found]]:
@@ -145,12 +153,13 @@ def distances(pictures: Sequence[list[Found]], condition: Condition) -> list[lis
     ]
 
 
-def placing(pictures: Sequence[list[Found]], condition: Condition, pixels: int = 64) -> dict[str, float | None]:
+def placing(pictures: Sequence[list[Found]], condition: Condition, pixels: int) -> dict[str, float | None]:
     """Measures how well pictures show the objects asked for.
 
-    `placement_error_pixels` and `placement_error_95`: mean and 95th percentile of `distances` over the objects found,
-    None if there are none; `not_found`: the share of placed objects that were not found, None if no object has a place.
-    `too_many`, `too_few`: the share of pictures that show more objects or fewer than asked.
+    `pixels`: the pictures' side. `placement_error_pixels` and `placement_error_95`: mean and 95th percentile of
+    `distances` over the objects found, None if there are none; `not_found`: the share of placed objects that were not
+    found, None if no object has a place. `too_many`, `too_few`: the share of pictures that show more objects or fewer
+    than asked.
     """
     every = [d for row in distances(pictures, condition) for d in row]
     errors = torch.tensor([d for d in every if d is not None], dtype=torch.float64) * pixels

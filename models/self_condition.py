@@ -41,8 +41,10 @@ def first_estimate(
     if not takes_estimate(network):
         return None
     half = slice(first_row % 2, None, 2)
-    prediction = predict(network, xt[half], t[half], condition[half], None if keep is None else keep[half], None)
     estimate = torch.zeros_like(xt)
+    if not len(xt[half]):  # a single row, whose turn it is not
+        return estimate
+    prediction = predict(network, xt[half], t[half], condition[half], None if keep is None else keep[half], None)
     estimate[half] = diffusion.to_x0_and_noise(prediction, xt[half], t[half])[0]
     return estimate
 

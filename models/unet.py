@@ -28,7 +28,7 @@ class Tokens(nn.Module):
     encodes where the object is, by Fourier features, or a learned vector if unknown (arXiv 2301.07093, eq. 5).
     """
 
-    OCTAVES = 6  # of the Fourier features: the finest period is two of 64 pixels
+    OCTAVES = 6  # of the Fourier features: the finest period is a sixteenth of the picture
 
     def __init__(self, classes: int, width: int, kind: str, most: int, order: bool, places: bool):
         super().__init__()

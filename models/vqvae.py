@@ -1,5 +1,6 @@
-"""VQ-VAE (arXiv 1711.00937) in the style of VQGAN (arXiv 2012.09841): 64x64 pictures <-> latents on 8x8."""
+"""VQ-VAE (arXiv 1711.00937) in the style of VQGAN (arXiv 2012.09841): pictures <-> latents an eighth as wide."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Encoder(nn.Module):
-    """(b, 3, 64, 64) -> (b, latent, 8, 8) by three residual down-blocks.
+    """(b, 3, s, s) -> (b, latent, s/8, s/8) by three residual down-blocks.
 
     With stem=2 the first halving is an unshuffle of 2x2 pixels before the first convolution, so that no layer
-    works on 64x64; with stem=1 it is a strided convolution after one at full resolution.
+    works at full resolution; with stem=1 it is a strided convolution after one at full resolution.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(b, latent, 8, 8) -> (b, 3, 64, 64): the encoder's mirror."""
+    """(b, latent, s/8, s/8) -> (b, 3, s, s): the encoder's mirror."""
 
     def __init__(
         self,
@@ -89,10 +90,11 @@ class LatentClassifier(nn.Module):
     of a picture (arXiv 2501.01423 aligns them with a vision model's features).
     """
 
-    def __init__(self, latent_channels: int, classes: int):
+    def __init__(self, latent_channels: int, classes: int, side: int):
         super().__init__()
         self.score = nn.Linear(latent_channels, classes)
-        nn.init.constant_(self.score.bias, -6.0)  # most objects are absent, and 64 cells add up
+        # most objects are absent, and the cells add up: -6 at 8x8
+        nn.init.constant_(self.score.bias, -6.0 - 2 * math.log(side / 8))
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.score(latents.flatten(2).mT).float().logsumexp(1)
@@ -135,29 +137,29 @@ class VQVAE(nn.Module):
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     def latents(self, images: Tensor) -> Tensor:
-        """Returns the encoder's output within the quantiser's bounds: (b, 3, 64, 64) -> (b, c, 8, 8)."""
+        """Returns the encoder's output within the quantiser's bounds: (b, 3, s, s) -> (b, c, s/8, s/8)."""
         return self.quantizer.bounded(self.encoder(images).float())
 
     def forward(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """(b, 3, 64, 64) -> reconstruction, code indices (b, 8, 8), weighted commitment loss.
+        """(b, 3, s, s) -> reconstruction, code indices (b, s/8, s/8), weighted commitment loss.
 
         Without `quantize` the decoder gets the latents unchanged, the codebook does not change, and the loss is 0.
         """
         return self.through(self.latents(images), quantize)
 
     def through(self, latents: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Does the part of `forward` after `latents` (b, c, 8, 8)."""
+        """Does the part of `forward` after `latents` (b, c, s/8, s/8)."""
         if not quantize:
             return self.decoder(latents).float(), self.quantizer.nearest(latents), latents.new_zeros(())
         quantized, indices, commitment = self.quantizer(latents)
         return self.decoder(quantized).float(), indices, commitment
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encodes (b, 3, 64, 64) to latents (b, c, 8, 8), each channel with mean 0 and deviation 1 over the set."""
+        """Encodes (b, 3, s, s) to latents (b, c, s/8, s/8), each channel with mean 0 and deviation 1 over the set."""
         return (self.latents(images) - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decodes normalised latents (b, c, 8, 8) to images (b, 3, 64, 64), by the nearest codes if it decodes codes.
+        """Decodes normalised latents (b, c, s/8, s/8) to images (b, 3, s, s), by the nearest codes if it decodes codes.
 
         Gradients pass the codes as if they were the latents (straight through, arXiv 1711.00937, section 3.2).
         """

@@ -1,6 +1,6 @@
 """Conditional generator and critic, residual (arXiv 1704.00028) or DCGAN (arXiv 1511.06434).
 
-The same two networks work on pictures (64x64) and on latents (8x8): the number of blocks is the number of
+The same two networks work on pictures and on latents, an eighth as wide: the number of blocks is the number of
 halvings between the full resolution and 4x4. Labels enter the generator by concatenation, by conditional batch norm
 (arXiv 1707.00683) or by modulation, and the critic by projection (arXiv 1802.05637), by a head that classifies them
 (arXiv 1610.09585) or by concatenation.

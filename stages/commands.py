@@ -38,6 +38,19 @@ def _check_sample(a: argparse.Namespace, config: Config) -> None:
         raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
     if Path(a.out).suffix.lower() != ".png":
         raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
+    if not config.uses:
+        _check_labels(a.labels, config.data.folder)
+
+
+def _check_labels(text: str, folder: str | None) -> None:
+    """Checks the objects asked for against those of the data: before a model is trained to draw them."""
+    from data.labels import CLEVR, DataError, read_vocabulary  # takes torch, which the other commands' checks do not
+
+    try:
+        vocabulary = read_vocabulary(Path(folder) / "objects.json") if folder else CLEVR
+        vocabulary.parse(text)
+    except DataError as error:
+        raise UserError(str(error)) from None
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:

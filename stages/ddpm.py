@@ -15,7 +15,7 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.run import Run
-from stages.engine.schema import Ddpm, flatten
+from stages.engine.schema import REPORTED, Ddpm, flatten
 from stages.engine.trained import load_trained
 from stages.judge import accuracy_by, guide_of, load_evaluator
 
@@ -30,15 +30,15 @@ def section_of(context: Context) -> Ddpm:
     return context.config.ddpm
 
 
-def build_ddpm(settings: Ddpm, classes: int, most: int) -> MultiplyAddUNet | PatchUNet:
-    """Builds the network of a `ddpm` section. `most`, for patches: the most objects in a training picture."""
+def build_ddpm(settings: Ddpm, classes: int, most: int, size: int) -> MultiplyAddUNet | PatchUNet:
+    """Builds the network of a `ddpm` section. For patches: `most` objects in a training picture, and its `size`."""
     if settings.network == "patches":
-        return PatchUNet(classes, most, settings.bottleneck, **settings.unet.model_dump())
+        return PatchUNet(classes, most, settings.bottleneck, side=size, **settings.unet.model_dump())
     return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths, settings.places)
 
 
 def pixel_scale(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and deviation (3, 64, 64) of each pixel over pictures (n, 3, 64, 64) uint8, scaled to [-1, 1].
+    """Returns mean and deviation (3, s, s) of each pixel over pictures (n, 3, s, s) uint8, scaled to [-1, 1].
 
     The sums are of integers and exact in float64 (up to 10^11 pictures), so the size of the parts changes no bit.
     """
@@ -61,14 +61,16 @@ def pixel_sampler(
 ) -> DiffusionSampler:
     """Returns a sampler of pictures for a network on pictures."""
     decode = network.pictures if isinstance(network, PatchUNet) else lambda x: x
-    return DiffusionSampler(context, "ddpm", network, settings, (3, 64, 64), decode, layouts, guide)
+    shape = (3, context.config.data.size, context.config.data.size)
+    return DiffusionSampler(context, "ddpm", network, settings, shape, decode, layouts, guide)
 
 
 def load_ddpm(context: Context) -> tuple[DiffusionSampler, dict]:
     """Loads the experiment's pixel DDPM as a sampler, and the description in its export."""
 
     def build(settings: Ddpm, about: dict) -> MultiplyAddUNet | PatchUNet:
-        return build_ddpm(settings, about["classes"], about.get("most", 0))  # older exports have none: multiply-add
+        most = about.get("most", 0)  # older exports have none: multiply-add
+        return build_ddpm(settings, about["classes"], most, context.config.data.size)
 
     network, settings, about, layouts = load_trained(context, "ddpm", Ddpm, build)
     if context.config.eval.compile:
@@ -114,7 +116,8 @@ class DdpmTask(DiffusionTask[MultiplyAddUNet | PatchUNet]):
         settings = section_of(context)
         classes, most = len(dataset.vocabulary), dataset.most_objects
         torch.manual_seed(context.config.seed)
-        network = distributed.with_global_batch_norms(context.on_device(build_ddpm(settings, classes, most)))
+        network = context.on_device(build_ddpm(settings, classes, most, dataset.size))
+        network = distributed.with_global_batch_norms(network)
         clean = dataset.pictures
         if isinstance(network, PatchUNet):
             network.set_scale(*pixel_scale(dataset.images))
@@ -155,6 +158,8 @@ def main(context: Context) -> None:
         parents["evaluator"] = judged_by["sha256"]
         not_it = ("eval.seeds", "eval.sampler", "eval.compile")
         parents |= {k: v for k, v in flatten(context.config.eval, "eval.").items() if k not in not_it}
+        if (asked := context.config.data.conditions) != REPORTED:  # older runs do not name these two
+            parents["conditions"] = " ".join(asked)
     run = Run(context, "ddpm", parents)
     if not run.finished():
         run.train(DdpmTask(context, dataset))

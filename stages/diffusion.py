@@ -20,6 +20,7 @@ from stages.engine.ema import Ema, Network
 from stages.engine.errors import UserError
 from stages.engine.log import Metric
 from stages.engine.optim import Optimizer
+from stages.engine.parts import parts_of
 from stages.engine.run import Part
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Denoising, Eval
@@ -35,7 +36,7 @@ def diffusion_of(settings: Denoising, device: torch.device) -> Diffusion:
 
 
 class DiffusionSampler:
-    """Samples pictures by any of SAMPLERS, with either guidance. `decode` turns x (b, *shape) into (b, 3, 64, 64).
+    """Samples pictures by any of SAMPLERS, with either guidance. `decode` turns x (b, *shape) into (b, 3, s, s).
 
     `log_probability`, for classifier guidance, maps pictures and their labels to log p(labels | picture), (b,).
     """
@@ -103,7 +104,7 @@ class DiffusionSampler:
 
     @torch.no_grad()
     def sample(self, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
-        """Samples n pictures (n, 3, 64, 64) in [-1, 1], one for each condition and key.
+        """Samples n pictures (n, 3, s, s) in [-1, 1], one for each condition and key.
 
         `watch` is called at each step with t and the pictures of x and of the predicted x_0. Raises UserError.
         """
@@ -135,11 +136,15 @@ def denoising_errors(
     t: Tensor,
     condition: Condition,
     keep: Tensor | None = None,
+    first_row: int = 0,
 ) -> Tensor:
-    """Returns the mean squared error (b,) of the prediction from x0 (b, c, h, w), noised to timesteps t (b,)."""
+    """Returns the mean squared error (b,) of the prediction from x0 (b, c, h, w), noised to timesteps t (b,).
+
+    `first_row`: the place of x0's first row in the global batch.
+    """
     xt = diffusion.noised(x0, noise, t)
     with context.autocast():
-        estimate = first_estimate(network, diffusion, xt, t, condition, keep, distributed.rank() * len(xt))
+        estimate = first_estimate(network, diffusion, xt, t, condition, keep, first_row)
         prediction = predict(network, xt, t, condition, keep, estimate)
     return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
 
@@ -188,11 +193,15 @@ class DiffusionTask(Generic[Network]):
         if takes_places(self.network):
             condition = condition.only_placed(draws.uniform() >= s.place_dropout)
         self.network.train()
-        errors = denoising_errors(self.context, self.network, self.diffusion, x0, noise, t, condition, keep)
-        loss = (weights * errors).mean()
-        norm = self.optimizers[0].update(loss, step)
+        parts, found, first = parts_of(len(x0), s.accumulate), [], distributed.rank() * len(x0)
+        for rows in parts:
+            of_part = x0[rows], noise[rows], t[rows], condition[rows], keep[rows], first + rows.start
+            errors = denoising_errors(self.context, self.network, self.diffusion, *of_part)
+            self.optimizers[0].add((weights[rows] * errors).mean(), len(parts))
+            found.append(errors.detach())
+        norm, errors = self.optimizers[0].take(step), torch.cat(found)
         self.ema.update(step)
-        return {"loss": loss, "gradient_norm": norm, **self._by_quartile(errors.detach(), t)}
+        return {"loss": (weights * errors).mean(), "gradient_norm": norm, **self._by_quartile(errors, t)}
 
     def _timesteps(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Draws timesteps (b,) and the weights (b,) of their losses.

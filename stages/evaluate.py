@@ -21,14 +21,14 @@ from stages.engine import distributed
 from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
-from stages.engine.export import read_about
+from stages.engine.export import read_about, refuse_other_size
 from stages.engine.log import progress, read_metrics, say
 from stages.engine.machine import describe_device, versions
-from stages.engine.pictures import captioned, grid, png
+from stages.engine.pictures import captioned, grid, page_scale, png
 from stages.engine.report import curve, write_report
 from stages.engine.run import differences, move_aside
 from stages.engine.sampling import Sampler
-from stages.engine.schema import Eval
+from stages.engine.schema import REPORTED, Eval
 from stages.judge import (
     evaluate_held_out,
     evaluate_set,
@@ -89,6 +89,9 @@ def _curves(context: Context) -> list[bytes]:
     ]
     for name, model in MODELS.items():
         wanted += [(name, *shown) for shown in model.curves]
+        wanted.append(
+            (name, [f"accuracy_{part}" for part in context.config.data.conditions], f"{model.short}, accuracy", False)
+        )
     made = [curve(read_metrics(context.folder(s) / "metrics.jsonl"), names, t, log) for s, names, t, log in wanted]
     return [picture for picture in made if picture]
 
@@ -177,7 +180,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
         if not distributed.is_main():
             continue
         samples[model][name] = _captioned(images, condition.labels, judge, dataset, context)
-        (folder / f"{model}-{name}.png").write_bytes(png(grid(images), 2))
+        (folder / f"{model}-{name}.png").write_bytes(png(grid(images), page_scale(dataset.size)))
         (folder / f"{model}-{name}-captioned.png").write_bytes(captioned(samples[model][name]))
     if not distributed.is_main():
         return
@@ -187,7 +190,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     denoisers = (sampler for name in DIFFUSION if isinstance(sampler := samplers.get(name), DiffusionSampler))
     if denoiser := next(denoisers, None):
         picture, strip_labels = denoising_strip(denoiser, dataset, context)
-        strip = png(picture, 2)
+        strip = png(picture, page_scale(dataset.size))
         (folder / "denoising.png").write_bytes(strip)
     provenance = _provenance(context, dataset, exports)
     provenance["seconds"]["evaluate"] = time.perf_counter() - context.began
@@ -205,7 +208,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     }
     view = {
         "titles": {model: title(model, context.config) for model in samplers},
-        "reported": context.config.reported,
+        "reported": {model: dict(zip(REPORTED, pair, strict=True)) for model, pair in context.config.reported.items()},
         "counts": counts,
         "samples": samples,
         "strip": strip,
@@ -271,6 +274,7 @@ def main(context: Context) -> None:
             say(f"warning: no {name} here ({path}), it is left out; {context.make(stage)} trains one")
         elif stage != "vae" or path.exists():  # a model that lacks it reports that when it is loaded
             exports[stage] = read_about(path, f"run {context.make(stage)}")
+            refuse_other_size(path, exports[stage], context.config.data.size)
     if not set(models) & exports.keys():
         raise UserError(f"nothing to evaluate in {context.folder('')}: run {context.make(' '.join(models))} first")
     dataset = load_dataset(context.config, context.device)

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.condition import Condition, cell_labels, cell_loss
+from data.sizes import SIZE
+from models.condition import Condition, cell_labels, cell_loss, cell_weights
 from models.evaluator import Evaluator, accuracy
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
@@ -21,29 +22,34 @@ from stages.engine.errors import UserError, is_out_of_memory, oneline
 from stages.engine.export import save_export
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
+from stages.engine.parts import means, parts_of
 from stages.engine.run import Part, Run
 from stages.judge import load_evaluator, scores
 
 
 def augmented(images: Tensor, condition: Condition, low_resolution: float, draws: Draws) -> tuple[Tensor, Condition]:
-    """Mirrors half, shifts by up to 4 pixels, passes the share `low_resolution` through 32x32; moves places along."""
+    """Mirrors half, shifts by up to a 16th, passes the share `low_resolution` through half the size; moves places too.
+
+    Pictures (b, 3, s, s).
+    """
+    size, most = images.shape[-1], images.shape[-1] // 16
     mirrored = draws.uniform(1, 1, 1) < 0.5
     images = torch.where(mirrored, images.flip(3), images)
-    dx, dy = draws.number(9, "dx"), draws.number(9, "dy")
-    images = F.pad(images, (4, 4, 4, 4), mode="replicate")[:, :, dy : dy + 64, dx : dx + 64]
+    dx, dy = draws.number(2 * most + 1, "dx"), draws.number(2 * most + 1, "dy")
+    images = F.pad(images, (most,) * 4, mode="replicate")[:, :, dy : dy + size, dx : dx + size]
     coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
     chosen = draws.uniform(1, 1, 1) < low_resolution
     x, y = condition.places.unbind(-1)
     x = torch.where(mirrored[:, 0, 0], 1 - x, x)
-    moved = torch.stack([x + (4 - dx) / 64, y + (4 - dy) / 64], dim=-1).clamp(0, 1)
+    moved = torch.stack([x + (most - dx) / size, y + (most - dy) / size], dim=-1).clamp(0, 1)
     places = torch.where(condition.placed[..., None], moved, condition.places)
     return torch.where(chosen, coarse, images), condition.with_places(places)
 
 
 class EvaluatorTask:
-    """Trains by binary cross-entropy on the labels; part of each batch passes through 32x32, as for the lab's.
+    """Trains by binary cross-entropy on the labels; part of each batch passes through half its size, as for the lab's.
 
-    With `cell_weight` a linear head on the 8x8 features learns what each cell shows, where places are known. The
+    With `cell_weight` a linear head on the middle features learns what each cell shows, where places are known. The
     features then learn sooner; the head is not part of the evaluator.
     """
 
@@ -65,27 +71,32 @@ class EvaluatorTask:
         s, index = self.settings, draws.indices(len(self.dataset.images))
         pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
         images, condition = augmented(pictures, condition, s.low_resolution, draws)
-        self.network.train()
-        with self.context.autocast():
-            middle = self.network.middle(images.contiguous(memory_format=torch.channels_last))
-            logits = self.network.from_middle(middle)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), self.dataset.labels[index])
-        metrics = {"loss": loss}
+        images, labels = images.contiguous(memory_format=torch.channels_last), self.dataset.labels[index]
+        parts, found = parts_of(len(images), s.accumulate), []
         if self.cells:
-            labels = cell_labels(condition, middle.shape[-1])
-            metrics["cells"] = cell_loss(self.cells(middle.float()), labels, distributed.average)
-            loss = loss + s.cell_weight * metrics["cells"]
-        metrics["gradient_norm"] = self.optimizers[0].update(loss, step)
+            shown = cell_labels(condition, images.shape[-1] // 8)
+            weight = distributed.average(cell_weights(shown, condition.classes).sum()) / len(parts)
+        self.network.train()
+        for rows in parts:
+            with self.context.autocast():
+                middle = self.network.middle(images[rows])
+                logits = self.network.from_middle(middle)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels[rows])
+            found.append({"loss": loss})
+            if self.cells:
+                found[-1]["cells"] = cell_loss(self.cells(middle.float()), shown[rows], lambda part: weight)
+                loss = loss + s.cell_weight * found[-1]["cells"]
+            self.optimizers[0].add(loss, len(parts))
+        norm = self.optimizers[0].take(step)
         self.ema.update(step)
-        return metrics
+        return {**means(found), "gradient_norm": norm}
 
-    def measure(self) -> float:
-        return accuracy(
-            scores(self.ema.average, self.dataset.held_out_images, self.context), self.dataset.held_out_labels
-        )
+    def measure(self, most: int | None = None) -> float:
+        images, labels = self.dataset.held_out(most)
+        return accuracy(scores(self.ema.average, images, self.context), labels)
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        return {"held_out_accuracy": self.measure()}, {}
+        return {"held_out_accuracy": self.measure(PREVIEWED)}, {}
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict(), {"kind": "trained", "real_accuracy": self.measure()}
@@ -128,7 +139,7 @@ def _adopt_lab(context: Context, run: Run, dataset: Dataset, checkpoint: Path) -
     network = load_lab_checkpoint(checkpoint, len(dataset.vocabulary))
     network.to(context.device)
     real = accuracy(scores(network, dataset.held_out_images, context), dataset.held_out_labels)
-    about = {"kind": "lab", "real_accuracy": real, "identity": run.identity, "steps": 0, "seconds": 0.0}
+    about = {"kind": "lab", "real_accuracy": real, "identity": run.identity, "size": SIZE, "steps": 0, "seconds": 0.0}
     run.make_way()
     if distributed.is_main():
         save_export(context.export("evaluator"), network.state_dict(), about)

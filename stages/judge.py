@@ -16,7 +16,7 @@ from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.errors import UserError
-from stages.engine.export import load_export
+from stages.engine.export import load_export, refuse_other_size
 from stages.engine.sampling import Sampler, without_places
 from stages.engine.schema import Reader as ReaderSection
 from stages.engine.trained import load_trained
@@ -26,6 +26,7 @@ def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> t
     """Loads the experiment's evaluator or guide, frozen on the device, and its export's metadata."""
     remedy = f"run {context.make('evaluator')}" if role == "evaluator" else "train the evaluator of that experiment"
     tensors, about = load_export(context.export(role), remedy)
+    refuse_other_size(context.export(role), about, context.config.data.size)
     with torch.device("meta"):  # its eleven million weights would be drawn at random and then replaced
         network = Evaluator(classes)
     try:
@@ -45,24 +46,25 @@ def load_reader(context: Context) -> tuple[Reader, dict]:
 
 @torch.no_grad()
 def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
-    """Maps (n, 3, 64, 64), uint8 or in [-1, 1], to logits (n, classes), in float32 as the lab's: near ties matter."""
+    """Maps (n, 3, s, s), uint8 or in [-1, 1], to logits (n, classes), in float32 as the lab's: near ties matter."""
     network.eval()
     return torch.cat([network.logits(as_input(part, context)) for part in images.split(batch)])
 
 
 def as_input(images: Tensor, context: Context) -> Tensor:
-    """Converts (n, 3, 64, 64), uint8 or in [-1, 1], to [-1, 1] on the device, as the evaluator takes them."""
+    """Converts (n, 3, s, s), uint8 or in [-1, 1], to [-1, 1] on the device, as the evaluator takes them."""
+    images = images.to(context.device)  # before it takes four times the bytes
     images = to_unit(images) if images.dtype == torch.uint8 else images
-    return images.to(context.device, memory_format=torch.channels_last)
+    return images.to(memory_format=torch.channels_last)
 
 
 def accuracy_by(network: Evaluator, context: Context) -> Callable[[Tensor, Tensor], float]:
-    """Returns the evaluator's accuracy as a function of pictures (n, 3, 64, 64) in [-1, 1] and labels (n, classes)."""
+    """Returns the evaluator's accuracy as a function of pictures (n, 3, s, s) in [-1, 1] and labels (n, classes)."""
     return lambda images, labels: accuracy(scores(network, images, context).cpu(), labels)
 
 
 def guide_of(context: Context, classes: int) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Returns pictures (b, 3, 64, 64), labels -> log p(labels | picture) (b,), or None without classifier guidance.
+    """Returns pictures (b, 3, s, s), labels -> log p(labels | picture) (b,), or None without classifier guidance.
 
     It is the sum over all objects of the log-likelihood of the guide's sigmoid outputs: a picture has several labels.
     """
@@ -78,7 +80,7 @@ def guide_of(context: Context, classes: int) -> Callable[[Tensor, Tensor], Tenso
 
 @torch.no_grad()
 def read(reader: Reader, images: Tensor, context: Context, batch: int = 256) -> tuple[list[list[Found]], Tensor]:
-    """Reads from (n, 3, 64, 64), uint8 or in [-1, 1], what each shows and where, and label scores (n, classes)."""
+    """Reads from (n, 3, s, s), uint8 or in [-1, 1], what each shows and where, and label scores (n, classes)."""
     reader.eval()
     seen, scores = [], []
     for part in images.split(batch):
@@ -142,9 +144,10 @@ def _warm_up(sampler: Sampler, condition: Condition, context: Context) -> None:
 
 
 def _sampled(sampler: Sampler, name: str, condition: Condition, context: Context) -> tuple[Tensor, float]:
-    """Samples all seeds' pictures (seeds, n, 3, 64, 64), each in one process. Returns them and pictures per second."""
+    """Samples all seeds' pictures (seeds, n, 3, s, s), each in one process. Returns them and pictures per second."""
     how, world, seconds, mine = context.config.eval, distributed.world_size(), 0.0, 0
-    pictures = torch.zeros(len(how.seeds), len(condition), 3, 64, 64)
+    size = context.config.data.size
+    pictures = torch.zeros(len(how.seeds), len(condition), 3, size, size)
     _warm_up(sampler, condition, context)
     for place, seed in enumerate(how.seeds):
         if place % world == distributed.rank():
@@ -177,7 +180,7 @@ def evaluate_held_out(
     if sampler.takes_places:
         (images, given), shown = drawn(asked), asked
     seen, _ = read(reader, images, context)
-    return {"accuracy_given": given, "accuracy_chosen": chosen, **placing(seen, shown)}
+    return {"accuracy_given": given, "accuracy_chosen": chosen, **placing(seen, shown, images.shape[-1])}
 
 
 def evaluate_sets(sampler: Sampler, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, dict]:
@@ -191,8 +194,9 @@ def shown(figures: dict) -> str:
 
 
 def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: Dataset) -> None:
-    """Raises UserError if an export's metadata names other pictures than these."""
+    """Raises UserError if an export's metadata names other pictures than these, or another size."""
     for stage, about in exports.items():
+        refuse_other_size(context.export(stage), about, dataset.size)
         if about["identity"]["parent data"] != dataset.sha256:
             raise UserError(
                 f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder to them"

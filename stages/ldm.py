@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.layouts import LayoutPrior
+from models.sizes import CELL
 from models.unet import UNet
 from models.vqvae import VQVAE
 from stages.commands import COMMANDS
@@ -29,7 +30,8 @@ def latent_sampler(
     context: Context, unet: UNet, vae: VQVAE, settings: Ldm, layouts: LayoutPrior, guide: LogProbability | None
 ) -> DiffusionSampler:
     """Returns a sampler of pictures for a network on latents."""
-    shape, decode = (unet.inputs, 8, 8), decoder_of(vae, context)
+    side = context.config.data.size // CELL
+    shape, decode = (unet.inputs, side, side), decoder_of(vae, context)
     return DiffusionSampler(context, "ldm", unet, settings, shape, decode, layouts, guide)
 
 
@@ -45,7 +47,7 @@ def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
 
 
 def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) -> DiffusionTask[UNet]:
-    """Returns the task of diffusion on the set's latents (n, c, 8, 8), which were encoded once."""
+    """Returns the task of diffusion on the set's latents (n, c, s/8, s/8), which were encoded once."""
     settings = context.config.ldm
     inputs, classes, most = latents.shape[1], len(dataset.vocabulary), dataset.most_objects
     torch.manual_seed(context.config.seed)

@@ -17,13 +17,15 @@ class Model:
     """Describes a model. Its name is its section in the configuration and its folder in an experiment.
 
     `train(context)` is its stage; `load(context)` returns a sampler and its export's metadata; `title(config)` is its
-    name for people; `curves` are its plots in a report; `placing` is the override that makes it take places.
+    name for people; `curves` are its plots in a report, before that of its accuracy, and `short` is its name there;
+    `placing` is the override that makes it take places.
     """
 
     train: Callable[[Context], None]
     load: Callable[[Context], tuple[Sampler, dict]]
     title: Callable[[Config], str]
     curves: tuple[Curve, ...]
+    short: str
     placing: str
 
 
@@ -31,31 +33,29 @@ def _title_of_gan(config: Config) -> str:
     return "WGAN-GP" if config.gan.loss == "wgan-gp" else f"GAN, {config.gan.loss}"
 
 
-def _curves(metrics: tuple[str, ...], words: str, name: str, logarithmic: bool) -> tuple[Curve, ...]:
-    accuracy = (["accuracy_test", "accuracy_new_test"], f"{name}, accuracy", False)
-    return ([*metrics], words, logarithmic), accuracy
-
-
 MODELS: dict[str, Model] = {
     "ldm": Model(
         ldm.main,
         ldm.load_sampler,
         lambda config: "Latent diffusion",
-        _curves(("loss",), "latent diffusion", "latent diffusion", True),
+        ((["loss"], "latent diffusion", True),),
+        "latent diffusion",
         "ldm.network.places=true",
     ),
     "gan": Model(
         gan.main,
         gan.load_gan,
         _title_of_gan,
-        _curves(("wasserstein", "score_gap"), "GAN, the critic's gap between real and fake", "GAN", False),
+        ((["wasserstein", "score_gap"], "GAN, the critic's gap between real and fake", False),),
+        "GAN",
         "gan.generator.entry=map gan.generator.condition=modulation",
     ),
     "ddpm": Model(
         ddpm.main,
         ddpm.load_ddpm,
         lambda config: "Pixel diffusion",
-        _curves(("loss",), "pixel diffusion", "pixel diffusion", True),
+        ((["loss"], "pixel diffusion", True),),
+        "pixel diffusion",
         "ddpm.places=true",
     ),
 }

@@ -38,9 +38,10 @@ def main(context: Context) -> None:
     context.hold("render")
     if context.arguments.fresh and folder.exists():
         say(f"{title}: the old scenes are now {move_aside(folder)}")
-    wanted, begun = flatten(settings), _settings_of(folder)
+    size = settings.size or context.config.data.size
+    wanted, begun = flatten(settings) | {"size": size}, _settings_of(folder)
     if begun is not None and (changes := differences(begun, wanted)):
-        raise UserError(f"{folder} holds other scenes ({'; '.join(changes)}); start again with --fresh (Make: FRESH=1)")
+        raise UserError(f"{folder} has other scenes ({'; '.join(changes)}); start again with --fresh (Make: FRESH=1)")
     total = settings.scenes + settings.validation_scenes
     if (folder / "train.json").exists():
         if begun is not None and not (folder / "places.json").exists():  # drawn by a version that did not write them
@@ -52,6 +53,8 @@ def main(context: Context) -> None:
     write_atomically(folder / "objects.json", objects_json().encode())
     for name, sets in test_sets(settings.seed).items():
         write_atomically(folder / f"{name}.json", json.dumps(sets).encode())
+    if size > context.config.data.size:
+        say(f"{title}: drawn at {size}x{size}; packing shrinks them to data.size={context.config.data.size}")
     began = time.perf_counter()
     try:
         labels, places = draw_scenes(
@@ -59,7 +62,7 @@ def main(context: Context) -> None:
             range(total),
             lambda scenes: progress(scenes, f"{title}: {total} scenes", total),
             seed=settings.seed,
-            size=settings.size,
+            size=size,
             samples=settings.samples,
             camera_distance=settings.camera_distance,
         )

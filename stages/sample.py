@@ -10,7 +10,7 @@ from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.errors import UserError
 from stages.engine.files import write_atomically
-from stages.engine.pictures import grid, png
+from stages.engine.pictures import grid, page_scale, png
 from stages.models import MODELS
 
 
@@ -34,7 +34,7 @@ def main(context: Context) -> None:
     keys = [(a.seed, "sample", i) for i in range(a.count)]
     with torch.random.fork_rng(devices=[]):
         images = sampler.sample(condition.repeat(a.count), keys, how)
-    write_atomically(Path(a.out), png(grid(images, columns=min(8, a.count)), 2))
+    write_atomically(Path(a.out), png(grid(images, columns=min(8, a.count)), page_scale(images.shape[-1])))
     print(a.out)
 
 

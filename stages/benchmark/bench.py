@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
+from models.sizes import CELL
 from stages.benchmark import peers, plain
 from stages.benchmark.clock import (
     Work,
@@ -132,7 +133,7 @@ def sampling_row(subject: Subject, context: Context) -> Row:
         if context.device.type == "cpu":
             count, steps = PIXEL_PICTURES, PIXEL_STEPS
             name += f" (from {count} pictures, {steps} steps)"
-        contenders[name] = peers.pixel_sampling(context.device, count, steps, 64)
+        contenders[name] = peers.pixel_sampling(context.device, count, steps, 64, context.config.data.size)
         scales[name] = PICTURES / count * DDIM_STEPS / steps
     return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, guidance {GUIDANCE:g}", contenders, context, scales)
 
@@ -174,7 +175,9 @@ def reading_row(subject: Subject, context: Context) -> Row:
     batch = 64
     contenders = {"ours": subject.reading(batch)}
     contenders[f"DataLoader, {plain.WORKERS} workers"] = plain.reading(subject.folder, batch, context.device)
-    return Row.of(f"{batch} pictures of 64x64 into the training loop", contenders, context)
+    return Row.of(
+        f"{batch} pictures of {subject.dataset.size}x{subject.dataset.size} into the training loop", contenders, context
+    )
 
 
 ROWS: dict[str, Callable[[Subject, Context], Row]] = {
@@ -193,14 +196,14 @@ COMPILED = ("ldm-compiled", "sampling-compiled")
 def rates(subject: Subject, context: Context) -> dict[str, dict[str, float]]:
     """Measures each step's FLOP, seconds and FLOP/s, and the rate of bare convolutions of the same shapes."""
     s = subject.context.config
-    network = s.ldm.network
-    of_ldm = [(s.ldm.batch, network.channels * m, 8 >> i) for i, m in enumerate(network.multipliers)]
+    network, size, cells = s.ldm.network, s.data.size, s.data.size // CELL
+    of_ldm = [(s.ldm.batch, network.channels * m, cells >> i) for i, m in enumerate(network.multipliers)]
     forms = {"ldm": "false"} | ({} if missing_compiler(context.device) else {"ldm, compiled": "true"})
     found = {}
     for name, step, shapes in [
         *((name, subject.ldm_step(f"ldm.compile={form}"), of_ldm) for name, form in forms.items()),
-        ("vae", subject.vae_step(), [(s.vae.batch, c, 32 >> i) for i, c in enumerate(s.vae.channels)]),
-        ("gan", subject.gan_step(), [(s.gan.batch, s.gan.critic.channels[-1], 8)]),
+        ("vae", subject.vae_step(), [(s.vae.batch, c, size // 2 >> i) for i, c in enumerate(s.vae.channels)]),
+        ("gan", subject.gan_step(), [(s.gan.batch, s.gan.critic.channels[-1], cells)]),
     ]:
         step()  # k-means, first allocations, compilation
         work = flops(step)

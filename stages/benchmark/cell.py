@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.images import SIZE
 from models.condition import Condition
 from stages.benchmark.clock import Work, interleaved
 from stages.benchmark.subject import Subject
@@ -24,7 +23,6 @@ from stages.engine.errors import UserError, oneline
 from stages.engine.export import load_export, save_export
 from stages.engine.machine import peak_memory, reset_peak
 
-PICTURE_BYTES = 3 * SIZE * SIZE
 BATCH = 64  # pictures read at once
 PACK = "pack.safetensors"
 HEADS = ("ldm.network.heads=2", "ldm.network.head_width=null")  # the width need not be a multiple of a head's width
@@ -70,10 +68,10 @@ def _answer(config: Config, arguments: Namespace, function: Callable, more: tupl
         return function(context_of(config, arguments, time.perf_counter(), held), *more)
 
 
-def write_pack(path: Path, count: int) -> None:
+def write_pack(path: Path, count: int, size: int) -> None:
     """Writes an export with `count` made-up pictures: repeated noise."""
-    images = on_disk(path.parent, count, 3, SIZE, SIZE)
-    block = torch.randint(256, (4096, 3, SIZE, SIZE), dtype=torch.uint8)
+    images = on_disk(path.parent, count, 3, size, size)
+    block = torch.randint(256, (4096, 3, size, size), dtype=torch.uint8)
     for part in images.split(len(block)):
         part.copy_(block[: len(part)])
     save_export(path, {"images": images}, {"pictures": count})

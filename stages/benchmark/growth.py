@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from stages.benchmark.cell import AXES, BATCH, PACK, PICTURE_BYTES, in_a_process, measured, read_pack, write_pack
+from stages.benchmark.cell import AXES, BATCH, PACK, in_a_process, measured, read_pack, write_pack
 from stages.benchmark.clock import machine, measured_with, shown
 from stages.benchmark.subject import Subject
 from stages.commands import COMMANDS
@@ -56,18 +56,21 @@ def step_row(context: Context, work: Path, axis: str, value: int) -> list[str]:
 
 
 def picture_row(context: Context, work: Path, count: int) -> list[str]:
+    size = context.config.data.size
+    whole = 3 * count * size**2  # bytes
+
     def cells() -> list[str]:
-        free, needed = shutil.disk_usage(work).free, 2 * count * PICTURE_BYTES  # twice while it is written
+        free, needed = shutil.disk_usage(work).free, 2 * whole  # twice while it is written
         if needed > free:
             raise UserError(f"it needs {needed / 1e9:.0f} GB of disk, but only {free / 1e9:.0f} are free")
         try:
-            write_pack(work / PACK, count)
+            write_pack(work / PACK, count, size)
             opened, read, step, peak = in_a_process(read_pack, context, work)
         finally:
             (work / PACK).unlink(missing_ok=True)
         return [shown(opened), f"{1 / read:,.0f}", shown(step), gibibytes(peak)]
 
-    return row([f"{count:,}", gibibytes(count * PICTURE_BYTES)], cells)
+    return row([f"{count:,}", gibibytes(whole)], cells)
 
 
 def process_row(config: Config, work: Path, count: int) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.labels import CLEVR
 from models.condition import Condition
+from models.sizes import CELL
 from models.vqvae import VQVAE
 from stages.benchmark import plain
 from stages.benchmark.clock import Work
@@ -27,13 +28,13 @@ def available(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def unet(network: Network, channels: int) -> nn.Module:
+def unet(network: Network, channels: int, side: int) -> nn.Module:
     """Builds diffusers' UNet with the same widths, blocks, heads and context."""
     from diffusers import UNet2DConditionModel
 
     widths = tuple(network.channels * m for m in network.multipliers)
     return UNet2DConditionModel(
-        sample_size=8,
+        sample_size=side,
         in_channels=channels,
         out_channels=channels,
         down_block_types=("CrossAttnDownBlock2D",) * len(widths),
@@ -50,13 +51,13 @@ def unet(network: Network, channels: int) -> nn.Module:
 def ldm_step(context: Context, config: Config, folder: Path, vae: VQVAE, cached: Tensor | None) -> Work:
     """Returns a step as in diffusers' text-to-image training example: encode, add noise, predict, AdamW, EMA.
 
-    With `cached` latents (n, c, 8, 8) no pictures are read or encoded. The precision is ours: autocast.
+    With `cached` latents (n, c, s/8, s/8) no pictures are read or encoded. The precision is ours: autocast.
     """
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
     s, device = config.ldm, context.device
-    network = unet(s.network, config.vae.latent_channels).to(device)
+    network = unet(s.network, config.vae.latent_channels, config.data.size // CELL).to(device)
     tokens = nn.Embedding(len(CLEVR), s.network.context).to(device)
     parameters = [*network.parameters(), *tokens.parameters()]
     optimizer = torch.optim.AdamW(parameters, s.learning_rate, s.betas)
@@ -93,7 +94,7 @@ class _VQModel(plain.Autoencoder):
         from diffusers import VQModel
 
         super().__init__()
-        widths, self.stem = config.vae.channels, 64 // (8 << len(config.vae.channels) - 1)
+        widths, self.stem = config.vae.channels, CELL >> len(config.vae.channels) - 1
         self.model = VQModel(
             in_channels=3 * self.stem**2,
             out_channels=3 * self.stem**2,
@@ -150,12 +151,12 @@ def sampling(
     return work
 
 
-def pixel_sampling(device: torch.device, count: int, steps: int, width: int) -> Work:
-    """Returns denoising-diffusion-pytorch's DDIM on 64x64 pictures with its default U-Net."""
+def pixel_sampling(device: torch.device, count: int, steps: int, width: int, size: int) -> Work:
+    """Returns denoising-diffusion-pytorch's DDIM on pictures of `size` with its default U-Net."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     network = Unet(dim=width, dim_mults=(1, 2, 4, 8), flash_attn=False)
-    diffusion = GaussianDiffusion(network, image_size=64, timesteps=1000, sampling_timesteps=steps).to(device)
+    diffusion = GaussianDiffusion(network, image_size=size, timesteps=1000, sampling_timesteps=steps).to(device)
 
     def work() -> Tensor:
         with redirect_stderr(StringIO()):  # hides its progress bar

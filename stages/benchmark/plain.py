@@ -50,7 +50,7 @@ class Pictures(Dataset):
 
 
 def batches(folder: Path, batch: int, device: torch.device) -> Iterator[Batch]:
-    """Yields pictures (b, 3, 64, 64) and labels (b, 24) without end, from a DataLoader that keeps its workers."""
+    """Yields pictures (b, 3, s, s) and labels (b, 24) without end, from a DataLoader that keeps its workers."""
     pinned = device.type == "cuda"
     loader = DataLoader(
         Pictures(folder),
@@ -141,7 +141,9 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kep
     """
     s = config.gan
     width = vae.latent_mean.numel() if s.space == "latents" else 0
-    generator, critic = (build(s, len(CLEVR), width).to(device) for build in (build_generator, build_critic))
+    generator, critic = (
+        build(s, len(CLEVR), width, config.data.size).to(device) for build in (build_generator, build_critic)
+    )
     optimizers = [torch.optim.Adam(n.parameters(), s.learning_rate, s.betas) for n in (generator, critic)]
     loss_of = LOSSES["wgan-gp"]
     source = batches(folder, s.batch, device)  # reads nothing until it is asked

@@ -30,13 +30,13 @@ UNTRAINED = ("evaluator", "vae")  # stages whose exports the others need, traine
 LONG = 10**6
 
 
-def write_pictures(folder: Path) -> None:
-    """Writes a folder in the lab's layout: PNGs of 64x64 noise on grey, one to three labels and places each."""
+def write_pictures(folder: Path, size: int) -> None:
+    """Writes a folder in the lab's layout: PNGs of noise on grey, one to three labels and places each."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "iclevr").mkdir(parents=True)
     random, labels, places = np.random.default_rng(0), {}, {}
     for i in range(PICTURES):
-        pixels = (128 + 20 * random.standard_normal((64, 64, 3))).clip(0, 255).astype(np.uint8)
+        pixels = (128 + 20 * random.standard_normal((size, size, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "iclevr" / f"{i:06d}_0.png")
         labels[f"{i:06d}_0.png"] = [CLEVR.names[k] for k in random.choice(24, i % 3 + 1, replace=False)]
         cells = random.choice(9, i % 3 + 1, replace=False)
@@ -56,7 +56,7 @@ class Subject:
     def __init__(self, context: Context, work: Path, again: bool = False):
         self.folder = work / "pictures"
         if not again:
-            write_pictures(self.folder)
+            write_pictures(self.folder, context.config.data.size)
             shutil.rmtree(work / "subject", ignore_errors=True)
         always = [f"root={work}", "name=subject", f"data.folder={self.folder}", "data.validation_every=20", "uses={}"]
         always += [
@@ -86,7 +86,7 @@ class Subject:
 
     @cached_property
     def latents(self) -> Tensor:
-        """The latents of all its pictures (n, c, 8, 8)."""
+        """The latents of all its pictures (n, c, s/8, s/8)."""
         return encode_set(self.vae, self.dataset.images, self.context)
 
     def stepper(self, task: Task, stage: str, batch: int) -> Work:

@@ -132,6 +132,8 @@ def _explain(error: ValidationError, where: str) -> str:
         near = difflib.get_close_matches(str(path[-1]), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(names)}"
         return f"{where}: unknown key {key}; {hint}"
+    if fault["type"] == "missing" and isinstance(path[-1], int):  # of a pair
+        return f"{where}: {'.'.join(map(str, path[:-1]))} should have two numbers, such as [0.5, 0.9]"
     if fault["type"] == "missing":
         return f"{where}: {key} is missing; see configs/demo.yaml for an example"
     message = KINDS.get(fault["type"]) or fault["msg"].replace("Input should", "should")
@@ -151,6 +153,7 @@ KINDS = {
     "model_attributes_type": "should be a section with keys of its own",
     "dict_type": "should be a section with keys of its own",
     "none_required": "should be null",
+    "too_short": "should name at least one",
 }
 
 

@@ -1,5 +1,6 @@
 """Loads an experiment's pictures, packed once into one file and held on the device."""
 
+import json
 import math
 import mmap
 import os
@@ -14,6 +15,7 @@ from torch import Tensor
 from data.images import ImageSet, fingerprint, read_folder, read_test_sets, to_unit
 from data.labels import DataError, Vocabulary, read_vocabulary, withheld
 from models.condition import Condition
+from models.layouts import evenly
 from stages.engine import distributed
 from stages.engine.config import Config
 from stages.engine.errors import UserError, of_the_system
@@ -21,13 +23,15 @@ from stages.engine.export import load_export, save_export, sha256_of
 from stages.engine.lock import locked
 from stages.engine.log import progress, say
 
+PREVIEWED = 4096  # held-out pictures that a preview measures at most; what is exported is measured on all
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and held-out pictures, (n, 3, 64, 64) uint8, and what they show.
+    """Training and held-out pictures, (n, 3, s, s) uint8, and what they show.
 
-    All are on the device, except training pictures that are too many for it: they stay in the pack, mapped from the
-    disk. On a CPU they always do (except with data.withhold): the system keeps in memory as much as it can.
+    All are on the device, except pictures that are too many for it: they stay in the pack, mapped from the disk. On a
+    CPU they always do (training pictures not with data.withhold): the system keeps in memory as much as it can.
 
     `sha256` covers pictures, label sets and split; `places_sha256` covers the objects' order and places ("" if no place
     is known). A network that is trained on label sets alone therefore stays valid when places are found.
@@ -43,6 +47,11 @@ class Dataset:
     places_sha256: str
     folder: Path
 
+    @property
+    def size(self) -> int:
+        """The pictures' side s in pixels."""
+        return self.images.shape[-1]
+
     @cached_property
     def labels(self) -> Tensor:
         """The training pictures' labels, multi-hot (n, k) float."""
@@ -52,6 +61,13 @@ class Dataset:
     def held_out_labels(self) -> Tensor:
         """The held-out pictures' labels, multi-hot (n, k) float."""
         return self.held_out_conditions.labels
+
+    def held_out(self, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Returns held-out pictures (n, 3, 64, 64) uint8 where they are, and labels; at most `most`, evenly chosen."""
+        if most is None or len(self.held_out_images) <= most:
+            return self.held_out_images, self.held_out_labels
+        rows, images, labels = evenly(len(self.held_out_images), most), self.held_out_images, self.held_out_labels
+        return images[rows.to(images.device)], labels[rows.to(labels.device)]
 
     @cached_property
     def most_objects(self) -> int:
@@ -70,7 +86,7 @@ class Dataset:
             _refuse_needed_places(needs, self.folder)
 
     def pictures(self, index: Tensor) -> Tensor:
-        """Returns training pictures (b, 3, 64, 64) in [-1, 1] on the device."""
+        """Returns training pictures (b, 3, s, s) in [-1, 1] on the device."""
         return to_unit(self.images[index.to(self.images.device)].to(self.conditions.device))
 
 
@@ -90,7 +106,8 @@ def data_folder(config: Config) -> Path:
 
 def _pack(config: Config, folder: Path) -> tuple[ImageSet, dict]:
     """Returns the folder's pack, which is written first if it is missing, and the pack's description."""
-    path = Path(config.root) / "packs" / f"{fingerprint(folder, config.data.validation_every)}.safetensors"
+    key = fingerprint(folder, config.data.validation_every, config.data.size)
+    path = Path(config.root) / "packs" / f"{key}.safetensors"
     remedy, packed = "run the same command again", distributed.patient_barrier()
     if not path.is_file() and distributed.is_main():
         with locked(path.parent, wait=True):  # one command packs, the others wait and use its pack
@@ -107,6 +124,7 @@ def _write_pack(path: Path, config: Config, folder: Path) -> None:
     images = read_folder(
         folder,
         config.data.validation_every,
+        config.data.size,
         lambda names: progress(names, f"packing {folder}"),
         lambda *shape: on_disk(path.parent, *shape),
     )
@@ -151,7 +169,23 @@ def _refuse_needed_places(needs: dict[str, str], folder: Path) -> None:
     if needs:
         raise UserError(
             f"{folder}: no object's place is known, but {', '.join(needs)} cannot work without; add a places.json "
-            f"(README, 'i-CLEVR and your own data'), or do without: {' '.join(needs.values())}"
+            f"(README, 'Your own data'), or do without: {' '.join(needs.values())}"
+        )
+
+
+def _refuse_smaller_scenes(folder: Path, size: int) -> None:
+    """Raises UserError if `stages.render` drew this folder's scenes smaller than data.size: packing would enlarge them.
+
+    Pictures from elsewhere are scaled in either direction.
+    """
+    try:
+        drawn = json.loads((folder / "render.json").read_text())["size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if isinstance(drawn, int) and drawn < size:
+        raise UserError(
+            f"{folder}: its scenes were drawn at {drawn}x{drawn}, below data.size={size}; draw others with "
+            f"`python -m stages.render` under another `name`, or set data.size={drawn}"
         )
 
 
@@ -164,8 +198,10 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         )
     if not folder.is_dir():
         raise UserError(f"{folder}: no such data folder; set data.folder to the folder that holds train.json")
+    _refuse_smaller_scenes(folder, config.data.size)
     try:
-        test_sets = read_test_sets(folder, read_vocabulary(folder / "objects.json"))  # its faults before slow packing
+        vocabulary = read_vocabulary(folder / "objects.json")
+        test_sets = read_test_sets(folder, vocabulary, config.data.conditions)  # its faults before slow packing
         images, about = _pack(config, folder)
     except DataError as error:
         raise UserError(str(error)) from None
@@ -189,7 +225,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     return Dataset(
         placed(pictures, device),
         conditions.to(device),
-        held_out_pictures.to(device),
+        placed(held_out_pictures, device),
         held_out_conditions.to(device),
         {name: Condition.of_lists(sets, classes) for name, sets in test_sets.items()},
         images.vocabulary,

@@ -21,7 +21,7 @@ class Ema(Generic[Network]):
     def __init__(self, network: Network, decay: float):
         self.network, self.decay = network, decay
         self.average = deepcopy(network).eval().requires_grad_(False)
-        self._parameters = list(self.average.parameters()), list(network.parameters())
+        self._parameters: tuple[list[Tensor], list[Tensor]] = [*self.average.parameters()], [*network.parameters()]
         self._buffers: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}  # a kernel copies those of one type
         for mine, theirs in zip(self.average.buffers(), network.buffers(), strict=True):
             for tensor, tensors in zip((mine, theirs), self._buffers.setdefault(mine.dtype, ([], [])), strict=True):
@@ -30,6 +30,7 @@ class Ema(Generic[Network]):
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(*self._parameters, 1 - decay)
+        mine, theirs = self._parameters
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
         for mine, theirs in self._buffers.values():
             torch._foreach_copy_(mine, theirs)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.sizes import SIZE
 from stages.engine.errors import UserError, of_the_system, oneline
 from stages.engine.files import write_atomically
 
@@ -90,6 +91,16 @@ def read_about(path: Path, remedy: str) -> dict:
         return {**json.loads(header["about"]), "sha256": header["sha256"]}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
+
+
+def refuse_other_size(path: Path, about: dict, size: int) -> None:
+    """Raises UserError if an export is of pictures of another size. `about`: its description; `size`: data.size."""
+    made = about.get("size", SIZE)
+    if made != size:
+        raise UserError(
+            f"{path} is of {made}x{made} pictures, but data.size is {size}; set data.size={made}, or train it again "
+            f"under another name"
+        )
 
 
 @contextmanager

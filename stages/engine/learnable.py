@@ -23,7 +23,7 @@ def refuse_unlearnable(config: Config) -> None:
         if weights.sum() == 0 or (len(weights) > 1 and weights.max() > WHOLE * weights.sum()):
             key = "log_snr" if section.log_snr is not None else "min_snr"
             raise UserError(
-                f"{stage}.{key}={getattr(section, key)} gives all loss weight to one timestep or none; set another, "
+                f"{stage}.{key}={getattr(section, key)} trains at most one timestep; set another, "
                 f"such as log_snr=[-1.0,2.0], or null"
             )
 

@@ -7,6 +7,8 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+SHOWN = 128  # pixels a side of a picture on a page, if it is not larger itself
+
 
 def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
     """Arranges (n, 3, h, w) in [-1, 1] as one picture (3, H, W) in [0, 1], on white, with `columns` per row."""
@@ -26,7 +28,12 @@ def png(picture: Tensor, scale: int = 1) -> bytes:
     return buffer.getvalue()
 
 
-def captioned(pictures: list[dict], columns: int = 8, side: int = 128) -> bytes:
+def page_scale(size: int) -> int:
+    """Returns by how much a page enlarges pictures of `size` so that they can be seen."""
+    return max(1, SHOWN // size)
+
+
+def captioned(pictures: list[dict], columns: int = 8, side: int = SHOWN) -> bytes:
     """Draws pictures with the objects asked for below them, those that the judge missed in red, as a PNG file.
 
     `pictures`: as a report has them, {"png": bytes, "labels": [{"name": str, "hit": bool}, ...]}. `side`: pixels of a

@@ -1,12 +1,16 @@
 """Rules that involve several keys of a configuration: each is refused in one line before anything runs."""
 
-import math
 import re
 from pathlib import Path
 
+from data.sizes import SIZE
 from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
+from models.sizes import CELL
 from stages.engine.errors import UserError
 from stages.engine.schema import Config, Denoising, Gan, Network, flatten
+
+# a data folder's other files, and a report's key beside the sets' names
+OTHER_FILES = ("train", "validation", "objects", "places", "render", "held_out")
 
 
 def plain(name: str) -> bool:
@@ -24,6 +28,11 @@ def check(config: Config, where: Path) -> None:
         section = getattr(config, stage)
         if section and section.warmup >= section.steps:
             raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
+        if section and section.batch % section.accumulate:
+            raise UserError(
+                f"{where}: {stage}.batch ({section.batch}) must be a multiple of {stage}.accumulate "
+                f"({section.accumulate}); change one of them"
+            )
     for stage, experiment in config.uses.items():
         if stage not in (*trained, "guide") or not plain(experiment):
             raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
@@ -44,16 +53,22 @@ def check(config: Config, where: Path) -> None:
             f"{where}: vae.residual.codes ({config.vae.residual.codes}) to the power of vae.residual.quantizers "
             f"({config.vae.residual.quantizers}) are more codes than 64 bits can count; lower one of them"
         )
-    if len(config.vae.channels) != 3:
-        raise UserError(f"{where}: vae.channels needs three numbers, one per resolution (64 -> 32 -> 16 -> 8 pixels)")
+    _check_size(config, where)
+    for name in config.data.conditions:
+        if not plain(name) or name in OTHER_FILES:
+            raise UserError(
+                f"{where}: data.conditions lists {name!r}, which names no file of label sets; write it without folder "
+                f"and without .json, such as test"
+            )
     for model in config.models:
         if getattr(config, model) is None:
             raise UserError(
                 f"{where}: models lists {model}, and there is no section {model}; see configs/{model}-*.yaml"
             )
-    for key, values in (("models", config.models), ("eval.seeds", config.eval.seeds)):
+    lists = {"models": config.models, "eval.seeds": config.eval.seeds, "data.conditions": config.data.conditions}
+    for key, values in lists.items():
         if len(set(values)) < len(values):
-            raise UserError(f"{where}: {key} {[*values]} lists one twice; give each once")
+            raise UserError(f"{where}: {key} {[*values]} repeats an entry; give each once")
     if not config.eval.seeds:
         raise UserError(f"{where}: eval.seeds is empty; five seeds are usual: [0, 1, 2, 3, 4]")
     low, high = config.eval.interval
@@ -73,10 +88,10 @@ def check(config: Config, where: Path) -> None:
     for key, start in starts.items():
         if start >= config.vae.steps:
             raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
-    _check_gan(config.gan, where)
-    _check_network(config.ldm.network, "ldm.network", where)
+    _check_gan(config.gan, config.data.size, where)
+    _check_network(config.ldm.network, "ldm.network", config.data.size, where)
     if config.ddpm and config.ddpm.network == "patches":
-        _check_network(config.ddpm.unet, "ddpm.unet", where)
+        _check_network(config.ddpm.unet, "ddpm.unet", config.data.size, where)
         if config.ddpm.places:
             raise UserError(f"{where}: ddpm.places needs network=multiply-add; for patches set ddpm.unet.places=true")
         if config.eval.clip is not None and config.eval.sampler == "ancestral" and "ddpm" in config.models:
@@ -86,7 +101,31 @@ def check(config: Config, where: Path) -> None:
             )
 
 
-def _check_gan(gan: Gan, where: Path) -> None:
+def _check_size(config: Config, where: Path) -> None:
+    """Checks what depends on the size of the pictures."""
+    size, vae = config.data.size, config.vae
+    if len(vae.channels) != CELL.bit_length() - 1:
+        sides = " -> ".join(str(size >> level) for level in range(CELL.bit_length()))
+        raise UserError(f"{where}: vae.channels needs three numbers, one per resolution ({sides} pixels)")
+    if config.data.folder is None and config.render.size is not None and config.render.size < size:
+        raise UserError(
+            f"{where}: render.size ({config.render.size}) is below data.size ({size}), so that scenes would be "
+            f"enlarged; set render.size=null, which draws at data.size"
+        )
+    if size != SIZE and config.evaluator.checkpoint and "evaluator" not in config.uses:
+        raise UserError(
+            f"{where}: the lab's evaluator, evaluator.checkpoint, judges {SIZE}x{SIZE} pictures, not data.size={size}; "
+            f"set evaluator.checkpoint=null to train one"
+        )
+    side = size // 2 if vae.windows_until > vae.discriminator.start else size  # windows are half as wide
+    if vae.discriminator.weight > 0 and side >> vae.discriminator.layers < 3:
+        raise UserError(
+            f"{where}: vae.discriminator.layers ({vae.discriminator.layers}) leave nothing of the {side}x{side} "
+            f"pixels that it sees; lower it"
+        )
+
+
+def _check_gan(gan: Gan, size: int, where: Path) -> None:
     """Checks the keys of the GAN's two networks together, so that neither network ignores one."""
     generator, critic = gan.generator, gan.critic
     if generator.entry == "map" and generator.condition != "modulation":
@@ -114,20 +153,19 @@ def _check_gan(gan: Gan, where: Path) -> None:
             f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic that reads labels; set "
             f"gan.critic.condition=auxiliary, or the schedule to constant"
         )
-    if gan.stem != 1 and gan.on_latents:
-        raise UserError(f"{where}: gan.stem={gan.stem} is for gan.space=pixels; set gan.stem=1")
-    sides = {"generator": 8 if generator.entry == "map" else 4, "critic": 8 if critic.read == "places" else 4}
-    for key, side in sides.items():
-        widths, needed = getattr(gan, key).channels, 1 + int(math.log2(gan.size // side))
+    size = min(size, SIZE)  # in larger pictures the width at the smallest map serves what they have more
+    for key, (side, needed) in gan.levels(size).items():
+        widths, full = getattr(gan, key).channels, gan.side(size)
         if len(widths) < needed:
             raise UserError(
                 f"{where}: gan.{key}.channels {list(widths)} are too few: give at least {needed}, one per resolution "
-                f"between {side}x{side} and the {gan.size}x{gan.size} that gan.space and gan.stem set"
+                f"between {side}x{side} and the {full}x{full} that gan.space and gan.stem set"
             )
 
 
-def _check_network(network: Network, key: str, where: Path) -> None:
+def _check_network(network: Network, key: str, size: int, where: Path) -> None:
     """Checks the keys of a cross-attention UNet together. `key` is the name of its section."""
+    side = size // CELL
     if (network.heads is None) == (network.head_width is None):
         raise UserError(f"{where}: give one of {key}.heads and {key}.head_width, and null for the other")
     if network.condition == "vector" and network.wants_layouts:
@@ -136,8 +174,9 @@ def _check_network(network: Network, key: str, where: Path) -> None:
             f"{key}.condition=tokens, or order=false and places=false"
         )
     widths = [network.channels * m for m in network.multipliers]
-    if network.channels % 2 or len(widths) > 4:
-        raise UserError(f"{where}: {key}.channels must be even, with at most four multipliers (8x8 to 1x1)")
+    if network.channels % 2 or len(widths) > side.bit_length():
+        most = f"at most {side.bit_length()} multipliers ({side}x{side} to 1x1)"
+        raise UserError(f"{where}: {key}.channels must be even, with {most}")
     if any(w % network.heads_at(w) for w in widths):
         raise UserError(f"{where}: the heads must divide every width of {key} ({widths}); change head_width or heads")
     if network.head_width is not None and any(w % network.head_width for w in widths if w > network.head_width):
@@ -182,4 +221,6 @@ def ignored(config: Config) -> list[str]:
             )
     if config.gan.loss != "wgan-gp" and config.gan.penalty_share != 1 and config.gan.loss != "r3gan":
         found.append(f"gan.penalty_share={config.gan.penalty_share:g} has no effect: gan.loss={config.gan.loss}")
+    if config.gan.stem != 1 and config.gan.on_latents:
+        found.append(f"gan.stem={config.gan.stem} has no effect: gan.space=latents")
     return found

@@ -16,13 +16,13 @@ import yaml
 from pydantic import BaseModel
 from torch import Tensor
 
-from models.choices import DIFFUSION
+from models.choices import DIFFUSION, MODELS
 from stages.engine import distributed
 from stages.engine.checkpoint import Checkpoints
 from stages.engine.command import Context
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
-from stages.engine.export import read_about, save_export
+from stages.engine.export import read_about, refuse_other_size, save_export
 from stages.engine.files import write_atomically
 from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
@@ -32,7 +32,12 @@ from stages.engine.terminal import ending_signals, ignore_signals, write_at_once
 
 AGREE_EVERY = 8  # steps: processes must wait for their GPUs to agree whether they were asked to stop
 # keys of an identity that say how a finished run was made, not what it is
-HOW = ("precision", "processes", "parent eval.", *(f"{model}.compile" for model in DIFFUSION))
+HOW = (
+    *("precision", "processes", "parent eval."),
+    *(f"{model}.compile" for model in DIFFUSION),
+    # like another number of processes: a run continued with other parts would not end with the same bits
+    *(f"{stage}.accumulate" for stage in ("evaluator", "reader", "vae", *MODELS)),
+)
 
 # keys of an identity that older runs did not record, although they may have read them: another key says whether
 UNNAMED = ("parent places", "parent order")
@@ -111,12 +116,14 @@ class Run:
         """Returns True, and prints it, if this run's export exists. Raises UserError if it is from a different run."""
         path = self.context.export(self.stage)
         if user_of := self.context.config.uses.get(self.stage):
-            read_about(path, f"train it first in the experiment {user_of}, or remove {self.stage} from `uses`")
+            about = read_about(path, f"train it first in the experiment {user_of}, or remove {self.stage} from `uses`")
+            refuse_other_size(path, about, self.context.config.data.size)
             say(f"{self.title}: using the export of experiment {user_of}: {path}")
             return True
         if self.fresh or not path.exists():
             return False
         about = read_about(path, f"run {self.context.make(self.stage)} again")
+        refuse_other_size(path, about, self.context.config.data.size)
         made = {key: value for key, value in about["identity"].items() if not key.startswith(HOW)}
         self.refuse_other(made | {key: value for key, value in self.identity.items() if key.startswith(HOW)})
         say(f"{self.title}: finished already ({about['steps']} steps, {about['seconds'] / 60:.1f} min): {path}")
@@ -204,7 +211,7 @@ class Run:
                 raise Interrupted(late)
         log.close()
         if enough:
-            say(f"{self.title}: good enough, ending before step {settings.steps}")
+            say(f"{self.title}: target reached, stopping before step {settings.steps}")
         else:
             self._export(task, seconds, measures_memory)
 
@@ -234,7 +241,7 @@ class Run:
         say(f"{self.title}: going on at step {state['step']} of {self.settings.steps}")
         if (before := state.get("device", self.context.device.type)) != self.context.device.type:
             now = self.context.device.type
-            say(f"{self.title}: begun on {before}, now on {now}: the random numbers, and so the result, are others")
+            say(f"{self.title}: started on {before}, now on {now}: the random numbers differ, so the result will too")
         return state["seconds"], state["step"]
 
     def _write_config(self) -> None:
@@ -277,6 +284,7 @@ class Run:
                 "stage": self.stage,
                 "identity": self.identity,
                 "parents": self.parents,
+                "size": self.context.config.data.size,
                 "config": self.context.config.model_dump(mode="json")[self.stage],
                 "steps": self.settings.steps,
                 "seconds": seconds,

@@ -22,10 +22,10 @@ class Sampler(Protocol):
 
     @property
     def takes_places(self) -> bool:
-        """False if it reads only the objects."""
+        """Whether it reads places, or the objects alone."""
 
     def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
-        """Draws (n, 3, 64, 64) in [-1, 1] from n conditions and n keys."""
+        """Draws (n, 3, s, s) in [-1, 1] from n conditions and n keys."""
 
 
 def takes_places(network: nn.Module) -> bool:
@@ -78,7 +78,7 @@ def in_batches(
 def preview(
     sampler: Sampler, dataset: Dataset, accuracy: Callable[[Tensor, Tensor], float], how: Eval
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Returns the accuracy on both test sets, and the pictures, to follow training: the evaluation uses other seeds.
+    """Returns the accuracy on each test set, and the pictures, to follow training: the evaluation uses other seeds.
 
     `accuracy` is called with pictures and their labels.
     """

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from data.sizes import SIZE, Size
 from models.choices import (
     DIFFUSION,
     AuxiliarySchedule,
@@ -20,6 +21,7 @@ from models.choices import (
     Schedule,
     Spacing,
 )
+from models.sizes import CELL
 
 
 def _tuple(value):
@@ -32,6 +34,7 @@ Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_tuple)
 ]
 Models = Annotated[tuple[Model, ...], Field(min_length=1), BeforeValidator(_tuple)]
+Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
 PictureDraws = Literal["uniform", "by-labels"]  # each picture once per epoch, or once per label
@@ -52,16 +55,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+REPORTED = ("test", "new_test")  # the reports' files of label sets, also those that scenes are drawn with
+
+
 class Data(Section):
     folder: File = None  # a folder in the lab's layout; null: the scenes that `make scenes` renders
+    size: Size = SIZE  # pixels a side, to which pictures are scaled when they are packed; latents have an eighth
     validation_every: Positive = 20  # without a validation.json, every n-th scene is held out of training
+    conditions: Names = REPORTED  # files of label sets, NAME.json: what a model is asked to draw, and scored on
     withhold: Share = 0.0  # share of the sets of two or more labels whose pictures are not trained on
 
 
 class Render(Section):
     scenes: Positive = 6003  # each of up to three pictures
     validation_scenes: Positive = 200  # held out of training
-    size: Positive = 64  # pixels per side
+    size: Positive | None = None  # pixels a side, data.size or more; null: data.size
     samples: Positive = 4  # rays per pixel and lamp
     camera_distance: Annotated[float, Field(ge=8.5)] = 11.0  # a smaller one makes objects larger than i-CLEVR's
     seed: Seed = 0
@@ -72,6 +80,9 @@ class Training(Section):
 
     steps: Positive
     batch: Positive
+    # parts of each process's rows, one after the other: less memory, and the same step up to rounding. Batch norms (of
+    # evaluator, reader, multiply-add and gan.generator.condition=batch-norm) see one part, and average n times a step
+    accumulate: Positive = 1
     learning_rate: Annotated[float, Field(gt=0)]
     optimizer: Literal["adam", "muon"] = "adam"  # muon: the hidden layers' weights by orthogonalised momentum
     betas: Betas = (0.9, 0.999)
@@ -91,8 +102,8 @@ class Training(Section):
 
 class Evaluator(Training):
     checkpoint: File = None  # the lab's checkpoint.pth; null: one is trained here
-    low_resolution: Share = 0.5  # share of each batch downscaled to 32x32 and back, as for the lab's
-    cell_weight: NonNegative = 0.0  # weight of a second loss: what each cell of the 8x8 features shows, by the places
+    low_resolution: Share = 0.5  # share of each batch downscaled to half its side and back, as for the lab's
+    cell_weight: NonNegative = 0.0  # weight of a second loss: what each cell of its middle features shows, by places
     steps: Positive = 1000
     batch: Positive = 128
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -100,7 +111,7 @@ class Evaluator(Training):
 
 
 class Reader(Training):
-    low_resolution: Share = 0.25  # share of each batch downscaled to 32x32 and back, as for the evaluator
+    low_resolution: Share = 0.25  # share of each batch downscaled to half its side and back, as for the evaluator
     steps: Positive = 600
     batch: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
@@ -120,7 +131,9 @@ class Discriminator(Section):
     adaptive_limit: Annotated[float, Field(gt=0)] = 1.0
     start: Natural = 0  # the step from which it is used
     channels: Positive = 64
-    layers: Annotated[int, Field(ge=1, le=4)] = 3  # all of stride 2 except the last: 64x64 has room for four
+    layers: Annotated[int, Field(ge=1, le=4)] = (
+        3  # all of stride 2 except the last: 64x64 has room for four, 32x32 for three
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
 
 
@@ -264,17 +277,19 @@ class Ddpm(Denoising):
 
 
 class Generator(Section):
-    entry: Literal["vector", "map"] = "vector"  # from one vector at 4x4, or at 8x8 with every object at its place
+    entry: Literal["vector", "map"] = (
+        "vector"  # from one vector at 4x4, or a map, as latents, of objects at their places
+    )
     noise: Positive = 64
     object_noise: Natural = 6  # noise values per object, with entry=map
-    channels: Widths = (512, 256, 128, 64)  # from 4x4 (a map: 8x8) to the full resolution
+    channels: Widths = (512, 256, 128, 64)  # from 4x4 (a map: an eighth) to the full resolution
     label_width: Positive = 64
     condition: GeneratorCondition = "concatenation"  # with entry=map: modulation only
 
 
 class Critic(Section):
     read: Literal["pooled", "places"] = "pooled"  # places: scores and labels are read at the objects' places
-    channels: Widths = (64, 128, 256, 512)  # from the full resolution to 4x4 (read=places: 8x8)
+    channels: Widths = (64, 128, 256, 512)  # from the full resolution to 4x4 (read=places: an eighth)
     pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum only
     condition: CriticCondition = "projection"  # with read=places: no concatenation
 
@@ -298,10 +313,18 @@ class Gan(Training):
     picture_draws: PictureDraws = "uniform"
     auxiliary_schedule: AuxiliarySchedule = "constant"  # of the generator's weight, linear in the step
 
-    @property
-    def size(self) -> int:
-        """The side length of what both networks work on."""
-        return 8 if self.space == "latents" else 64 // self.stem
+    def side(self, size: int) -> int:
+        """Returns the side length of what both networks work on, for pictures of `size`."""
+        return size // (CELL if self.space == "latents" else self.stem)
+
+    def levels(self, size: int) -> dict[str, tuple[int, int]]:
+        """Returns the smallest map's side and how many widths are needed from there, for generator and critic."""
+        cells = size // CELL
+        sides = {
+            "generator": cells if self.generator.entry == "map" else 4,
+            "critic": cells if self.critic.read == "places" else 4,
+        }
+        return {key: (side, (self.side(size) // side).bit_length()) for key, side in sides.items()}
 
     @property
     def on_latents(self) -> bool:

@@ -18,7 +18,7 @@ def ending_signals() -> list[signal.Signals]:
 
 
 def ignore_signals() -> None:
-    """From here on nothing interrupts: the command is ending, and a second Ctrl-C would only show a traceback."""
+    """Ignores all further signals: the command is ending, and a second Ctrl-C would only show a traceback."""
     for number in ending_signals():
         signal.signal(number, signal.SIG_IGN)
 
@@ -61,7 +61,7 @@ def _silence(stream: TextIO) -> None:
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Within it, writes to stdout and stderr that fail are dropped."""
+    """Drops writes to stdout and stderr that fail, within the context."""
     before = sys.stdout, sys.stderr
     streams = [stream or open(os.devnull, "w") for stream in before]  # noqa: SIM115 (None where it was closed: `2>&-`)
     sys.stdout, sys.stderr = (_Forgiving(stream) for stream in streams)

@@ -8,7 +8,7 @@ from torch import nn
 
 from models.layouts import LayoutPrior
 from stages.engine.command import Context
-from stages.engine.export import load_export, of_this_version
+from stages.engine.export import load_export, of_this_version, refuse_other_size
 from stages.engine.schema import Section
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -29,11 +29,12 @@ def load_trained(
 ) -> Trained[Network, Settings]:
     """Loads the trained network of a stage's export.
 
-    build(settings, about) makes the network. Raises UserError if the export is missing, damaged, or from another
-    version.
+    build(settings, about) makes the network. Raises UserError if the export is missing, damaged, from another
+    version, or of pictures of another size.
     """
     path = context.export(stage)
     tensors, about = load_export(path, f"run {context.make(stage)}")
+    refuse_other_size(path, about, context.config.data.size)
     with of_this_version(path, context.make(f"{stage} FRESH=1")):
         settings = section.model_validate(about["config"], strict=False)
         layouts, weights = LayoutPrior.split_from(tensors)

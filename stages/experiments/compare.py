@@ -11,7 +11,7 @@ from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.log import progress, say
-from stages.engine.pictures import grid, png
+from stages.engine.pictures import grid, page_scale, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.engine.sampling import Sampler, without_places
@@ -25,7 +25,7 @@ ALIKE = 16  # pictures of one label set, for diversity
 
 @torch.no_grad()
 def features(judge: Evaluator, images: Tensor, context: Context) -> Tensor:
-    """Maps (n, 3, 64, 64), uint8 or in [-1, 1], to the evaluator's last layer but one (n, 512), on the CPU."""
+    """Maps (n, 3, s, s), uint8 or in [-1, 1], to the evaluator's last layer but one (n, 512), on the CPU."""
     return torch.cat([judge.features(as_input(part, context)).cpu() for part in images.split(256)])
 
 
@@ -101,7 +101,9 @@ def main(context: Context) -> None:
     for model, pictures in grids.items():
         labels = dataset.vocabulary.describe(next(iter(dataset.test_sets.values()))[:1].labels)[0]
         page.add_figure(
-            f"{model}-alike", png(grid(pictures), 2), f"{title(model, context.config)}: {labels}, {ALIKE} times."
+            f"{model}-alike",
+            png(grid(pictures), page_scale(dataset.size)),
+            f"{title(model, context.config)}: {labels}, {ALIKE} times.",
         )
     print(page.write(page_folder(context, "compare"), results))
 

@@ -11,7 +11,7 @@ from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
-from stages.engine.pictures import grid, png
+from stages.engine.pictures import grid, page_scale, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.judge import evaluate_set, load_evaluator, refuse_other_pictures, shown
@@ -84,7 +84,9 @@ def main(context: Context) -> None:
         for name, asked in sets.items():
             results[model][name], pictures = evaluate_set(sampler, judge, name, asked, variant)
             file = f"{model}-{name.replace(' ', '-')}"
-            figures.append((file, png(grid(pictures[:16]), 2), f"{title(model, context.config)}: {name}"))
+            figures.append(
+                (file, png(grid(pictures[:16]), page_scale(complete.size)), f"{title(model, context.config)}: {name}")
+            )
     rows = [[title(model, context.config), *map(shown, found.values())] for model, found in results.items()]
     page.add_table("Accuracy", ["", *sets], rows)
     for figure in figures:

@@ -18,7 +18,7 @@ from stages.engine.run import page_folder
 from stages.ldm import main as train_ldm
 from stages.vae import main as train_vae
 
-SETS = ("accuracy_test", "accuracy_new_test")
+LINES = ("-", "--", ":", "-.")  # of the test sets in the figure
 PREVIEWS = 16  # of a whole training: the time of passing is known to the nearest preview
 ADAM_BATCH = 64  # of an LDM trained with Adam where the configuration has Muon; Adam's learning rate was chosen for it
 ADAM_STEPS = 4  # that an autoencoder needs for each step of Muon (docs/notebook.md, stage 1)
@@ -38,6 +38,11 @@ PLAIN = (
     "ldm.compile=false",
     "eval.interval=[0.0,1.0]",
 )
+
+
+def sets_of(context: Context) -> list[str]:
+    """Returns the names of the accuracies that previews measure, one for each test set."""
+    return [f"accuracy_{name}" for name in context.config.data.conditions]
 
 
 def plain(config: Config) -> tuple[str, ...]:
@@ -70,30 +75,32 @@ def measure(variant: Context, accuracy: float, to_the_end: bool) -> dict:
     """Trains what is missing: the autoencoder, then the LDM until it has passed.
 
     Returns the autoencoder's seconds, the LDM's previews as (seconds, accuracies), and the seconds of the first one
-    above `accuracy` on both sets, or None. The seconds of previews include the autoencoder's.
+    above `accuracy` on all sets, or None. The seconds of previews include the autoencoder's.
     """
 
+    sets = sets_of(variant)
+
     def passed(line: dict) -> bool:
-        return SETS[0] in line and min(line[name] for name in SETS) > accuracy
+        return sets[0] in line and min(line[name] for name in sets) > accuracy
 
     train_vae(replace(variant, began=time.perf_counter()))
     train_ldm(replace(variant, began=time.perf_counter()), None if to_the_end else passed)
     before = read_about(variant.export("vae"), "")["seconds"]
-    lines = [line for line in read_metrics(variant.folder("ldm") / "metrics.jsonl") if SETS[0] in line]
-    points = [(before + line["seconds"], [line[name] for name in SETS]) for line in lines]
+    lines = [line for line in read_metrics(variant.folder("ldm") / "metrics.jsonl") if sets[0] in line]
+    points = [(before + line["seconds"], [line[name] for name in sets]) for line in lines]
     first = next((before + line["seconds"] for line in lines if passed(line)), None)
     return {"vae_seconds": before, "previews": points, "seconds": first}
 
 
-def figure(found: dict[str, dict], accuracy: float) -> bytes:
+def figure(found: dict[str, dict], accuracy: float, sets: list[str]) -> bytes:
     """Draws accuracy over minutes, with one colour per recipe and one line style per test set."""
     drawing, axis = plt.subplots(figsize=(7, 3.4), dpi=120)
     for i, (name, result) in enumerate(found.items()):
         minutes = [seconds / 60 for seconds, _ in result["previews"]]
-        for j, part in enumerate(SETS):
+        for j, part in enumerate(sets):
             values = [accuracies[j] for _, accuracies in result["previews"]]
             label = f"{name}, {part.removeprefix('accuracy_')}"
-            axis.plot(minutes, values, f"C{i}" + ("-", "--")[j], marker="o", markersize=3, label=label)
+            axis.plot(minutes, values, f"C{i}" + LINES[j % len(LINES)], marker="o", markersize=3, label=label)
     axis.axhline(accuracy, color="grey", linewidth=0.8)
     axis.set(xlabel="minutes, including the autoencoder's", ylabel="accuracy", xlim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
@@ -109,16 +116,20 @@ def main(context: Context) -> None:
     page = Page(
         f"{context.config.name}: time until accuracy {accuracy:g}",
         f"Time of autoencoder and LDM, previews included, from packed pictures until one seed's accuracy is above "
-        f"{accuracy:g} on both test sets. Plain: {', '.join(plain(context.config))}, float32. One training each, seed "
-        f"{context.config.seed}.",
+        f"{accuracy:g} on each of {', '.join(context.config.data.conditions)}. Plain: "
+        f"{', '.join(plain(context.config))}, float32. One training each, seed {context.config.seed}.",
     )
-    page.add_figure("pace", figure(found, accuracy), "Accuracy of the previews over the time of both trainings.")
+    page.add_figure(
+        "pace", figure(found, accuracy, sets_of(context)), "Accuracy of the previews over the time of both trainings."
+    )
     rows = []
     for name, result in found.items():
         passed, last = result["seconds"], result["previews"][-1]
         reached = f"{passed / 60:.1f} min" if passed else f"not within {last[0] / 60:.1f} min"
         rows.append([name, f"{result['vae_seconds'] / 60:.1f} min", reached, *last[1]])
-    page.add_table("Time", ["", "autoencoder", f"above {accuracy:g}", "test, at the last preview", "new_test"], rows)
+    first, *others = context.config.data.conditions
+    head = ["", "autoencoder", f"above {accuracy:g}", f"{first}, at the last preview", *others]
+    page.add_table("Time", head, rows)
     print(page.write(page_folder(context, "pace"), found))
 
 

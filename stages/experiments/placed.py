@@ -18,7 +18,7 @@ from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.engine.sampling import Sampler
-from stages.experiments.places import SCALE, marked
+from stages.experiments.places import marked
 from stages.judge import load_reader, read, refuse_other_pictures
 from stages.models import MODELS, title
 from stages.reader import words_of
@@ -28,7 +28,7 @@ STRIP = 16  # height of the text below a picture, in pixels of the page
 
 
 def asked_objects(text: str | None, dataset: Dataset) -> list[int]:
-    """Returns the objects named, else the last pair in test.json, else its last label set. May raise UserError."""
+    """Returns the objects named, else the first test set's last pair, else its last label set. May raise UserError."""
     if text is None:
         sets = [[i for i in row if i >= 0] for row in next(iter(dataset.test_sets.values())).objects.tolist()]
         return [row for row in sets if len(row) == 2][-1] if any(len(row) == 2 for row in sets) else sets[-1]
@@ -77,22 +77,22 @@ def farthest_first(points: Tensor, count: int) -> list[int]:
 
 
 def walked(sampler: Sampler, reader: Reader, asked: Condition, context: Context) -> tuple[Tensor, list[float | None]]:
-    """Samples pictures (8, 3, 64, 64) with one key. Returns them and how many pixels off the last object is."""
+    """Samples pictures (8, 3, s, s) with one key. Returns them and how many pixels off the last object is."""
     keys = [(context.config.eval.seeds[0], "placed")] * len(asked)
     images = sampler.sample(asked, keys, context.config.eval).cpu()
     only_last = asked.places.clone()
     only_last[:, :-1] = -1
     off = distances(read(reader, images, context)[0], asked.with_places(only_last))
-    return images, [None if d is None else 64 * d for (d,) in off]
+    return images, [None if d is None else images.shape[-1] * d for (d,) in off]
 
 
 def tile(image: Tensor, place: Tensor, error: float | None) -> Tensor:
-    """Stacks a picture (3, 64, 64) in [-1, 1], a copy with a ring at `place` (2,), and the error, as (3, h, w)."""
+    """Stacks a picture (3, s, s) in [-1, 1], a copy with a ring at `place` (2,), and the error, as (3, h, w)."""
     pixels = image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     plain, ringed = (marked(pixels, places) for places in (place[None][:0], place[None]))
     strip = Image.new("RGB", (plain.shape[2], STRIP), "white")
     text = "not found" if error is None else f"{error:.1f} pixels off"
-    ImageDraw.Draw(strip).text((SCALE, 2), text, fill="black")
+    ImageDraw.Draw(strip).text((3, 2), text, fill="black")
     below = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
     return torch.cat([plain, ringed, below], dim=1).float() / 127.5 - 1
 

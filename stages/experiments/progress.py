@@ -8,7 +8,7 @@ from stages.commands import COMMANDS
 from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
-from stages.engine.pictures import grid, png
+from stages.engine.pictures import grid, page_scale, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.evaluate import denoising_strip, recorded
@@ -20,7 +20,7 @@ COLUMNS = 12
 
 
 def denoisings(sampler: DiffusionSampler, dataset: Dataset, context: Context) -> tuple[Tensor, list[str], list[int]]:
-    """Draws up to five label sets of test.json, a row each, from noise to picture. Returns grid, labels, timesteps."""
+    """Draws up to five label sets of the first test set, a row each. Returns grid, labels, timesteps."""
     rows = next(iter(dataset.test_sets.values()))
     asked = rows[evenly(len(rows), SAMPLES)]
     how = context.config.eval.model_copy(update={"batch": SAMPLES})
@@ -37,14 +37,17 @@ def main(context: Context) -> None:
     refuse_other_pictures(context, {model: about}, dataset)
     pictures, asked, times = denoisings(sampler, dataset, context)
     strip, strip_labels = denoising_strip(sampler, dataset, context)
+    scale = page_scale(dataset.size)
     page = Page(
         f"Denoising, {title(model, context.config)} of {context.config.name}",
         "From noise (left) to picture (right): x_t.",
     )
-    page.add_figure("progress", png(pictures, 2), "One row per label set, one column per timestep, as listed below.")
+    page.add_figure(
+        "progress", png(pictures, scale), "One row per label set, one column per timestep, as listed below."
+    )
     rows = [[names, ", ".join(map(str, times))] for names in asked]
     page.add_table("What is shown, from top to bottom", ["label set", "after the steps at t ="], rows)
-    page.add_figure("strip", png(strip, 2), f"{strip_labels}: x_t above, the x_0 predicted from it below.")
+    page.add_figure("strip", png(strip, scale), f"{strip_labels}: x_t above, the x_0 predicted from it below.")
     print(page.write(page_folder(context, "progress"), {"model": model, "labels": asked, "timesteps": times}))
 
 

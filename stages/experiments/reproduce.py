@@ -14,7 +14,7 @@ from stages.engine.export import read_about
 from stages.engine.lock import locked
 from stages.engine.log import say
 from stages.engine.report.page import Page
-from stages.engine.schema import Config
+from stages.engine.schema import REPORTED, Config
 from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
 from stages.experiments.ablations import lacks, section_of
@@ -141,18 +141,23 @@ def judged_on(result: dict) -> str:
     return f"{result['device']}, {result['judge']} evaluator"
 
 
-def row_of(key: str, result: dict, alike: bool) -> list:
-    """Returns a table row; a guide's accuracy follows the judge's. `alike`: all rows have one device and judge."""
+def row_of(key: str, result: dict, alike: bool, sets: tuple[str, ...]) -> list:
+    """Returns a table row; a guide's accuracy follows the judge's. `alike`: all rows have one device and judge.
 
-    def with_guide(figures: dict) -> str:
+    `sets`: the test sets that have a column; a row of an earlier command may lack one.
+    """
+
+    def with_guide(figures: dict | None) -> str | None:
+        if figures is None:
+            return None
         guide = figures.get("accuracy_by_the_guide")
         return shown(figures) + (f" (guide {guide:.3f})" if guide else "")
 
     reported = [*(result["reported"] or [None, None]), SYSTEMS[key].budget]
     if "fault" in result:
-        return [result["system"], *reported, result["fault"], None, None]
+        return [result["system"], *reported, result["fault"], *[None] * len(sets)]
     budget = f"{result['steps']:,} steps, {result['minutes']:.1f} min" + ("" if alike else f", {judged_on(result)}")
-    ours = [with_guide(result["figures"][part]) for part in ("test", "new_test")]
+    ours = [with_guide(result["figures"].get(part)) for part in sets]
     return [result["system"], *reported, *ours, budget]
 
 
@@ -168,8 +173,9 @@ def write_page(context: Context, results: dict[str, dict]) -> Path:
         "experiment's. Where ours scores lower, compare the budgets first. The reports' models were told label sets "
         "only; a row of ours that was trained with places says so.",
     )
-    head = ["", "report: test", "new_test", "its budget", "ours: test", "new_test", "our budget"]
-    page.add_table("Systems", head, [row_of(key, row, len(where) < 2) for key, row in rows.items()])
+    first, *others = sets = context.config.data.conditions
+    head = ["", f"report: {REPORTED[0]}", REPORTED[1], "its budget", f"ours: {first}", *others, "our budget"]
+    page.add_table("Systems", head, [row_of(key, row, len(where) < 2, sets) for key, row in rows.items()])
     again = [[row["system"], how_of(row), row["command"]] for row in rows.values()]
     page.add_table("What each row is, and the command that repeats it", ["", "configuration", "command"], again)
     return page.write(Path(context.config.root) / "reproduce", results)

@@ -32,7 +32,8 @@ def choices(timesteps: int) -> dict[str, list[str]]:
 def figure(results: dict[str, dict], per_picture: dict[str, float]) -> bytes:
     """Draws a panel per test set: accuracy with the seeds' deviation over a picture's time; steps beside each point."""
     sets = list(next(iter(results.values())))
-    drawing, axes = plt.subplots(1, len(sets), figsize=(5 * len(sets), 3.6), dpi=120, sharey=True)
+    size = (5 * len(sets), 3.6)
+    drawing, ((*axes,),) = plt.subplots(1, len(sets), figsize=size, dpi=120, sharey=True, squeeze=False)
     for axis, part in zip(axes, sets, strict=True):
         kinds: dict[str, list[tuple[float, float, float]]] = {}
         for name, found in results.items():

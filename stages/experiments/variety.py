@@ -16,7 +16,7 @@ from stages.engine.dataset import Dataset
 from stages.engine.sampling import Sampler
 
 SETS, FEWEST, MOST = 4, 8, 16  # label sets, and real pictures of each
-PAIRS, WITHIN = 64, 1 / 64  # pairs of real pictures, each object within a pixel of the same one in the other
+PAIRS = 64  # of real pictures, each object within a pixel of the same one in the other
 
 
 def _by_label_set(conditions: Condition) -> list[Tensor]:
@@ -37,13 +37,16 @@ def of_one_label_set(conditions: Condition) -> list[Tensor]:
     return [part[evenly(len(part), MOST)] for part in many[:SETS]]
 
 
-def of_one_layout(conditions: Condition) -> Tensor:
-    """Returns up to 64 pairs (p, 2) of pictures of one label set whose objects are within a pixel of each other."""
+def of_one_layout(conditions: Condition, size: int) -> Tensor:
+    """Returns up to 64 pairs (p, 2) of pictures of one label set whose objects are within a pixel of each other.
+
+    `size`: the pictures' side in pixels.
+    """
     found = []
     for part in _by_label_set(conditions):
         order = conditions.objects[part].argsort(dim=1)  # their lists may be in any order
         places = conditions.places[part].gather(1, order[..., None].expand(-1, -1, 2)).flatten(1)
-        close = torch.cdist(places, places, p=torch.inf) <= WITHIN
+        close = torch.cdist(places, places, p=torch.inf) <= 1 / size
         found.append(part[close.triu(1).nonzero()])
     pairs = torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.int64)
     return pairs[evenly(len(pairs), PAIRS)]
@@ -51,7 +54,8 @@ def of_one_layout(conditions: Condition) -> Tensor:
 
 def variety_of_real(dataset: Dataset) -> dict[str, float | None]:
     """Returns the mean pixel distance between real pictures of one label set: at one layout, and over layouts."""
-    every, pairs = dataset.conditions.to("cpu"), of_one_layout(dataset.conditions.to("cpu"))
+    every = dataset.conditions.to("cpu")
+    pairs = of_one_layout(every, dataset.size)
 
     def real(rows: Tensor) -> Tensor:
         return to_unit(dataset.images[rows.to(dataset.images.device)]).cpu()
@@ -68,7 +72,7 @@ def variety(sampler: Sampler, dataset: Dataset, context: Context) -> dict[str, f
         keys = [(how.seeds[0], "variety", name, i) for i in range(len(rows))]
         return sampler.sample(every[rows], keys, how).cpu()
 
-    pairs = of_one_layout(every)
+    pairs = of_one_layout(every, dataset.size)
     one = None
     if sampler.takes_places and len(pairs):
         one = mean_distance(made(pairs[:, 0], "first"), made(pairs[:, 1], "second"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import decode, fingerprint, read_folder, read_test_sets, to_unit
+from data.images import _scene, decode, fingerprint, read_folder, read_test_sets, to_unit
 from data.labels import CLEVR, DataError
 from tests.data.folder import write_folder
 
@@ -134,7 +134,7 @@ def damage_labels(labels):
     [
         (lambda f: (f / "train.json").unlink(), r"train\.json is missing"),
         (lambda f: (f / "objects.json").unlink(), r"objects\.json is missing"),
-        (lambda f: shutil.rmtree(f / "iclevr"), "neither iclevr/ nor iclevr.zip"),
+        (lambda f: shutil.rmtree(f / "iclevr"), "neither images/ or iclevr/ nor a .zip of these names"),
         (damage_missing_picture, "CLEVR_train_000002_1.png is missing but has labels"),
         (damage_unreadable, "CLEVR_train_000002_1.png: not a readable picture"),
         (damage_unlabelled, "CLEVR_train_000009_0.png has no labels"),
@@ -159,6 +159,52 @@ def test_zip_members_that_point_outside_are_refused(tmp_path, member):
     shutil.rmtree(folder / "iclevr")
     with pytest.raises(DataError, match="points outside"):
         read_folder(folder, 3)
+
+
+def in_sub_folders(folder):
+    """Moves a folder's pictures into images/a/b/ and images/c/, by scene so that they keep their order."""
+    (folder / "iclevr").rename(folder / "images")
+    (folder / "images/a/b").mkdir(parents=True)
+    (folder / "images/c").mkdir()
+    renamed = {}
+    for path in (folder / "images").glob("*.png"):
+        first = int(path.stem.split("_")[2]) < 3
+        renamed[path.name] = f"{'a/b' if first else 'c'}/{path.name}"
+        path.rename(folder / "images" / renamed[path.name])
+    for file in ("train.json", "places.json"):
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({renamed[name]: value for name, value in content.items()}))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "zip of the folder", "zip of a folder of it"])
+def test_pictures_may_be_in_sub_folders_of_images(tmp_path, form):
+    expected = read_folder(write_folder(tmp_path / "plain"), 3)
+    folder = in_sub_folders(write_folder(tmp_path / "d"))
+    (folder / "images/.cache").mkdir()
+    (folder / "images/.cache/small.png").write_bytes(b"")
+    if form != "folder":
+        above = {"zip": "", "zip of the folder": "images/", "zip of a folder of it": "data/images/"}[form]
+        with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+            for path in sorted((folder / "images").rglob("[!.]*.png")):
+                if ".cache" not in path.parts:
+                    archive.write(path, above + path.relative_to(folder / "images").as_posix())
+        shutil.rmtree(folder / "images")
+    found = read_folder(folder, 3)
+    for name in ("images", "labels", "held_out", "places"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_pictures_of_one_name_in_two_sub_folders_are_two_and_of_two_scenes():
+    assert _scene("a/x_0.png") == _scene("a/x_1.png") != _scene("b/x_1.png")
+    assert _scene("CLEVR_train_002066_1.png") == "CLEVR_train_002066"
+
+
+def test_two_folders_of_pictures_are_one_too_many(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    (folder / "images.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds images\.zip and iclevr; remove"):
+        fingerprint(folder, 3)
 
 
 def test_fingerprint_follows_the_content(tmp_path):
@@ -191,7 +237,7 @@ def test_fingerprint_of_a_zip_depends_on_its_content(tmp_path):
 
 
 def test_conditions(tmp_path):
-    sets = read_test_sets(write_folder(tmp_path / "d"), CLEVR)
+    sets = read_test_sets(write_folder(tmp_path / "d"), CLEVR, ("test", "new_test"))
     asked = [[CLEVR.index[name] for name in names] for names in (["red cube"], ["cyan sphere", "gray cube"])]
     assert sets == {"test": asked, "new_test": asked}
 

@@ -144,6 +144,19 @@ def test_discs_are_found_even_if_the_first_is_in_the_middle_of_every_scene(first
             assert (row[shown:] == -1).all()
 
 
+@pytest.mark.parametrize("size", [32, 128, 256])
+def test_places_are_recovered_from_pictures_of_any_size(size):
+    """Objects of the same share of the picture are found, with errors of less than a pixel of 64."""
+    discs = [[(20 + i, 20, RED), (50, 12 + 2 * i, CYAN), (12, 52 - i, RED)] for i in range(10)]
+    images, objects, names = scenes(*discs)
+    scaled = torch.nn.functional.interpolate(images.float(), size=(size, size), mode="area").round().to(torch.uint8)
+    found = recovered(scaled, objects, names)
+    wanted = recovered(images, objects, names)
+    assert torch.equal(found >= 0, wanted >= 0) and (wanted[objects >= 0] >= 0).all()
+    assert 64 * (found - wanted).abs().max() < 1
+    assert size < 64 or torch.equal(found, wanted)
+
+
 def test_a_gray_object_in_front_of_a_coloured_one_is_found_whole():
     discs = [[(20, 20, RED), (28, 24, GREY)], [(40, 40, CYAN), (46, 33, GREY)]]
     places = recovered(*scenes(*discs))

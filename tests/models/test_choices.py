@@ -39,7 +39,7 @@ def test_the_choices_equal_the_registry(words, registry):
 @pytest.mark.parametrize("condition", choices.CRITIC_CONDITIONS)
 def test_a_critic_that_reads_at_places_knows_the_conditions_it_names(condition):
     def build():
-        return placed_gan.PlacedCritic(24, 6, 8, (8, 8), condition)
+        return placed_gan.PlacedCritic(24, 6, 8, 8, (8, 8), condition)
 
     if condition in choices.PLACED_CRITIC_CONDITIONS:
         assert build()

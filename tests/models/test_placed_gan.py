@@ -13,7 +13,7 @@ ASKED = Condition.of_lists([[1, 2], [3]], 5, [[HERE, THERE], [HERE]])
 def generator(**options):
     torch.manual_seed(0)
     shape = {"channels": (16, 16), "label_width": 8, "bounded": False, "noise": 4, "object_noise": 3} | options
-    return PlacedGenerator(5, 6, shape.pop("size", 8), **shape).eval()
+    return PlacedGenerator(5, 6, shape.pop("size", 8), shape.pop("side", 8), **shape).eval()
 
 
 def noise_for(network, condition, seed=1):
@@ -34,7 +34,7 @@ def entered(network, noise, condition):
 def test_shapes(size, channels):
     network = generator(size=size, channels=channels)
     assert network(noise_for(network, ASKED), ASKED).shape == (2, 6, size, size)
-    scores, logits = PlacedCritic(5, 6, size, channels)(torch.randn(2, 6, size, size), ASKED)
+    scores, logits = PlacedCritic(5, 6, size, 8, channels)(torch.randn(2, 6, size, size), ASKED)
     assert scores.shape == (2,) and logits.shape == (2, 6, 8, 8)
 
 
@@ -42,7 +42,7 @@ def test_too_few_widths_are_refused():
     with pytest.raises(ValueError, match="at least 4 widths"):
         generator(size=64)
     with pytest.raises(ValueError, match="at least 4 widths"):
-        PlacedCritic(5, 6, 64, (8, 8))
+        PlacedCritic(5, 6, 64, 8, (8, 8))
 
 
 def test_objects_with_their_places_and_noise_may_swap_slots():
@@ -83,7 +83,7 @@ def test_an_object_without_a_place_is_spread_evenly():
 
 
 def test_empty_slots_have_no_effect():
-    network, critic = generator(), PlacedCritic(5, 6, 8, (16, 16)).eval()
+    network, critic = generator(), PlacedCritic(5, 6, 8, 8, (16, 16)).eval()
     noise, longer = noise_for(network, ASKED), ASKED.with_slots(3)
     out = network(noise, ASKED)
     padded = torch.cat([noise, torch.randn(2, 3)], 1)
@@ -94,7 +94,7 @@ def test_empty_slots_have_no_effect():
 
 def test_the_critic_reads_an_object_at_its_place():
     """In a picture that shows something only at one cell, its object's score changes there and not elsewhere."""
-    critic = PlacedCritic(5, 6, 8, (16, 16)).eval()
+    critic = PlacedCritic(5, 6, 8, 8, (16, 16)).eval()
     with torch.no_grad():
         for module in (critic.score, critic.project):
             module.weight.zero_()
@@ -112,7 +112,7 @@ def test_the_critic_reads_an_object_at_its_place():
 @pytest.mark.parametrize("condition", CRITIC_CONDITIONS)
 def test_the_critic_has_exactly_the_conditions_that_it_is_asked_for(condition):
     """With projection its score depends on objects and places; with only the auxiliary head, on neither."""
-    critic = PlacedCritic(5, 6, 8, (16, 16), condition)
+    critic = PlacedCritic(5, 6, 8, 8, (16, 16), condition)
     x, moved = torch.randn(2, 6, 8, 8), ASKED.with_places(ASKED.places.flip(1))
     score, logits = critic(x, ASKED)
     for other in (Condition.of_lists([[2, 3], [1]], 5, [[HERE, THERE], [HERE]]), moved):
@@ -122,11 +122,11 @@ def test_the_critic_has_exactly_the_conditions_that_it_is_asked_for(condition):
 
 def test_the_critic_refuses_an_unknown_condition():
     with pytest.raises(ValueError, match="'concatenation'; choose one of projection, auxiliary"):
-        PlacedCritic(5, 6, 8, (16, 16), "concatenation")
+        PlacedCritic(5, 6, 8, 8, (16, 16), "concatenation")
 
 
 def test_the_penalty_differentiates_it_twice():
-    critic = PlacedCritic(5, 6, 8, (16, 16))
+    critic = PlacedCritic(5, 6, 8, 8, (16, 16))
     real, fake = torch.randn(2, 2, 6, 8, 8)
     penalty, slope = gradient_penalty(critic, real, fake, ASKED, torch.rand(2, 1, 1, 1))
     penalty.backward()

@@ -18,7 +18,7 @@ ASKED = Condition.of_lists(
 
 def exact(condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the logits and offsets of a perfect reader; ignored cells are background."""
-    labels, offsets, _ = targets(condition)
+    labels, offsets, _ = targets(condition, 16)
     labels = torch.where(labels == IGNORED, condition.classes, labels)
     return 20 * torch.nn.functional.one_hot(labels, condition.classes + 1).permute(0, 3, 1, 2).float(), offsets
 
@@ -34,7 +34,7 @@ def test_targets_and_found_are_inverse():
 
 
 def test_exact_logits_have_no_error_and_the_least_loss():
-    figures = placing(found(*exact(ASKED)), ASKED)
+    figures = placing(found(*exact(ASKED)), ASKED, 64)
     assert figures["placement_error_pixels"] == pytest.approx(0, abs=1e-4)
     assert figures["placement_error_95"] == pytest.approx(0, abs=1e-4)
     assert (figures["not_found"], figures["too_many"], figures["too_few"]) == (0, 0, 0)
@@ -44,7 +44,7 @@ def test_exact_logits_have_no_error_and_the_least_loss():
 
 
 def test_a_cell_has_its_objects_label_neighbours_are_ignored_and_the_rest_is_background():
-    labels, offsets, near = targets(Condition.of_lists([[2]], CLASSES, [[(8.75 / 16, 4.5 / 16)]]))
+    labels, offsets, near = targets(Condition.of_lists([[2]], CLASSES, [[(8.75 / 16, 4.5 / 16)]]), 16)
     assert labels[0, 4, 8] == 2 and (labels == 2).sum() == 1
     assert labels[0, 4, 9] == IGNORED and labels[0, 4, 7] == CLASSES  # .75 and 1.25 cells away
     assert offsets[0, :, 4, 8].tolist() == pytest.approx([0.25, 0])
@@ -54,13 +54,13 @@ def test_a_cell_has_its_objects_label_neighbours_are_ignored_and_the_rest_is_bac
 
 def test_an_object_keeps_its_cell_even_if_another_is_closer_to_the_centre():
     """The first is in a corner of cell 8, the second in cell 9 near the border and closer to the centre of 8."""
-    labels, _, _ = targets(Condition.of_lists([[0, 1]], CLASSES, [[(8.02 / 16, 8.02 / 16), (9.05 / 16, 8.5 / 16)]]))
+    labels, _, _ = targets(Condition.of_lists([[0, 1]], CLASSES, [[(8.02 / 16, 8.02 / 16), (9.05 / 16, 8.5 / 16)]]), 16)
     assert labels[0, 8, 8] == 0 and labels[0, 8, 9] == 1
 
 
 def test_rows_with_an_unknown_place_teach_nothing():
     half = Condition.of_lists([[0, 1]], CLASSES, [[(0.5, 0.5), None]])
-    labels, _, near = targets(half)
+    labels, _, near = targets(half, 16)
     assert (labels == IGNORED).all() and not near.any()
     logits = torch.randn(1, CLASSES + 1, 16, 16, requires_grad=True)
     offsets = torch.randn(1, 2, 16, 16, requires_grad=True)
@@ -87,7 +87,7 @@ def test_figures_by_hand():
         [],
     ]
     assert distances(pictures, asked) == [[pytest.approx(0.125), None], [], [None]]
-    figures = placing(pictures, asked)
+    figures = placing(pictures, asked, 64)
     assert figures["placement_error_pixels"] == figures["placement_error_95"] == pytest.approx(8)
     assert figures["not_found"] == pytest.approx(2 / 3)
     assert (figures["too_many"], figures["too_few"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
@@ -95,9 +95,9 @@ def test_figures_by_hand():
 
 def test_nothing_found_and_nothing_asked_have_no_error():
     asked = Condition.of_lists([[0]], 4, [[(0.5, 0.5)]])
-    nothing = placing([[]], asked)
+    nothing = placing([[]], asked, 64)
     assert (nothing["placement_error_pixels"], nothing["not_found"], nothing["too_few"]) == (None, 1, 1)
-    unplaced = placing([[]], Condition.of_lists([[0]], 4))
+    unplaced = placing([[]], Condition.of_lists([[0]], 4), 64)
     assert unplaced["not_found"] is None and unplaced["too_few"] == 1
 
 
@@ -128,7 +128,7 @@ def test_a_reader_trained_for_a_few_steps_finds_drawn_squares():
         optimizer.step()
     images, condition = squares(64, 1000)
     with torch.no_grad():
-        figures = placing(found(*reader.eval()(images)), condition)
+        figures = placing(found(*reader.eval()(images)), condition, 64)
     assert figures["placement_error_pixels"] < 2
     assert figures["not_found"] < 0.05
 

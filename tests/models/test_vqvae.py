@@ -70,7 +70,7 @@ def test_without_quantisation_the_codebook_does_not_change():
 
 def test_the_latent_classifier_finds_an_object_anywhere_and_only_it():
     torch.manual_seed(0)
-    classifier = LatentClassifier(6, 4)
+    classifier = LatentClassifier(6, 4, 8)
     with torch.no_grad():
         classifier.score.weight.copy_(20 * torch.eye(4, 6))
     for row, column in ((0, 0), (7, 7), (3, 5)):
@@ -97,3 +97,14 @@ def test_finite_scalars_bound_the_latents_and_decode_to_levels():
     quantised = latents.round().clamp(-1, 1)
     torch.testing.assert_close(vae(images)[0], vae.decoder(quantised))
     torch.testing.assert_close(vae.decode(vae.encode(images)), vae.decoder(quantised))
+
+
+def test_the_label_classifier_starts_from_the_same_probability_at_any_size():
+    def start(side):
+        classifier = LatentClassifier(6, 4, side)
+        torch.nn.init.zeros_(classifier.score.weight)
+        return classifier(torch.zeros(1, 6, side, side))
+
+    torch.testing.assert_close(start(4), start(8))
+    torch.testing.assert_close(start(16), start(8))
+    assert (LatentClassifier(6, 4, 8).score.bias == -6).all()

@@ -16,11 +16,11 @@ from tests.conftest import HERE, SMOKE
 DEVICE = torch.device("cpu")
 
 
-def noise_pictures(folder) -> Dataset:
+def noise_pictures(folder, size: int = 64) -> Dataset:
     """Returns eight noise pictures, each labelled with one of three objects; none is held out."""
     names = Vocabulary(["red cube", "cyan sphere", "gray cylinder"])
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (8, 3, size, size), dtype=torch.uint8, generator=generator)
     conditions = Condition.of_lists([[i % 3] for i in range(8)], classes=3)
     return Dataset(images, conditions, images[:0], conditions[:0], {}, names, "", "", folder)
 

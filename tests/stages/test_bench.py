@@ -116,6 +116,6 @@ def test_the_peer_s_network_has_our_size():
 
     config = load("configs/demo.yaml", ["ldm.network.expansion=4"])
     with torch.device("meta"):
-        ours, theirs = build_unet(config.ldm, 6, 24, 3), peers.unet(config.ldm.network, 6)
+        ours, theirs = build_unet(config.ldm, 6, 24, 3), peers.unet(config.ldm.network, 6, 8)
     sizes = [sum(p.numel() for p in n.parameters()) for n in (ours, theirs)]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.15)

@@ -287,7 +287,7 @@ def test_only_a_codebook_has_a_share_of_codes_in_use(report, tmp_path, quantizer
 def test_nothing_a_user_names_becomes_markup(report, tmp_path):
     result = json.loads(json.dumps(report))
     result["evaluator"]["words"] = "<script>alert(1)</script>"
-    write_report(tmp_path, result, VIEW | {"reported": {"ldm": (0.819, 0.821)}, "facts": [("<i>", "&")]})
+    write_report(tmp_path, result, VIEW | {"reported": {"ldm": {"test": 0.819}}, "facts": [("<i>", "&")]})
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page and "<i>" not in page
     assert "&lt;script&gt;" in page

@@ -5,8 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from models.condition import Condition
 from models.evaluator import Evaluator
-from stages.ddpm import LEAST_DEVIATION, build_ddpm, load_ddpm, pixel_scale
+from models.layouts import LayoutPrior
+from stages.ddpm import LEAST_DEVIATION, build_ddpm, load_ddpm, pixel_sampler, pixel_scale
 from stages.engine.export import load_export, save_export
 from stages.engine.schema import flatten
 from tests.data.folder import write_folder
@@ -97,7 +99,7 @@ def test_what_cannot_work_is_one_line(stage, tmp_path, changes, parts):
 
 def test_a_unet_beside_the_multiply_add_network_is_no_fault():
     context = context_with("ddpm.unet={head_width: 7}")
-    assert not build_ddpm(context.config.ddpm, 24, 3).places
+    assert not build_ddpm(context.config.ddpm, 24, 3, 64).places
     assert flatten(context.config.ddpm)["network"] == "multiply-add"
 
 
@@ -130,3 +132,13 @@ def test_the_row_of_patches_keeps_its_recipe_in_any_experiment(tmp_path):
     assert other.ddpm.network == "multiply-add"
     assert other.places_of("ddpm") == {"ddpm.places=true": "ddpm.places=false"}
     assert other.ddpm.width == context.config.ddpm.width
+
+
+@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_networks_follow_the_size_of_the_pictures(name, size):
+    context = context_with(*NETWORKS[name], f"data.size={size}", "eval.sampler=ddim", "eval.steps=2")
+    network = build_ddpm(context.config.ddpm, 3, 3, size).eval()
+    sampler = pixel_sampler(context, network, context.config.ddpm, LayoutPrior(), None)
+    made = sampler.sample(Condition.of_lists([[0, 1]], 3), [(0, 0)], context.config.eval)
+    assert made.shape == (1, 3, size, size)

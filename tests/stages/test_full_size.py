@@ -38,45 +38,45 @@ def unet():
 
 
 def generator():
-    network = build_generator(section("report", "gan"), 24, 6)
+    network = build_generator(section("report", "gan"), 24, 6, 64)
     return network, [(lambda noise: network(noise, labels()), (2, 64), (2, 3, 64, 64))]
 
 
 def critic():
-    network = build_critic(section("report", "gan"), 24, 6)
+    network = build_critic(section("report", "gan"), 24, 6, 64)
     return network, [(lambda pictures: network(pictures, labels())[0], (2, 3, 64, 64), (2,))]
 
 
 def ddpm():
-    network = build_ddpm(section("ddpm-multiply-add", "ddpm"), 24, 3)
+    network = build_ddpm(section("ddpm-multiply-add", "ddpm"), 24, 3, 64)
     return network, [(denoise(network), (2, 3, 64, 64), (2, 3, 64, 64))]
 
 
 def ddpm_up():
-    network = build_ddpm(section("ddpm-multiply-add", "ddpm", "ddpm.paths=up"), 24, 3)
+    network = build_ddpm(section("ddpm-multiply-add", "ddpm", "ddpm.paths=up"), 24, 3, 64)
     return network, [(denoise(network), (2, 3, 64, 64), (2, 3, 64, 64))]
 
 
 def ddpm_cosine():
     settings = section("ddpm-cosine", "ddpm")
-    network = build_ddpm(settings, 24, 3)
+    network = build_ddpm(settings, 24, 3, 64)
     return network, [
         (lambda x: network(x, torch.tensor([0, settings.timesteps - 1]), labels()), *2 * ((2, 3, 64, 64),))
     ]
 
 
 def auxiliary_critic():
-    network = build_critic(section("gan-auxiliary", "gan"), 24, 6)
+    network = build_critic(section("gan-auxiliary", "gan"), 24, 6, 64)
     return network, [(lambda pictures: network(pictures, labels())[1], (2, 3, 64, 64), (2, 24))]
 
 
 def generator_dcgan():
-    network = build_generator(section("report", "gan", "gan.body=dcgan"), 24, 6)
+    network = build_generator(section("report", "gan", "gan.body=dcgan"), 24, 6, 64)
     return network, [(lambda noise: network(noise, labels()), (2, 64), (2, 3, 64, 64))]
 
 
 def critic_attention():
-    network = build_critic(section("report", "gan", "gan.attention=true"), 24, 6)
+    network = build_critic(section("report", "gan", "gan.attention=true"), 24, 6, 64)
     return network, [(lambda pictures: network(pictures, labels())[0], (2, 3, 64, 64), (2,))]
 
 

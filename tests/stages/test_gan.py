@@ -110,7 +110,7 @@ def test_a_critic_that_reads_at_places_is_conditioned_as_configured(task_of, con
 def shapes(*changes):
     """Returns the names and shapes of both networks' weights."""
     settings = load(HERE / SMOKE, [*changes]).gan
-    networks = build_generator(settings, 3, 0), build_critic(settings, 3, 0)
+    networks = build_generator(settings, 3, 0, 64), build_critic(settings, 3, 0, 64)
     return [{name: weight.shape for name, weight in network.state_dict().items()} for network in networks]
 
 
@@ -155,6 +155,31 @@ def test_a_map_takes_a_width_fewer_than_a_vector(widths, made):
                 shapes(*PLACED, f"gan.{key}.channels={widths}")
 
 
+@pytest.mark.parametrize("size", [32, 128, 256])
+@pytest.mark.parametrize("form", [POOLED, (*POOLED, "gan.stem=1"), PLACED], ids=["pooled", "stem 1", "placed"])
+@pytest.mark.parametrize("space", ["pixels", "latents"])
+def test_both_networks_follow_the_size_of_the_pictures(form, size, space):
+    """A section that suffices for 64 suffices for any size; maps of places have a cell for 8x8 pixels."""
+    stem = "1" if space == "latents" or "gan.stem=1" in form else "2"
+    widths = ["gan.generator.channels=[16,8,8,8,8]", "gan.critic.channels=[8,8,8,8,16]"]
+    settings = load(HERE / SMOKE, [*form, *widths, f"data.size={size}", f"gan.space={space}", f"gan.stem={stem}"]).gan
+    generator, critic = (build(settings, 3, 6, size) for build in (build_generator, build_critic))
+    condition = Condition.of_lists([[0, 1], [2]], 3, [[(0.2, 0.3), (0.7, 0.6)], [(0.5, 0.5)]])
+    made = generator(generator.noise_of(lambda *shape: torch.randn(2, *shape), 2), condition)
+    side = size // (8 if space == "latents" else settings.stem)
+    assert made.shape == (2, 6 if space == "latents" else 3 * settings.stem**2, side, side)
+    scores, logits = critic(made, condition)
+    assert scores.shape == (2,)
+    assert logits is not None and logits.shape[2:] == ((size // 8, size // 8) if form == PLACED else ())
+
+
+def test_widths_that_a_larger_picture_lacks_are_those_of_the_smallest_map():
+    settings = load(HERE / SMOKE, ["data.size=256", "gan.generator.channels=[16,8,8,24]"]).gan
+    widths = [block.conv1.in_channels for block in build_generator(settings, 3, 0, 256).blocks]
+    assert widths == [16, 16, 16, 8, 8], "256 / stem 2 is five doublings of 4x4"
+    assert [block.conv1.in_channels for block in build_generator(settings, 3, 0, 64).blocks] == [16, 8, 8]
+
+
 @pytest.mark.parametrize("condition", GENERATOR_CONDITIONS)
 def test_what_all_critic_steps_are_shown_is_what_each_batch_alone_would_be(task_of, condition):
     task = task_of("gan.critic_steps=3", f"gan.generator.condition={condition}")
@@ -171,7 +196,7 @@ def test_what_all_critic_steps_are_shown_is_what_each_batch_alone_would_be(task_
 def test_a_picture_is_the_same_alone_and_beside_one_of_more_objects(number):
     context = context_with(*PLACED, "eval.batch=4")
     torch.manual_seed(0)
-    generator = build_generator(context.config.gan, 8, 0).eval()
+    generator = build_generator(context.config.gan, 8, 0, 64).eval()
     sampler = GanSampler(context, generator, context.config.gan, None, LayoutPrior())
     spots = [(0.2, 0.3), (0.7, 0.6), (0.4, 0.8), (0.8, 0.2), (0.5, 0.5)]
     few, five = (Condition.of_lists([list(range(n))], 8, [spots[:n]]) for n in (number, 5))

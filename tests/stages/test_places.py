@@ -7,10 +7,11 @@ from PIL import Image
 
 from data.labels import CLEVR
 from models.condition import Condition
-from stages.experiments.places import COLOURS, RING, SCALE, chosen, known_by_slot, marked
+from stages.experiments.places import COLOURS, MARKED, RING, chosen, known_by_slot, marked
 from tests.data.folder import write_folder
 from tests.helpers import assert_one_line
 
+SCALE = MARKED // 64
 BLUE = torch.tensor([0, 0, 90], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
 
 

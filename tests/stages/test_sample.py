@@ -47,3 +47,18 @@ def test_an_asked_place_changes_the_picture_and_nothing_else_does(stage, chain, 
     one = drawn("red cube at 0.3 0.6, cyan sphere at 0.7 0.5")
     assert one == drawn(" Red  cube AT .3 6e-1 ,cyan sphere at 0.7 0.50")
     assert one != drawn("red cube at 0.3 0.3, cyan sphere at 0.7 0.5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--labels", "pink cube"), "unknown object 'pink cube'"),
+        (("--labels", "red cube", "--count", "0"), "--count 0"),
+        (("--labels", "red cube", "--out", "x.jpg"), "--out x.jpg"),
+        (("--labels", "red cube", "ldm.stepz=3"), "unknown key ldm.stepz"),
+    ],
+)
+def test_what_can_be_known_is_checked_where_nothing_is_trained_yet(stage, tmp_path, arguments, words):
+    assert_one_line(*stage("sample", f"root={tmp_path}", *arguments), words)
+    assert_one_line(*stage("sample", f"root={tmp_path}", "--check", *arguments), words)
+    assert stage("sample", f"root={tmp_path}", "--check", "--labels", "red cube at 0.3 0.6") == (0, "")

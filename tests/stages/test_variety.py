@@ -22,8 +22,8 @@ SCENES = Condition.of_lists(
 
 def test_pairs_are_of_one_label_set_and_layout_in_any_order():
     """The third picture swaps the two objects, the fourth has others, the fifth has an unknown place."""
-    assert of_one_layout(SCENES).tolist() in ([[0, 1], [5, 6]], [[5, 6], [0, 1]])
-    assert of_one_layout(Condition.of_lists([[0], [0]], 3)).shape == (0, 2)
+    assert of_one_layout(SCENES, 64).tolist() in ([[0, 1], [5, 6]], [[5, 6], [0, 1]])
+    assert of_one_layout(Condition.of_lists([[0], [0]], 3), 64).shape == (0, 2)
 
 
 def test_label_sets_are_those_of_many_pictures_and_of_most_objects():
@@ -53,7 +53,7 @@ def test_a_model_that_gives_the_real_pictures_has_their_variety(tmp_path):
 
     def sample(condition, keys, how):
         wanted.append(condition)
-        rows = range(16) if "set 0" in keys[0] else of_one_layout(dataset.conditions)[:, int("second" in keys[0])]
+        rows = range(16) if "set 0" in keys[0] else of_one_layout(dataset.conditions, 64)[:, int("second" in keys[0])]
         return pictures[list(rows)]
 
     made = variety(SimpleNamespace(sample=sample, takes_places=True), dataset, context_with())

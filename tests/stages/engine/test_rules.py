@@ -19,8 +19,8 @@ CONFIG = HERE / SMOKE
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["eval.seeds=[0,0]"], "eval.seeds [0, 0] lists one twice"),
-        (["models=[ldm,ldm]"], "lists one twice"),
+        (["eval.seeds=[0,0]"], "eval.seeds [0, 0] repeats an entry"),
+        (["models=[ldm,ldm]"], "repeats an entry"),
         (["models=[ddpm]", "ddpm=null"], "there is no section ddpm"),
         (["vae.codebook.decay=1.0"], "vae.codebook.decay should be less than 1"),
         (["vae.residual.decay=1.0"], "vae.residual.decay should be less than 1"),
@@ -28,7 +28,6 @@ CONFIG = HERE / SMOKE
         (["ldm.place_dropout=1.0"], "ldm.place_dropout should be less than 1"),
         (["ldm.network.dropout=1.0"], "ldm.network.dropout should be less than 1"),
         (["gan.auxiliary_schedule=rising", "gan.critic.condition=projection"], "needs a critic that reads labels"),
-        (["gan.space=latents", "gan.stem=2"], "gan.stem=2 is for gan.space=pixels"),
         (["ldm.network.head_width=12", "ldm.network.channels=16"], "head_width (12) must divide"),
         (["reported.lmd=[0.1,0.2]"], "reported.lmd"),
         (["gan.generator.channels=[128]"], "too few"),
@@ -36,6 +35,8 @@ CONFIG = HERE / SMOKE
         (["models=ldm"], "models should be a list, such as"),
         (["eval.seeds=3"], "eval.seeds should be a list, such as"),
         (["deterministic=3"], "deterministic should be true or false"),
+        (["models=[]"], "models should name at least one"),
+        (["ldm.betas=[0.9]"], "ldm.betas should have two numbers"),
     ],
 )
 def test_what_means_nothing_is_refused(overrides, words):
@@ -51,6 +52,7 @@ def test_what_means_nothing_is_refused(overrides, words):
         (["eval.sampler=ddim", "eval.clip=1.0"], "eval.clip=1"),
         (["ldm.prediction=mean", "eval.sampler=ddim"], "amplifies errors"),
         (["gan.loss=hinge", "gan.penalty_share=0.5"], "gan.penalty_share"),
+        (["gan.space=latents", "gan.stem=2"], "gan.stem=2"),
         (["evaluator.checkpoint=x.pth", "uses.evaluator=other"], "evaluator.checkpoint"),
     ],
 )
