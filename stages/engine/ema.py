@@ -23,9 +23,10 @@ class Ema(Generic[Network]):
         self.average = deepcopy(network).eval().requires_grad_(False)
         self._parameters: tuple[list[Tensor], list[Tensor]] = [*self.average.parameters()], [*network.parameters()]
         self._buffers: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}  # a kernel copies those of one type
-        for mine, theirs in zip(self.average.buffers(), network.buffers(), strict=True):
-            for tensor, tensors in zip((mine, theirs), self._buffers.setdefault(mine.dtype, ([], [])), strict=True):
-                tensors.append(tensor)
+        for copy, original in zip(self.average.buffers(), network.buffers(), strict=True):
+            copies, originals = self._buffers.setdefault(copy.dtype, ([], []))
+            copies.append(copy)
+            originals.append(original)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
