@@ -157,12 +157,17 @@ def cell_labels(condition: Condition, side: int) -> Tensor:
     return torch.where(known[:, None, None], labels, -100)
 
 
+def cell_weights(labels: Tensor, classes: int) -> Tensor:
+    """Returns each cell's weight in `cell_loss` from `cell_labels` (b, side, side): float32 of the same shape."""
+    return torch.where(labels == classes, BACKGROUND_WEIGHT, 1.0) * (labels >= 0)
+
+
 def cell_loss(logits: Tensor, labels: Tensor, average: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
     """Returns the cross-entropy of logits (b, classes + 1, side, side) on `cell_labels`, the background weighted down.
 
-    It is a weighted mean over cells, 0 if no row's places are known. `average` averages over the processes that share
-    the batch, so that all divide by the same weight.
+    It is a weighted mean over cells, 0 if no row's places are known. `average` turns this batch's weight
+    into the average over all that share a larger one (processes, or parts of a step), so that all divide by the same.
     """
     errors = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-100)
-    weights = torch.where(labels == logits.shape[1] - 1, BACKGROUND_WEIGHT, 1.0) * (labels >= 0)
+    weights = cell_weights(labels, logits.shape[1] - 1)
     return (weights * errors).sum() / average(weights.sum()).clamp(min=1e-6)

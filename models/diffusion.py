@@ -5,7 +5,7 @@ x_t = alpha_t x_0 + sigma_t eps with alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -71,16 +71,25 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 
 
 def _column(values: Tensor) -> Tensor:
-    """(b,) float64 -> (b, 1, 1, 1) float32."""
-    return values[:, None, None, None].float()
+    """(b,) float64 -> (b, 1, 1, 1) float32; () -> (), which an operation on a device takes from the host."""
+    return values.float() if values.ndim == 0 else values[:, None, None, None].float()
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A noise schedule and what the network predicts. `alpha_bar`: (T,) float64; t counts from 0."""
+    """A noise schedule and what the network predicts. `alpha_bar`: (T,) float64, on the host; t counts from 0.
+
+    Where t is a tensor (b,) on `device`, so are the results. Where it is one number for the whole batch, as in
+    sampling, scales and posterior are single numbers (), on the host: nothing waits for the device to tell them.
+    """
 
     alpha_bar: Tensor
     prediction: str = "v"
+    device: torch.device | str = "cpu"
+    _on_device: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_on_device", self.alpha_bar.to(self.device))
 
     @classmethod
     def create(
@@ -92,34 +101,41 @@ class Diffusion:
         zero_terminal_snr: bool = False,
     ) -> "Diffusion":
         alpha_bar = SCHEDULES[schedule](timesteps)
-        return cls((zero_terminal(alpha_bar) if zero_terminal_snr else alpha_bar).to(device), prediction)
+        return cls(zero_terminal(alpha_bar) if zero_terminal_snr else alpha_bar, prediction, device)
 
     def __len__(self) -> int:
         return len(self.alpha_bar)
 
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns alpha_t and sigma_t for integer t (b,), each (b, 1, 1, 1) float32."""
-        alpha_bar = self.alpha_bar[t]
+    def _at(self, t: Tensor | int) -> Tensor:
+        """Returns abar_t, float64: (b,) on the device for t (b,), () on the host for a number."""
+        return self.alpha_bar[t] if isinstance(t, int) else self._on_device[t]
+
+    def scales(self, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Returns alpha_t and sigma_t for integer t (b,), each (b, 1, 1, 1) float32; () for a number."""
+        alpha_bar = self._at(t)
         return _column(alpha_bar.sqrt()), _column((1 - alpha_bar).sqrt())
 
-    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
         """Returns x_t (b, c, h, w)."""
         alpha, sigma = self.scales(t)
         return alpha * x0 + sigma * noise
 
-    def posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the posterior q(x_{t-1} | x_t, x_0) (arXiv 2006.11239, eq. 7), each (b,) float64.
+    def posterior(self, t: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the posterior q(x_{t-1} | x_t, x_0) (arXiv 2006.11239, eq. 7), each (b,) or () float64.
 
         They are the factors of x_0 and x_t in its mean, and its variance. At t = 0 the mean is x_0, the variance 0.
         """
-        here = self.alpha_bar[t]
-        before = torch.where(t > 0, self.alpha_bar[(t - 1).clamp(min=0)], torch.ones_like(here))
+        here = self._at(t)
+        if isinstance(t, int):
+            before = self._at(t - 1) if t > 0 else torch.ones_like(here)
+        else:
+            before = torch.where(t > 0, self._at((t - 1).clamp(min=0)), torch.ones_like(here))
         beta = 1 - here / before
         of_x0, of_xt = before.sqrt() * beta / (1 - here), (1 - beta).sqrt() * (1 - before) / (1 - here)
         return of_x0, of_xt, beta * (1 - before) / (1 - here)
 
     def well_posed(self) -> Tensor:
-        """Returns (T,) bool: whether a step removes at most half of the alpha^2 that remains.
+        """Returns (T,) bool, on the host: whether a step removes at most half of the alpha^2 that remains.
 
         The last few steps of a cosine schedule remove more: there an error of the predicted eps is amplified up to 30
         times in x_0 and in the step's mean.
@@ -127,7 +143,7 @@ class Diffusion:
         before = torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
         return 1 - self.alpha_bar / before <= 0.5
 
-    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
         """Returns the target of the prediction: eps, x_0, v = alpha eps - sigma x_0, or the posterior's mean.
 
         v is from arXiv 2202.00512, appendix D.
@@ -142,7 +158,7 @@ class Diffusion:
         alpha, sigma = self.scales(t)
         return alpha * noise - sigma * x0
 
-    def to_x0_and_noise(self, prediction: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def to_x0_and_noise(self, prediction: Tensor, xt: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """Converts the network's prediction at x_t to (x_0, eps)."""
         alpha, sigma = self.scales(t)
         if self.prediction == "noise":
@@ -181,14 +197,14 @@ class Diffusion:
                 "noise",
                 "mean",
             ):  # elsewhere one step would dominate; DDPM's sampler does not go there
-                weights = torch.where(self.well_posed(), weights, 0.0)
+                weights = torch.where(self.well_posed().to(t.device), weights, 0.0)
             return (weights / weights.mean())[t].float()
         if min_snr is None:
             return torch.ones(len(t), device=t.device)
         return (self._snr(t).clamp(max=min_snr) / self._error_ratio(t)).float()
 
     def _snr(self, t: Tensor) -> Tensor:
-        return self.alpha_bar[t] / (1 - self.alpha_bar[t])
+        return self._at(t) / (1 - self._at(t))
 
     def _error_ratio(self, t: Tensor) -> Tensor:
         """Returns the squared error of the prediction (b,) float64 that a squared error of 1 in x_0 means."""

@@ -38,8 +38,18 @@ def adaptive_weight(
     `average` averages a gradient over processes. From arXiv 2012.09841, equation 7; its code clamps at 1e4, which
     lets the weight run away.
     """
+    ours, theirs = (average(gradient) for gradient in last_gradients(reconstruction, adversarial, last_layer))
+    return ratio(ours, theirs, limit)
+
+
+def last_gradients(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of both losses at the last layer's weight; their graphs are kept."""
     ours, theirs = (
-        average(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
-        for loss in (reconstruction, adversarial)
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)
     )
-    return (ours / (theirs + 1e-4)).clamp(0, limit).detach()
+    return ours, theirs
+
+
+def ratio(ours: Tensor, theirs: Tensor, limit: float) -> Tensor:
+    """Returns `adaptive_weight` from the two gradients, averaged over all that share the batch."""
+    return (ours.norm() / (theirs.norm() + 1e-4)).clamp(0, limit).detach()

@@ -5,12 +5,13 @@ All have `forward(latents) -> quantised, indices, loss`, `nearest(latents) -> in
 float32, indices (b, h, w) int64 below `codebook_size`, one per cell.
 
 The codebook is `vector_quantize_pytorch`'s with its arithmetic done by index. The library builds a (tokens, codes)
-one-hot matrix and multiplies with it, forward and in the moving averages. Here a lookup, a bincount and an index_add
-give the same sums (a test compares them), in a small part of the time at 8192 codes.
+one-hot matrix and multiplies with it, forward and in the moving averages. Here a lookup and index_add give the same
+sums (a test compares them), in a small part of the time at 8192 codes. The library also asks the device in each step
+whether the codes have started and which are dead; here nothing waits for it.
 """
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, ema_inplace
+
+from models.vqvae import code_counts
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -42,21 +45,55 @@ class IndexedCodebook(Codebook):
 
     With several processes (`use_ddp`) it does what one process with the whole batch would: the sums are added up,
     and the first process makes the random draws, of the start and of replacements for dead codes, from the vectors
-    of all processes.
+    of all processes. `started` says on the host what the library's `initted` says on the device.
     """
+
+    def __init__(self, dim: int, codes: int, kmeans_init: bool = False, **options: object):
+        super().__init__(dim, codes, kmeans_init=kmeans_init, **options)
+        self.started = not kmeans_init
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        super()._load_from_state_dict(state, prefix, *rest)
+        if (initted := state.get(f"{prefix}initted")) is not None:
+            self.started = bool(initted)
 
     def init_embed_(self, data: Tensor, mask: None = None) -> None:
         """Starts the codes from the first batch in training, by k-means as in the library.
 
         Unlike the library's, an untrained codebook does not change in eval mode.
         """
-        if self.training and not self.initted:
+        if self.training and not self.started:
             self._decided_by_the_first(super().init_embed_, self._everyones(data))
+            self.started = True
 
     def expire_codes_(self, batch_samples: Tensor, seq_mask: None = None) -> None:
-        """Replaces dead codes by vectors of the batch."""
-        if self.has_dead_code_replacement and bool((self.cluster_size < self.threshold_ema_dead_code).any()):
-            self._decided_by_the_first(super().expire_codes_, self._everyones(batch_samples))
+        """Replaces dead codes by vectors of the batch, each by another one."""
+        if not self.has_dead_code_replacement:
+            return
+        # on a CPU the answer is there and spares the draws; on a GPU the host would wait for it
+        if self.cluster_size.device.type == "cpu" and not self._dead().any():
+            return
+        self._decided_by_the_first(self._replace_dead, self._everyones(batch_samples))
+
+    def _dead(self) -> Tensor:
+        """Returns which codes are dead, (codes,) bool."""
+        return self.cluster_size[0] < self.threshold_ema_dead_code
+
+    def _replace_dead(self, vectors: Tensor) -> None:
+        """Replaces dead codes, however many, by vectors of (1, n, d), with tensors of fixed size.
+
+        The draws are the library's: of a permutation of the vectors the first dead code takes the first, and so on. If
+        more codes are dead than there are vectors, as many of them are replaced, at random; the others remain dead.
+        """
+        dead, count, size = self._dead(), vectors.shape[1], self.reset_cluster_size
+        order = torch.randperm(count, device=vectors.device)
+        if count < self.codebook_size:
+            shuffled = torch.randperm(self.codebook_size, device=vectors.device)
+            dead = dead & (dead[shuffled].cumsum(0) <= count)[shuffled.argsort()]
+        taken = vectors[:, order[(dead.cumsum(0) - 1).clamp(min=0)]]  # (1, codes, d)
+        self.embed.copy_(torch.where(dead[:, None], taken, self.embed))
+        self.embed_avg.copy_(torch.where(dead[:, None], taken * size, self.embed_avg))
+        self.cluster_size.masked_fill_(dead, size)
 
     def _everyones(self, vectors: Tensor) -> Tensor:
         """Gathers (1, n, d) of every process, in order: (1, processes x n, d)."""
@@ -78,6 +115,7 @@ class IndexedCodebook(Codebook):
     def start_from(self, vectors: Tensor, batches: float) -> None:
         """Starts by k-means over vectors (1, n, d), equal in all processes, with the counts and sums of one batch."""
         self._decided_by_the_first(super().init_embed_, vectors)
+        self.started = True
         self.cluster_size.div_(batches)
         self.embed_avg.div_(batches)
 
@@ -96,7 +134,7 @@ class IndexedCodebook(Codebook):
         return nearest, indices.view(x.shape[:-1]), codes.new_zeros(1)
 
     def _update(self, flat: Tensor, indices: Tensor) -> None:
-        counts = torch.bincount(indices, minlength=self.codebook_size).to(flat.dtype)[None]
+        counts = code_counts(indices, self.codebook_size)[None]
         sums = torch.zeros_like(self.embed_avg).index_add_(1, indices, flat)
         self.all_reduce_fn(counts)
         self.all_reduce_fn(sums)
@@ -121,7 +159,7 @@ class Quantizer(VectorQuantize):
         rotation_trick: bool = False,
         init: str = "kmeans",
     ):
-        options = {
+        options: dict[str, Any] = {
             "decay": decay,
             "threshold_ema_dead_code": dead_below,
             "kmeans_init": init == "kmeans",
@@ -155,7 +193,7 @@ class Quantizer(VectorQuantize):
         averages.
         """
         book = self._codebook
-        if not book.initted:
+        if not book.started:
             book.start_from(rearrange(latents.float(), "b d h w -> 1 (b h w) d"), batches)
 
     def bounded(self, latents: Tensor) -> Tensor:
@@ -217,7 +255,7 @@ class Residual(nn.Module):
         super().__init__()
         self.codes, self.quantizers = codes, quantizers
         self.codebook_size = codes**quantizers
-        options = {
+        options: dict[str, Any] = {
             "decay": decay,
             "threshold_ema_dead_code": dead_below,
             "kmeans_init": True,

@@ -1,7 +1,7 @@
 """A reader of pictures: which objects are shown, and where. It measures placing; no generator is trained with it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,9 @@ class Found:
     x: float
     y: float
     confidence: float
+
+
+STRIDE = 4  # pixels a side of a cell
 
 
 class Reader(nn.Module):
@@ -93,18 +96,24 @@ def targets(condition: Condition, side: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(known, labels, IGNORED), offsets * (near & known)[:, None], near & known
 
 
+def target_counts(condition: Condition, side: int) -> Tensor:
+    """Returns how many objects and how many near cells `targets` marks: (2,) float32."""
+    labels, _, near = targets(condition, side)
+    return torch.stack([((labels >= 0) & (labels < condition.classes)).sum().float(), near.sum().float()])
+
+
 def reading_loss(
-    logits: Tensor, offsets: Tensor, condition: Condition, average: Callable[[Tensor], Tensor] = lambda value: value
+    logits: Tensor, offsets: Tensor, condition: Condition, counts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns the cells' cross-entropy per object and the offsets' squared error per near cell, in float32.
 
-    `average` averages over the processes that share the batch.
+    `counts`: `target_counts` averaged over all that share a larger batch (processes, or parts of a step), so that all
+    divide by the same; by default this batch's own.
     """
     labels, wanted, near = targets(condition, logits.shape[-1])
+    objects, cells = (target_counts(condition, logits.shape[-1]) if counts is None else counts).clamp(min=1)
     errors = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
-    objects = average(((labels >= 0) & (labels < condition.classes)).sum().float()).clamp(min=1)
-    missed = ((offsets.float() - wanted).square() * near[:, None]).sum() / average(near.sum().float()).clamp(min=1)
-    return errors / objects, missed
+    return errors / objects, ((offsets.float() - wanted).square() * near[:, None]).sum() / cells
 
 
 def found(logits: Tensor, offsets: Tensor) -> list[list[Found]]:

@@ -1,7 +1,8 @@
 """DDIM, DPM-Solver++ and ancestral sampling; guidance with and without a classifier, as wrappers of the denoiser.
 
-A *denoiser* maps x_t (b, c, h, w) and t (b,) int64 to the network's prediction (b, c, h, w). A *score* maps them to
-the gradient of log p(y | x_t) by x_t, (b, c, h, w).
+A *denoiser* maps x_t (b, c, h, w) and t to the network's prediction (b, c, h, w). A *score* maps them to the gradient
+of log p(y | x_t) by x_t, (b, c, h, w). Here t is an int, and what follows from it is computed on the host, so that a
+sampling never waits for the device.
 
 Every solver takes (denoiser, diffusion, noise, times) and yields (t, x after the step, predicted x_0) for each of the
 falling timesteps `times`, so that schedule and solver combine freely. What it takes besides is in SAMPLERS.
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from models.diffusion import VANISHED, Diffusion
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-Score = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, int], Tensor]
+Score = Callable[[Tensor, int], Tensor]
 
 
 def _trailing(timesteps: int, steps: int) -> list[int]:
@@ -85,8 +86,7 @@ def ddim(
     """
     x, denoiser = noise, score_guided(denoiser, diffusion, score) if score else denoiser
     for t, following in zip(times, [*times[1:], None], strict=True):
-        index = torch.full((len(x),), t, device=x.device)
-        x0, eps = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
+        x0, eps = diffusion.to_x0_and_noise(denoiser(x, t), x, t)
         here = diffusion.alpha_bar[t]
         there = torch.ones_like(here) if following is None else diffusion.alpha_bar[following]
         sigma = eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
@@ -110,8 +110,7 @@ def dpm_solver(
     x, denoiser = noise, score_guided(denoiser, diffusion, score) if score else denoiser
     before = None  # the previous step's x_0 and h
     for t, following in zip(times, [*times[1:], None], strict=True):
-        index = torch.full((len(x),), t, device=x.device)
-        x0, _ = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
+        x0, _ = diffusion.to_x0_and_noise(denoiser(x, t), x, t)
         if following is None:
             yield t, x0, x0
             return
@@ -143,13 +142,12 @@ def ancestral(
     """
     x = noise
     for t in times:
-        index = torch.full((len(x),), t, device=x.device)
-        x0, _ = diffusion.to_x0_and_noise(denoiser(x, index), x, index)
+        x0, _ = diffusion.to_x0_and_noise(denoiser(x, t), x, t)
         x0 = x0 if clip is None else x0.clamp(-clip, clip)
-        of_x0, of_xt, variance = (v[0] for v in diffusion.posterior(index[:1]))
+        of_x0, of_xt, variance = diffusion.posterior(t)
         mean = of_x0.float() * x0 + of_xt.float() * x
         if score is not None and t > 0 and diffusion.alpha_bar[t] >= VANISHED:
-            mean = mean + variance.float() * score(x, index)
+            mean = mean + variance.float() * score(x, t)
         x = mean + variance.sqrt().float() * draw_noise() if t > 0 else mean
         yield t, x, x0
 
@@ -169,10 +167,10 @@ def guided(
     """
     low, high = interval
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
+    def denoise(x: Tensor, t: int) -> Tensor:
         if scale == 0:
             return unconditional(x, t)
-        if scale == 1 or not low <= (t[0].item() + 1) / timesteps <= high:
+        if scale == 1 or not low <= (t + 1) / timesteps <= high:
             return conditional(x, t)
         c, u = both(x, t).chunk(2)
         return u + scale * (c - u)
@@ -180,10 +178,10 @@ def guided(
     return denoise
 
 
-def score_of(log_probability: Callable[[Tensor, Tensor], Tensor], scale: float) -> Score:
+def score_of(log_probability: Callable[[Tensor, int], Tensor], scale: float) -> Score:
     """Returns the score scale x grad log p(y | x_t); `log_probability` maps (x_t, t) to log p(y | x_t), (b,)."""
 
-    def score(x: Tensor, t: Tensor) -> Tensor:
+    def score(x: Tensor, t: int) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(log_probability(x, t).sum(), x)
@@ -198,9 +196,9 @@ def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Deno
     Where abar is below 0.001 the score is left out: there a small change of eps changes x_0 without bound.
     """
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
+    def denoise(x: Tensor, t: int) -> Tensor:
         prediction = denoiser(x, t)
-        if diffusion.alpha_bar[t[0]] < VANISHED:
+        if diffusion.alpha_bar[t] < VANISHED:
             return prediction
         _, eps = diffusion.to_x0_and_noise(prediction, x, t)
         alpha, sigma = diffusion.scales(t)

@@ -41,8 +41,10 @@ def first_estimate(
     if not takes_estimate(network):
         return None
     half = slice(first_row % 2, None, 2)
-    prediction = predict(network, xt[half], t[half], condition[half], None if keep is None else keep[half], None)
     estimate = torch.zeros_like(xt)
+    if not len(xt[half]):  # a single row, whose turn it is not
+        return estimate
+    prediction = predict(network, xt[half], t[half], condition[half], None if keep is None else keep[half], None)
     estimate[half] = diffusion.to_x0_and_noise(prediction, xt[half], t[half])[0]
     return estimate
 
@@ -57,16 +59,18 @@ class Remembering:
         self.network, self.diffusion = network, diffusion
         self.estimate: Tensor | None = None
 
-    def __call__(self, x: Tensor, t: Tensor, condition: Condition, keep: list[bool]) -> Tensor:
-        """x (b, c, h, w), t (b,) -> predictions (len(keep) b, c, h, w), one copy of the batch for each of `keep`.
+    def __call__(self, x: Tensor, t: int, condition: Condition, keep: list[bool]) -> Tensor:
+        """x (b, c, h, w), t -> predictions (len(keep) b, c, h, w), one copy of the batch for each of `keep`.
 
         `keep`: whether a copy is told its condition. The first copy's x_0 is remembered: a guided one lies beyond
         what training showed.
         """
         copies = len(keep)
-        rows = torch.tensor(keep, device=x.device).repeat_interleave(len(condition))
+        # filled on the device: a copy of the list would wait for it
+        rows = torch.cat([torch.full((len(x),), told, device=x.device) for told in keep])
+        times = torch.full((copies * len(x),), t, device=x.device)
         estimate = None if self.estimate is None else self.estimate.repeat(copies, 1, 1, 1)
-        inputs = x.repeat(copies, 1, 1, 1), t.repeat(copies), condition.repeat(copies)
+        inputs = x.repeat(copies, 1, 1, 1), times, condition.repeat(copies)
         prediction = predict(self.network, *inputs, rows, estimate)
         if takes_estimate(self.network):
             self.estimate = self.diffusion.to_x0_and_noise(prediction[: len(x)], x, t)[0].detach()

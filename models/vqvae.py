@@ -172,6 +172,15 @@ class VQVAE(nn.Module):
         return self.decoder(codes).float()
 
 
+def code_counts(indices: Tensor, codes: int) -> Tensor:
+    """Returns how often each of `codes` codes occurs among indices (...) int64: (codes,) float32, exact to 2^24.
+
+    torch's bincount would wait for the device, to learn the largest index.
+    """
+    ones = torch.ones(indices.numel(), device=indices.device)
+    return torch.zeros(codes, device=indices.device).index_add_(0, indices.flatten(), ones)
+
+
 def perplexity(counts: Tensor) -> Tensor:
     """Returns exp(entropy) of code counts (codes,): how many equally used codes would have this entropy."""
     shares = counts.double() / counts.sum().clamp(min=1)

@@ -20,6 +20,7 @@ from stages.engine.ema import Ema, Network
 from stages.engine.errors import UserError
 from stages.engine.log import Metric
 from stages.engine.optim import Optimizer
+from stages.engine.parts import parts_of
 from stages.engine.run import Part
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Denoising, Eval
@@ -61,7 +62,7 @@ class DiffusionSampler:
 
         remembering = Remembering(self.network, self.diffusion)
 
-        def predict(x: Tensor, t: Tensor, keep: list[bool]) -> Tensor:
+        def predict(x: Tensor, t: int, keep: list[bool]) -> Tensor:
             with self.context.autocast():
                 return remembering(x, t, condition, keep)
 
@@ -82,7 +83,7 @@ class DiffusionSampler:
             raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; set it to 0")
         conditional = self._denoiser(condition, how.model_copy(update={"guidance": 1.0}))
 
-        def log_probability(x: Tensor, t: Tensor) -> Tensor:
+        def log_probability(x: Tensor, t: int) -> Tensor:
             x0, _ = self.diffusion.to_x0_and_noise(conditional(x, t), x, t)
             return of_picture(self.decode(x0), condition.labels)
 
@@ -135,11 +136,15 @@ def denoising_errors(
     t: Tensor,
     condition: Condition,
     keep: Tensor | None = None,
+    first_row: int = 0,
 ) -> Tensor:
-    """Returns the mean squared error (b,) of the prediction from x0 (b, c, h, w), noised to timesteps t (b,)."""
+    """Returns the mean squared error (b,) of the prediction from x0 (b, c, h, w), noised to timesteps t (b,).
+
+    `first_row`: the place of x0's first row in the global batch.
+    """
     xt = diffusion.noised(x0, noise, t)
     with context.autocast():
-        estimate = first_estimate(network, diffusion, xt, t, condition, keep, distributed.rank() * len(xt))
+        estimate = first_estimate(network, diffusion, xt, t, condition, keep, first_row)
         prediction = predict(network, xt, t, condition, keep, estimate)
     return (prediction - diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
 
@@ -188,11 +193,15 @@ class DiffusionTask(Generic[Network]):
         if takes_places(self.network):
             condition = condition.only_placed(draws.uniform() >= s.place_dropout)
         self.network.train()
-        errors = denoising_errors(self.context, self.network, self.diffusion, x0, noise, t, condition, keep)
-        loss = (weights * errors).mean()
-        norm = self.optimizers[0].update(loss, step)
+        parts, found, first = parts_of(len(x0), s.accumulate), [], distributed.rank() * len(x0)
+        for rows in parts:
+            of_part = x0[rows], noise[rows], t[rows], condition[rows], keep[rows], first + rows.start
+            errors = denoising_errors(self.context, self.network, self.diffusion, *of_part)
+            self.optimizers[0].add((weights[rows] * errors).mean(), len(parts))
+            found.append(errors.detach())
+        norm, errors = self.optimizers[0].take(step), torch.cat(found)
         self.ema.update(step)
-        return {"loss": loss, "gradient_norm": norm, **self._by_quartile(errors.detach(), t)}
+        return {"loss": (weights * errors).mean(), "gradient_norm": norm, **self._by_quartile(errors, t)}
 
     def _timesteps(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Draws timesteps (b,) and the weights (b,) of their losses.

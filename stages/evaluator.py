@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.sizes import SIZE
-from models.condition import Condition, cell_labels, cell_loss
+from models.condition import Condition, cell_labels, cell_loss, cell_weights
 from models.evaluator import Evaluator, accuracy
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
@@ -22,6 +22,7 @@ from stages.engine.errors import UserError, is_out_of_memory, oneline
 from stages.engine.export import save_export
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
+from stages.engine.parts import means, parts_of
 from stages.engine.run import Part, Run
 from stages.judge import load_evaluator, scores
 
@@ -70,27 +71,32 @@ class EvaluatorTask:
         s, index = self.settings, draws.indices(len(self.dataset.images))
         pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
         images, condition = augmented(pictures, condition, s.low_resolution, draws)
-        self.network.train()
-        with self.context.autocast():
-            middle = self.network.middle(images.contiguous(memory_format=torch.channels_last))
-            logits = self.network.from_middle(middle)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), self.dataset.labels[index])
-        metrics = {"loss": loss}
+        images, labels = images.contiguous(memory_format=torch.channels_last), self.dataset.labels[index]
+        parts, found = parts_of(len(images), s.accumulate), []
         if self.cells:
-            labels = cell_labels(condition, middle.shape[-1])
-            metrics["cells"] = cell_loss(self.cells(middle.float()), labels, distributed.average)
-            loss = loss + s.cell_weight * metrics["cells"]
-        metrics["gradient_norm"] = self.optimizers[0].update(loss, step)
+            shown = cell_labels(condition, images.shape[-1] // 8)
+            weight = distributed.average(cell_weights(shown, condition.classes).sum()) / len(parts)
+        self.network.train()
+        for rows in parts:
+            with self.context.autocast():
+                middle = self.network.middle(images[rows])
+                logits = self.network.from_middle(middle)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels[rows])
+            found.append({"loss": loss})
+            if self.cells:
+                found[-1]["cells"] = cell_loss(self.cells(middle.float()), shown[rows], lambda part: weight)
+                loss = loss + s.cell_weight * found[-1]["cells"]
+            self.optimizers[0].add(loss, len(parts))
+        norm = self.optimizers[0].take(step)
         self.ema.update(step)
-        return metrics
+        return {**means(found), "gradient_norm": norm}
 
-    def measure(self) -> float:
-        return accuracy(
-            scores(self.ema.average, self.dataset.held_out_images, self.context), self.dataset.held_out_labels
-        )
+    def measure(self, most: int | None = None) -> float:
+        images, labels = self.dataset.held_out(most)
+        return accuracy(scores(self.ema.average, images, self.context), labels)
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        return {"held_out_accuracy": self.measure()}, {}
+        return {"held_out_accuracy": self.measure(PREVIEWED)}, {}
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict(), {"kind": "trained", "real_accuracy": self.measure()}

@@ -1,6 +1,7 @@
 """`make gan`, a separate stage: trains the conditional residual WGAN-GP on pictures or on the autoencoder's latents."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from models.adversarial import (
     auxiliary_loss,
     critic_loss,
 )
-from models.condition import Condition
+from models.condition import Condition, cell_labels, cell_weights
 from models.layouts import LayoutPrior
 from models.placed_gan import PlacedCritic, PlacedGenerator
 from models.vqvae import VQVAE
@@ -26,6 +27,7 @@ from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.optim import Optimizer
+from stages.engine.parts import means, parts_of
 from stages.engine.run import Part, Run
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Eval, Gan
@@ -168,10 +170,15 @@ class GanTask:
         With batch norm it takes one pass a step, since the norm is over one batch, as in the generator's own step.
         """
         noise = [self._noise(draws) for _ in rows]
+        if self.settings.generator.condition == "batch-norm":
+            return tuple(self._generated(z, self.dataset.conditions[i]) for z, i in zip(noise, rows, strict=True))
+        return self._generated(torch.cat(noise), self.dataset.conditions[torch.cat(rows)]).chunk(len(rows))
+
+    def _generated(self, noise: Tensor, condition: Condition) -> Tensor:
+        """Runs the generator, part by part with `accumulate`: no graph is kept, but a layer's maps take memory too."""
         with self.context.autocast():
-            if self.settings.generator.condition == "batch-norm":
-                return tuple(self.generator(z, self.dataset.conditions[i]) for z, i in zip(noise, rows, strict=True))
-            return self.generator(torch.cat(noise), self.dataset.conditions[torch.cat(rows)]).chunk(len(rows))
+            parts = parts_of(len(noise), self.settings.accumulate)
+            return torch.cat([self.generator(noise[rows], condition[rows]) for rows in parts])
 
     def _noise(self, draws: Draws) -> Tensor:
         return self.generator.noise_of(draws.normal, self.dataset.conditions.slots)
@@ -185,20 +192,26 @@ class GanTask:
         real, condition = self._real_batch(index), self.dataset.conditions[index]
         first, last = s.gamma
         gamma = last + (first - last) * (1 + math.cos(math.pi * step / s.steps)) / 2
-        loss, terms = critic_loss(
-            self.loss,
-            self._score,
-            real,
-            fake,
-            condition,
-            CriticWeights(s.penalty, gamma, s.auxiliary),
-            draws.uniform(1, 1, 1) if self.loss.penalised else None,
-            max(1, round(len(real) * s.penalty_share)),
-            distributed.average,
-        )
+        mix = draws.uniform(1, 1, 1) if self.loss.penalised else None
+        parts, found, average = parts_of(len(real), s.accumulate), [], self._average(condition)
+        for rows in parts:
+            loss, terms = critic_loss(
+                self.loss,
+                self._score,
+                real[rows],
+                fake[rows],
+                condition[rows],
+                CriticWeights(s.penalty, gamma, s.auxiliary),
+                None if mix is None else mix[rows],
+                max(1, round(len(real[rows]) * s.penalty_share)),
+                average,
+            )
+            self.optimizers[1].add(loss, len(parts))
+            found.append(terms)
         gap = "wasserstein" if self.loss.penalised or self.loss.clipped else "score_gap"
-        metrics = {{"gap": gap, "auxiliary": "auxiliary_real"}.get(name, name): term for name, term in terms.items()}
-        metrics["critic_gradient_norm"] = self.optimizers[1].update(loss, step)
+        names = {"gap": gap, "auxiliary": "auxiliary_real"}
+        metrics = {names.get(name, name): term for name, term in means(found).items()}
+        metrics["critic_gradient_norm"] = self.optimizers[1].take(step)
         metrics |= {f"layer {name}": norm for name, norm in self.optimizers[1].layer_norms.items()}
         if self.loss.clipped:
             weights: list[Tensor] = [*self.optimizers[1].parameters]
@@ -213,19 +226,36 @@ class GanTask:
         *shown, last = (self.rows[draws.indices(len(self.rows), part, parts)] for part in range(parts))
         for index, fake in zip(shown, self._fakes(shown, draws), strict=True):
             metrics = self._critic_step(step, draws, index, fake)
-        condition, real_scores = self.dataset.conditions[last], None
-        with self.context.autocast():
-            scored, logits = self.critic(self.generator(self._noise(draws), condition), condition)
-            if self.loss.paired:
-                with torch.no_grad():
-                    real_scores = self.critic(self._real_batch(last), condition)[0]
-        loss = self.loss.generator(scored, real_scores)
-        if logits is not None:
-            metrics["auxiliary_fake"] = auxiliary_loss(logits, condition, distributed.average)
-            loss = loss + auxiliary_weight(s, step) * metrics["auxiliary_fake"]
-        metrics["generator_gradient_norm"] = self.optimizers[0].update(loss, step)
+        metrics |= self._generator_step(step, last, draws)
         self.ema.update(step)
         return metrics
+
+    def _generator_step(self, step: int, index: Tensor, draws: Draws) -> dict[str, Tensor]:
+        condition, noise, found = self.dataset.conditions[index], self._noise(draws), []
+        real = self._real_batch(index) if self.loss.paired else None
+        parts, average = parts_of(len(noise), self.settings.accumulate), self._average(condition)
+        for rows in parts:
+            asked, real_scores = condition[rows], None
+            with self.context.autocast():
+                scored, logits = self.critic(self.generator(noise[rows], asked), asked)
+                if real is not None:
+                    with torch.no_grad():
+                        real_scores = self.critic(real[rows], asked)[0]
+            loss = self.loss.generator(scored, real_scores)
+            if logits is not None:
+                found.append({"auxiliary_fake": auxiliary_loss(logits, asked, average)})
+                loss = loss + auxiliary_weight(self.settings, step) * found[-1]["auxiliary_fake"]
+            self.optimizers[0].add(loss, len(parts))
+        return {**(means(found) if found else {}), "generator_gradient_norm": self.optimizers[0].take(step)}
+
+    def _average(self, condition: Condition) -> Callable[[Tensor], Tensor]:
+        """Returns what `cell_loss` asks for: the average weight over the processes and parts that share the batch."""
+        if self.settings.accumulate == 1:
+            return distributed.average
+        side, _ = self.settings.levels(self.dataset.size)["critic"]
+        weights = cell_weights(cell_labels(condition, side), condition.classes)  # only a critic that reads places asks
+        weight = distributed.average(weights.sum()) / self.settings.accumulate
+        return lambda part: weight
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         sampler = GanSampler(self.context, self.ema.average, self.settings, self.vae, self.layouts)

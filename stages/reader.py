@@ -6,16 +6,17 @@ from torch import Tensor
 from models.condition import Condition
 from models.evaluator import accuracy
 from models.layouts import evenly
-from models.reader import Reader, placing, reading_loss
+from models.reader import STRIDE, Reader, placing, reading_loss, target_counts
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.log import say
 from stages.engine.optim import Optimizer
+from stages.engine.parts import means, parts_of
 from stages.engine.run import Part, Run
 from stages.evaluator import augmented
 from stages.judge import load_reader, read
@@ -32,10 +33,14 @@ def readable(dataset: Dataset, most: int | None = None) -> Tensor:
 def figures_on_real(reader: Reader, dataset: Dataset, rows: Tensor, context: Context) -> dict[str, float | None]:
     """Measures the reader's errors (`placing`) and label accuracy on those held-out pictures: its worth as a judge."""
     asked: Condition = dataset.held_out_conditions[rows]
-    seen, scores = read(reader, dataset.held_out_images[rows], context)
+    seen, scores, images = [], [], dataset.held_out_images
+    for part in rows.split(256):  # a copy of so many pictures at a time
+        found, of_part = read(reader, images[part.to(images.device)], context)
+        seen += found
+        scores.append(of_part)
     return {
         **placing(seen, asked, dataset.size),
-        "accuracy": accuracy(scores, asked.labels.cpu()),
+        "accuracy": accuracy(torch.cat(scores), asked.labels.cpu()),
         "pictures": len(rows),
     }
 
@@ -56,19 +61,25 @@ class ReaderTask:
         index = self.rows[draws.indices(len(self.rows))]
         pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
         images, condition = augmented(pictures, condition, self.settings.low_resolution, draws)
+        images = images.contiguous(memory_format=torch.channels_last)
+        parts, found = parts_of(len(images), self.settings.accumulate), []
+        counts = distributed.average(target_counts(condition, pictures.shape[-1] // STRIDE)) / len(parts)
         self.network.train()
-        with self.context.autocast():
-            logits, offsets = self.network(images.contiguous(memory_format=torch.channels_last))
-        cells, places = reading_loss(logits, offsets, condition, distributed.average)
-        norm = self.optimizers[0].update(cells + places, step)
+        for rows in parts:
+            with self.context.autocast():
+                logits, offsets = self.network(images[rows])
+            cells, places = reading_loss(logits, offsets, condition[rows], counts)
+            self.optimizers[0].add(cells + places, len(parts))
+            found.append({"cells": cells, "places": places})
+        norm = self.optimizers[0].take(step)
         self.ema.update(step)
-        return {"cells": cells, "places": places, "gradient_norm": norm}
+        return {**means(found), "gradient_norm": norm}
 
-    def measure(self) -> dict[str, float | None]:
-        return figures_on_real(self.ema.average, self.dataset, readable(self.dataset), self.context)
+    def measure(self, most: int | None = None) -> dict[str, float | None]:
+        return figures_on_real(self.ema.average, self.dataset, readable(self.dataset, most), self.context)
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        return {key: value for key, value in self.measure().items() if value is not None}, {}
+        return {key: value for key, value in self.measure(PREVIEWED).items() if value is not None}, {}
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict(), {"metrics": self.measure(), "classes": len(self.dataset.vocabulary)}

@@ -9,21 +9,24 @@ from torch import Tensor, nn
 from data.foreground import median_picture, pixel_weights
 from data.images import to_unit
 from models.adversarial import LOSSES
-from models.condition import Condition, cell_labels, cell_loss
+from models.condition import cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.sizes import CELL
-from models.vqvae import VQVAE, LatentClassifier, perplexity
+from models.vqvae import VQVAE, LatentClassifier, code_counts, perplexity
+from models.windows import window_of, windows
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
+from stages.engine.latent_parts import step_in_parts
 from stages.engine.log import say
 from stages.engine.lpips import load_perceptual
 from stages.engine.optim import Optimizer
+from stages.engine.parts import means, parts_of
 from stages.engine.pictures import grid
 from stages.engine.run import Part, Run
 from stages.engine.schema import Vae
@@ -87,62 +90,46 @@ def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
     return decode
 
 
-def windows(condition: Condition, draws: Draws, side: int) -> tuple[Tensor, Tensor]:
-    """Draws a window, a quarter of a picture of `side` cells a side, around an object of each picture.
-
-    Returns its first row and column (b,) int64, in cells.
-
-    The object is drawn from those whose place is known, and the window is up to one cell off its centre. In a picture
-    without known places the window is anywhere.
-    """
-    chance = draws.uniform(condition.slots).masked_fill(~condition.placed, -1.0)
-    place = condition.places.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))[:, 0]
-    place = torch.where(condition.placed.any(1)[:, None], place, draws.uniform(2))
-    column, row = (
-        (side * place - side / 4 + 2 * draws.uniform(2) - 1).round().clamp(0, side - side // 2).long().unbind(1)
-    )
-    return row, column
-
-
-def window_of(maps: Tensor, row: Tensor, column: Tensor, cell: int) -> Tensor:
-    """Cuts each row's window out of maps of `cell` values a cell: (b, c, h, h) -> (b, c, h / 2, h / 2)."""
-    within = torch.arange(maps.shape[-1] // 2, device=maps.device)
-    batch = torch.arange(len(maps), device=maps.device)[:, None, None]
-    rows, columns = (cell * row)[:, None] + within, (cell * column)[:, None] + within
-    return maps[batch, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
-
-
 @torch.no_grad()
 def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) -> tuple[Tensor, Tensor]:
-    """Reconstructs pictures (n, 3, s, s) uint8: (n, 3, s, s) in [-1, 1], and their code indices (n, s/8, s/8)."""
-    made, codes = [], []
-    for part in images.split(256):
-        with context.autocast():
-            reconstruction, indices, _ = vae(to_unit(part).to(memory_format=torch.channels_last), quantize)
-        made.append(reconstruction.clamp(-1, 1))
-        codes.append(indices)
-    return torch.cat(made), torch.cat(codes)
+    """Reconstructs at most 256 pictures (n, 3, s, s) uint8: (n, 3, s, s) in [-1, 1], and indices (n, s/8, s/8).
+
+    The pictures may be on another device.
+    """
+    pictures = to_unit(images.to(context.device)).to(memory_format=torch.channels_last)
+    with context.autocast():
+        reconstruction, indices, _ = vae(pictures, quantize)
+    return reconstruction.clamp(-1, 1), indices
 
 
-def measure_vae(vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float]:
+def measure_vae(
+    vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context, most: int | None = None
+) -> dict[str, float]:
     """Measures PSNR (pixels in [0, 1]), the use of codes and the judge's accuracy on the held-out pictures.
 
-    Reconstructions are decoded as samples are, from codes or from latents; the other way is measured beside it.
+    Reconstructions are decoded as samples are, from codes or from latents; the other way is measured beside it. The
+    pictures are measured 256 at a time: of each only its codes and the judge's scores are kept. `most`: at most so
+    many pictures, evenly chosen.
     """
-    images, labels = dataset.held_out_images, dataset.held_out_labels
-    made, codes = reconstruct(vae, images, context, vae.decodes_codes)
-    other, _ = reconstruct(vae, images, context, not vae.decodes_codes)
-    error = ((made - to_unit(images)) / 2).square().mean()
+    images, labels = dataset.held_out(most)
+    errors, kept = [], []
+    for part in images.split(256):
+        made, codes = reconstruct(vae, part, context, vae.decodes_codes)
+        other, _ = reconstruct(vae, part, context, not vae.decodes_codes)
+        error = ((made - to_unit(part.to(context.device))) / 2).square().mean()
+        errors.append(error.double() * len(part))
+        kept.append((codes, *(scores(judge, shown, context) for shown in (part, made, other))))
+    codes, of_original, of_made, of_other = map(torch.cat, zip(*kept, strict=True))
     counts = codes.unique(return_counts=True)[1]
     way = "latents" if vae.decodes_codes else "codes"
     return {
-        "psnr": (-10 * error.log10()).item(),
+        "psnr": (-10 * (torch.stack(errors).sum() / len(images)).float().log10()).item(),
         "codes_in_use": len(counts),
         "codebook_use": len(counts) / vae.quantizer.codebook_size,
         "codebook_perplexity": perplexity(counts).item(),
-        "original_accuracy": accuracy(scores(judge, images, context), labels),
-        "reconstruction_accuracy": accuracy(scores(judge, made, context), labels),
-        f"reconstruction_accuracy_from_{way}": accuracy(scores(judge, other, context), labels),
+        "original_accuracy": accuracy(of_original, labels),
+        "reconstruction_accuracy": accuracy(of_made, labels),
+        f"reconstruction_accuracy_from_{way}": accuracy(of_other, labels),
     }
 
 
@@ -216,7 +203,7 @@ class VaeTask:
         weights = pixel_weights(images, self.background, s.foreground)
         shown = cell_labels(condition, self.side) if self.cells is not None else None
         if step < s.windows_until:
-            place = windows(condition, draws, self.side)
+            place = windows(condition, draws.uniform, self.side)
             images, weights = window_of(images, *place, CELL), window_of(weights, *place, CELL)
             shown = None if shown is None else window_of(shown[:, None], *place, 1)[:, 0]
         images = images.contiguous(memory_format=torch.channels_last)
@@ -224,28 +211,19 @@ class VaeTask:
         of_codebook = s.quantizer == "codebook"
         if of_codebook and step == s.codebook.start and s.codebook.init == "kmeans":
             self._start_codebook()
+        discriminator = self.discriminator if step >= d.start else None
+        if s.accumulate > 1:
+            return step_in_parts(self, step, draws, index, images, weights, shown, discriminator)
         with self.context.autocast():
             latents = self.network.latents(images)
-            made, indices, commitment = self._through(latents, step >= s.quantized_from, draws)
-        reconstruction = (weights * (made - images).square()).mean()
-        metrics = {"reconstruction": reconstruction, "commitment": commitment}
-        if self.perceptual is not None:
-            distance = self.perceptual(images, made)
-            reconstruction = reconstruction + s.perceptual.weight * distance
-            metrics["perceptual"] = distance
-        loss = reconstruction + commitment
-        if self.classifier is not None:
-            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
-            loss = loss + s.label_weight * found
-            metrics["classification"] = found
-        if self.cells is not None and shown is not None:
-            metrics["cells"] = cell_loss(self.cells(latents), shown, distributed.average)
-            loss = loss + s.cell_weight * metrics["cells"]
-        discriminator = self.discriminator if step >= d.start else None
+            given, indices, commitment = self.given(latents, step >= s.quantized_from, draws)
+            made = self.network.decoder(given).float()
+        reconstruction, metrics = self.of_pictures(images, made, weights)
+        metrics["commitment"] = commitment
+        loss = reconstruction + commitment + self.of_latents(latents, index, shown, metrics)
         if discriminator is not None:
-            with self.context.autocast():
-                adversarial = HINGE.generator(discriminator(made), None)
-            weight = torch.tensor(d.weight, device=made.device)
+            adversarial = self.adversarial(discriminator, made)
+            weight = torch.full((), d.weight, device=made.device)
             if d.adaptive:
                 last = self.network.decoder.last.weight
                 weight = d.weight * adaptive_weight(
@@ -254,22 +232,58 @@ class VaeTask:
             loss = loss + weight * adversarial
             metrics |= {"adversarial": adversarial, "adversarial_weight": weight}
         metrics["gradient_norm"] = self.optimizers[0].update(loss, step)
+        return metrics | self.after(step, indices, images, made.detach(), discriminator)
+
+    def of_pictures(self, images: Tensor, made: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss of reconstructions (b, 3, h, w), a mean over rows, and its parts by name."""
+        reconstruction = (weights * (made - images).square()).mean()
+        metrics = {"reconstruction": reconstruction}
+        if self.perceptual is not None:
+            distance = self.perceptual(images, made)
+            reconstruction = reconstruction + self.settings.perceptual.weight * distance
+            metrics["perceptual"] = distance
+        return reconstruction, metrics
+
+    def of_latents(
+        self, latents: Tensor, index: Tensor, shown: Tensor | None, metrics: dict[str, Tensor]
+    ) -> Tensor | float:
+        """Returns the weighted losses of the heads on latents (b, c, 8, 8), and adds each to `metrics`."""
+        loss: Tensor | float = 0.0
+        if self.classifier is not None:
+            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
+            loss = loss + self.settings.label_weight * found
+            metrics["classification"] = found
+        if self.cells is not None and shown is not None:
+            metrics["cells"] = cell_loss(self.cells(latents), shown, distributed.average)
+            loss = loss + self.settings.cell_weight * metrics["cells"]
+        return loss
+
+    def adversarial(self, discriminator: PatchDiscriminator, made: Tensor) -> Tensor:
+        """Returns the generator's loss on reconstructions (b, 3, h, w)."""
+        with self.context.autocast():
+            return HINGE.generator(discriminator(made), None)
+
+    def after(
+        self, step: int, indices: Tensor, images: Tensor, made: Tensor, discriminator: PatchDiscriminator | None
+    ) -> dict[str, Tensor]:
+        """Does what follows the autoencoder's own update: average, discriminator, count of codes."""
+        metrics = {}
         self.ema.update(step)
         if discriminator is not None:
-            metrics["discriminator"] = self._discriminator_step(discriminator, images, made.detach(), step)
-        if of_codebook:
-            metrics["codes_in_batch"] = (torch.bincount(indices.flatten(), minlength=s.codebook.codes) > 0).sum()
+            metrics["discriminator"] = self._discriminator_step(discriminator, images, made, step)
+        if self.settings.quantizer == "codebook":
+            metrics["codes_in_batch"] = (code_counts(indices, self.settings.codebook.codes) > 0).sum()
         return metrics
 
-    def _through(self, latents: Tensor, quantize: bool, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantises and decodes latents; as configured, the decoder learns from noisy and unquantised ones.
+    def given(self, latents: Tensor, quantize: bool, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what the decoder is given, (b, c, 8, 8), the codes' indices (b, 8, 8) and the commitment loss.
 
-        A sampler's latents are slightly off, and a decoder that has seen such latents decodes them better
-        (arXiv 2507.15856, 2510.11690).
+        As configured, the decoder learns from noisy and unquantised latents: a sampler's are slightly off, and a
+        decoder that has seen such latents decodes them better (arXiv 2507.15856, 2510.11690).
         """
         s = self.settings
-        if not quantize or (s.decoder_noise == 0 and s.unquantized == 0):
-            return self.network.through(latents, quantize)
+        if not quantize:
+            return latents, self.network.quantizer.nearest(latents), latents.new_zeros(())
         given, indices, commitment = self.network.quantizer(latents)
         if s.unquantized > 0:
             given = torch.where(draws.uniform(1, 1, 1) < s.unquantized, latents, given)
@@ -279,7 +293,7 @@ class VaeTask:
             deviation = (square - mean.square()).clamp(min=0).sqrt()[:, None, None]
             amount = s.decoder_noise * draws.normal(1, 1, 1).abs()
             given = given + amount * deviation * draws.normal(*latents.shape[1:])
-        return self.network.decoder(given).float(), indices, commitment
+        return given, indices, commitment
 
     def _start_codebook(self, batches: int = 16) -> None:
         """Starts the codebook by k-means on latents of pictures spread over the set, alike in all processes."""
@@ -293,20 +307,23 @@ class VaeTask:
         quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)
 
     def _discriminator_step(self, discriminator: PatchDiscriminator, images: Tensor, made: Tensor, step: int) -> Tensor:
-        with self.context.autocast():
-            real, fake = discriminator(torch.cat([images, made])).chunk(2)
-        loss = HINGE.critic(real, fake)
-        self.optimizers[1].update(loss, step - self.settings.discriminator.start)
-        return loss
+        parts, found = parts_of(len(images), self.settings.accumulate), []
+        for rows in parts:
+            with self.context.autocast():
+                real, fake = discriminator(torch.cat([images[rows], made[rows]])).chunk(2)
+            found.append({"discriminator": HINGE.critic(real, fake)})
+            self.optimizers[1].add(found[-1]["discriminator"], len(parts))
+        self.optimizers[1].take(step - self.settings.discriminator.start)
+        return means(found)["discriminator"]
 
-    def measure(self) -> dict[str, float]:
-        return measure_vae(self.ema.average, self.evaluator, self.dataset, self.context)
+    def measure(self, most: int | None = None) -> dict[str, float]:
+        return measure_vae(self.ema.average, self.evaluator, self.dataset, self.context, most)
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         images = self.dataset.held_out_images[:16]
         made, _ = reconstruct(self.ema.average, images, self.context, self.ema.average.decodes_codes)
-        pairs = torch.stack([to_unit(images), made], dim=1).flatten(0, 1)
-        metrics = self.measure()
+        pairs = torch.stack([to_unit(images.to(made.device)), made], dim=1).flatten(0, 1)
+        metrics = self.measure(PREVIEWED)
         if step >= JUDGED_FROM and (words := shows_nothing(metrics)):
             say(f"warning: {self.context.config.name}/vae: {words}")
         return metrics, {"reconstructions": grid(pairs, columns=8)}

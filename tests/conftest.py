@@ -92,8 +92,11 @@ def copy_chain(source: Path, root: Path, skip: Callable[[str, list[str]], list[s
         os.link(old, new) if old in shared else shutil.copy2(old, new)
 
     shutil.copytree(source, root, copy_function=copy, ignore=skip)
-    (pack,) = (root / "packs").glob("*.safetensors")  # its name follows from the folder's place
-    pack.rename(pack.with_stem(fingerprint(root / "smoke/render", load(HERE / SMOKE).data.validation_every)))
+    every = load(HERE / SMOKE).data.validation_every
+    pack = root / "packs" / f"{fingerprint(source / 'smoke/render', every)}.safetensors"
+    if not pack.exists():  # the source was itself moved from where it was made
+        (pack,) = (root / "packs").glob("*.safetensors")
+    pack.rename(pack.with_stem(fingerprint(root / "smoke/render", every)))  # its name follows from the folder's place
 
 
 @pytest.fixture(scope="session")

@@ -173,7 +173,8 @@ def _run(command: Command, body: Callable[[Context], None], arguments: argparse.
             if (of_compiler := of_the_compiler(error)) is None:
                 raise
             _end(f"error: {of_compiler}", 2)
-        _end(f"error: out of memory ({oneline(error)[:100]}); lower the stage's batch, such as ldm.batch=32", 2)
+        words = "lower the stage's batch, such as ldm.batch=32, or work through it in parts, such as ldm.accumulate=4"
+        _end(f"error: out of memory ({oneline(error)[:100]}); {words}", 2)
     except OSError as error:
         _end(f"error: {of_the_system(error)}", 2)
 

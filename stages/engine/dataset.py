@@ -15,6 +15,7 @@ from torch import Tensor
 from data.images import ImageSet, fingerprint, read_folder, read_test_sets, to_unit
 from data.labels import DataError, Vocabulary, read_vocabulary, withheld
 from models.condition import Condition
+from models.layouts import evenly
 from stages.engine import distributed
 from stages.engine.config import Config
 from stages.engine.errors import UserError, of_the_system
@@ -22,13 +23,15 @@ from stages.engine.export import load_export, save_export, sha256_of
 from stages.engine.lock import locked
 from stages.engine.log import progress, say
 
+PREVIEWED = 4096  # held-out pictures that a preview measures at most; what is exported is measured on all
+
 
 @dataclass(frozen=True)
 class Dataset:
     """Training and held-out pictures, (n, 3, s, s) uint8, and what they show.
 
-    All are on the device, except training pictures that are too many for it: they stay in the pack, mapped from the
-    disk. On a CPU they always do (except with data.withhold): the system keeps in memory as much as it can.
+    All are on the device, except pictures that are too many for it: they stay in the pack, mapped from the disk. On a
+    CPU they always do (training pictures not with data.withhold): the system keeps in memory as much as it can.
 
     `sha256` covers pictures, label sets and split; `places_sha256` covers the objects' order and places ("" if no place
     is known). A network that is trained on label sets alone therefore stays valid when places are found.
@@ -58,6 +61,13 @@ class Dataset:
     def held_out_labels(self) -> Tensor:
         """The held-out pictures' labels, multi-hot (n, k) float."""
         return self.held_out_conditions.labels
+
+    def held_out(self, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Returns held-out pictures (n, 3, 64, 64) uint8 where they are, and labels; at most `most`, evenly chosen."""
+        if most is None or len(self.held_out_images) <= most:
+            return self.held_out_images, self.held_out_labels
+        rows, images, labels = evenly(len(self.held_out_images), most), self.held_out_images, self.held_out_labels
+        return images[rows.to(images.device)], labels[rows.to(labels.device)]
 
     @cached_property
     def most_objects(self) -> int:
@@ -215,7 +225,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     return Dataset(
         placed(pictures, device),
         conditions.to(device),
-        held_out_pictures.to(device),
+        placed(held_out_pictures, device),
         held_out_conditions.to(device),
         {name: Condition.of_lists(sets, classes) for name, sets in test_sets.items()},
         images.vocabulary,

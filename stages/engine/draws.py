@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from stages.engine import distributed
+from stages.engine.transfer import sent
+
+HOST = torch.device("cpu")
 
 
 def seed_of(*key: object) -> int:
@@ -20,18 +23,19 @@ def seed_of(*key: object) -> int:
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, stream: str, epoch: int, size: int) -> Tensor:
+def _permutation(seed: int, stream: str, epoch: int, size: int, device: torch.device) -> Tensor:
+    """Draws an epoch's order on the host, the same for every device, and keeps it on the device: a step copies none."""
     generator = torch.Generator().manual_seed(seed_of(seed, stream, "order", epoch))
-    return torch.randperm(size, generator=generator)
+    return sent(torch.randperm(size, generator=generator), device)
 
 
-def batch_indices(seed: int, stream: str, step: int, batch: int, size: int) -> Tensor:
+def batch_indices(seed: int, stream: str, step: int, batch: int, size: int, device: torch.device = HOST) -> Tensor:
     """Returns the indices of global batch `step`: (batch,) int64. Epochs are seeded permutations laid end to end."""
     first, last = step * batch, (step + 1) * batch
     parts = []
     while first < last:
         epoch, offset = divmod(first, size)
-        parts.append(_permutation(seed, stream, epoch, size)[offset : offset + last - first])
+        parts.append(_permutation(seed, stream, epoch, size, device)[offset : offset + last - first])
         first += len(parts[-1])
     return torch.cat(parts)
 
@@ -50,8 +54,8 @@ class Draws:
 
     def indices(self, size: int, part: int = 0, parts: int = 1) -> Tensor:
         """Returns this process's (batch / world,) indices into a set of `size`: batch `part` of the step's `parts`."""
-        order = batch_indices(self.seed, self.stream, self.step * parts + part, self.batch, size)
-        return order[self._rows].to(self.device)
+        step = self.step * parts + part
+        return batch_indices(self.seed, self.stream, step, self.batch, size, self.device)[self._rows]
 
     def normal(self, *shape: int) -> Tensor:
         """Draws (batch / world, *shape) from N(0, 1)."""

@@ -1,7 +1,7 @@
 """Adam and Muon with a learning rate that is a function of the step, clipping, and a guard against bad gradients."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +61,23 @@ class Optimizer:
 
     def update(self, loss: Tensor, step: int) -> Tensor:
         """Takes one step down `loss`. Returns the norm of the gradient before clipping, on the device."""
+        self.add(loss)
+        return self.take(step)
+
+    def add(self, loss: Tensor, parts: int = 1, also: Sequence[Tensor] = ()) -> None:
+        """Adds the gradient of one of `parts` equal parts of the batch, whose loss is its own mean, for `take`.
+
+        `also`: further leaves that the gradient is wanted of.
+        """
+        part = loss if parts == 1 else loss / parts
+        part.backward(inputs=[*self.parameters, *also])  # only these: other networks in the loss get no gradient
+
+    def take(self, step: int) -> Tensor:
+        """Takes one step down what was added. Returns the norm of the gradient before clipping, on the device."""
         s = self.settings
         rate = self.factor * learning_rate(step, s.steps, s.learning_rate, s.warmup, s.decay)
         for group in self.adam.param_groups:
             group["lr"] = rate
-        loss.backward(inputs=self.parameters)  # only these: the other networks in the loss get no gradient
         distributed.average_gradients(self.parameters)
         present = [p for p in self.parameters if p.grad is not None]
         if self.watch_layers:

@@ -28,6 +28,11 @@ def check(config: Config, where: Path) -> None:
         section = getattr(config, stage)
         if section and section.warmup >= section.steps:
             raise UserError(f"{where}: {stage}.warmup ({section.warmup}) must be below {stage}.steps ({section.steps})")
+        if section and section.batch % section.accumulate:
+            raise UserError(
+                f"{where}: {stage}.batch ({section.batch}) must be a multiple of {stage}.accumulate "
+                f"({section.accumulate}); change one of them"
+            )
     for stage, experiment in config.uses.items():
         if stage not in (*trained, "guide") or not plain(experiment):
             raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
@@ -148,8 +153,6 @@ def _check_gan(gan: Gan, size: int, where: Path) -> None:
             f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic that reads labels; set "
             f"gan.critic.condition=auxiliary, or the schedule to constant"
         )
-    if gan.stem != 1 and gan.on_latents:
-        raise UserError(f"{where}: gan.stem={gan.stem} is for gan.space=pixels; set gan.stem=1")
     size = min(size, SIZE)  # in larger pictures the width at the smallest map serves what they have more
     for key, (side, needed) in gan.levels(size).items():
         widths, full = getattr(gan, key).channels, gan.side(size)
@@ -218,4 +221,6 @@ def ignored(config: Config) -> list[str]:
             )
     if config.gan.loss != "wgan-gp" and config.gan.penalty_share != 1 and config.gan.loss != "r3gan":
         found.append(f"gan.penalty_share={config.gan.penalty_share:g} has no effect: gan.loss={config.gan.loss}")
+    if config.gan.stem != 1 and config.gan.on_latents:
+        found.append(f"gan.stem={config.gan.stem} has no effect: gan.space=latents")
     return found

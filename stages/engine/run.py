@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from torch import Tensor
 
-from models.choices import DIFFUSION
+from models.choices import DIFFUSION, MODELS
 from stages.engine import distributed
 from stages.engine.checkpoint import Checkpoints
 from stages.engine.command import Context
@@ -32,7 +32,12 @@ from stages.engine.terminal import ending_signals, ignore_signals, write_at_once
 
 AGREE_EVERY = 8  # steps: processes must wait for their GPUs to agree whether they were asked to stop
 # keys of an identity that say how a finished run was made, not what it is
-HOW = ("precision", "processes", "parent eval.", *(f"{model}.compile" for model in DIFFUSION))
+HOW = (
+    *("precision", "processes", "parent eval."),
+    *(f"{model}.compile" for model in DIFFUSION),
+    # like another number of processes: a run continued with other parts would not end with the same bits
+    *(f"{stage}.accumulate" for stage in ("evaluator", "reader", "vae", *MODELS)),
+)
 
 # keys of an identity that older runs did not record, although they may have read them: another key says whether
 UNNAMED = ("parent places", "parent order")

@@ -12,6 +12,7 @@ from stages.engine.dataset import Dataset
 from stages.engine.draws import sample_generator
 from stages.engine.pictures import grid
 from stages.engine.schema import Eval
+from stages.engine.transfer import condition_sent, sent
 
 Draw = Callable[..., Tensor]
 
@@ -63,12 +64,12 @@ def in_batches(
     for first in range(0, len(condition), batch):
         part = condition[first : first + batch]
         missing = batch - len(part)
-        padded = joined([part, part[:1].repeat(missing)]).to(device)
+        padded = condition_sent(joined([part, part[:1].repeat(missing)]), device)
         generators = [sample_generator(*key) for key in keys[first : first + batch]]
 
         def draw(*shape: int, generators: list = generators, missing: int = missing) -> Tensor:
             rows = [torch.randn(shape, generator=g) for g in generators]
-            return torch.stack(rows + [torch.zeros(shape)] * missing).to(device)
+            return sent(torch.stack(rows + [torch.zeros(shape)] * missing), device)
 
         pictures.append(make(padded, draw, len(part))[: len(part)])
     return torch.cat(pictures)

@@ -80,6 +80,9 @@ class Training(Section):
 
     steps: Positive
     batch: Positive
+    # parts of each process's rows, one after the other: less memory, and the same step up to rounding. Batch norms (of
+    # evaluator, reader, multiply-add and gan.generator.condition=batch-norm) see one part, and average n times a step
+    accumulate: Positive = 1
     learning_rate: Annotated[float, Field(gt=0)]
     optimizer: Literal["adam", "muon"] = "adam"  # muon: the hidden layers' weights by orthogonalised momentum
     betas: Betas = (0.9, 0.999)

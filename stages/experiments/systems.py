@@ -86,6 +86,7 @@ class System:
 
 # GANs that are told the label set only, as in the reports
 POOLED = ("gan.generator.entry=vector", "gan.critic.read=pooled")
+CONSTANT = "gan.auxiliary_schedule=constant"  # a schedule needs the auxiliary head, which not every critic has
 # GANs on a map of places, and what these need
 MAP = ("gan.generator.entry=map", "gan.generator.condition=modulation", "gan.attention=false")
 READ = (
@@ -129,7 +130,7 @@ SYSTEMS: dict[str, System] = {
     "gan-placed-generator": System("its generator alone", "gan", (*MAP, POOLED[1])),
     "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *READ)),
     **_choices("gan", "loss", LOSSES, "adversarial loss", *POOLED),
-    **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition", *POOLED),
+    **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition", *POOLED, CONSTANT),
     **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition", *POOLED),
     **_choices("gan", "body", BODIES, "body", *POOLED),
     "gan-attention": System("self-attention", "gan", (*POOLED, "gan.attention=true")),

@@ -3,9 +3,10 @@ from typing import get_args
 import pytest
 import torch
 from vector_quantize_pytorch import FSQ, VectorQuantize
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
-from models.quantizer import QUANTIZERS, FiniteScalar, Quantizer, Residual
-from models.vqvae import perplexity
+from models.quantizer import QUANTIZERS, FiniteScalar, IndexedCodebook, Quantizer, Residual
+from models.vqvae import code_counts, perplexity
 from stages.engine.schema import Vae
 
 OPTIONS = {"decay": 0.9, "rotation_trick": False}
@@ -206,3 +207,50 @@ def test_the_decoder_is_given_codes_under_autocast_too(rotation_trick):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         quantised, indices, _ = quantizer.train()(latents)
     torch.testing.assert_close(quantised, book[indices].permute(0, 3, 1, 2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dead", [0, 1, 5, 16])
+def test_dead_codes_are_replaced_as_the_library_does_it(dead):
+    """By the same draws, although on a GPU the library would ask how many are dead."""
+    ours, library = (IndexedCodebook(6, 16, threshold_ema_dead_code=1.0) for _ in range(2))
+    library.load_state_dict(ours.state_dict())
+    vectors, which = torch.randn(1, 20, 6), torch.randperm(16)[:dead]
+    for book in (ours, library):
+        book.cluster_size[0, which] = 0.5
+    torch.manual_seed(1)
+    ours._replace_dead(vectors)
+    torch.manual_seed(1)
+    Codebook.expire_codes_(library, vectors)
+    for name in ("embed", "embed_avg", "cluster_size"):
+        assert torch.equal(getattr(ours, name), getattr(library, name)), name
+
+
+@pytest.mark.parametrize("dead", [3, 12])
+def test_each_dead_code_gets_a_vector_of_its_own_and_as_many_as_there_are(dead):
+    book = IndexedCodebook(6, 16, threshold_ema_dead_code=1.0)
+    before, vectors = book.embed.clone(), torch.randn(1, 5, 6)
+    book.cluster_size[0, :dead] = 0.5
+    book._replace_dead(vectors)
+    changed = (book.embed != before).any(-1)[0]
+    assert changed[:dead].sum() == min(dead, 5) and not changed[dead:].any()
+    equal = (book.embed[0, changed, None] == vectors).all(-1)
+    assert (equal.sum(1) == 1).all() and (equal.sum(0) <= 1).all()
+    assert torch.equal(book.cluster_size[0] < 1, torch.arange(16).lt(dead) & ~changed)
+
+
+def test_a_loaded_codebook_knows_on_the_host_that_it_has_started():
+    quantizer, other = (Quantizer(6, 16, init="kmeans").train() for _ in range(2))
+    quantizer(torch.randn(4, 6, 8, 8))
+    other.load_state_dict(quantizer.state_dict())
+    begun = other._codebook.embed.clone()
+    other.start(torch.randn(4, 6, 8, 8), batches=1)
+    assert other._codebook.started and torch.equal(other._codebook.embed, begun)
+    other.load_state_dict(Quantizer(6, 16, init="kmeans").state_dict())
+    assert not other._codebook.started
+    with torch.device("meta"):
+        Quantizer(6, 16).load_state_dict(quantizer.state_dict(), assign=True)
+
+
+def test_codes_are_counted_as_bincount_counts_them():
+    indices = torch.randint(9, (3, 8, 8))
+    assert torch.equal(code_counts(indices, 12), torch.bincount(indices.flatten(), minlength=12).float())

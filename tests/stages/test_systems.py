@@ -193,7 +193,7 @@ def test_classifier_guidance_by_another_network_than_the_judge(stage, root, mode
 
 def test_the_plateau_factor_is_part_of_the_run(stage, tmp_path, monkeypatch):
     """If no accuracy rises the factor falls, and an interrupted run keeps it: it ends as an uninterrupted one."""
-    monkeypatch.setattr("stages.evaluator.accuracy", lambda scores, labels: 0.5)
+    monkeypatch.setattr("stages.judge.accuracy", lambda scores, labels: 0.5)
     save_export(tmp_path / "judge/evaluator/export.safetensors", Evaluator(24).state_dict(), {})
     settings = (f"root={tmp_path}", f"data.folder={write_folder(tmp_path / 'data')}", "data.validation_every=2")
     pace = ("ddpm.steps=8", "ddpm.preview_every=1", "ddpm.checkpoint_every=4", "ddpm.plateau_patience=2")

@@ -10,6 +10,7 @@ import stages.vae
 from data.foreground import median_picture, pixel_weights
 from models.condition import Condition
 from models.vqvae import VQVAE
+from models.windows import window_of, windows
 from stages.engine.config import load
 from stages.engine.dataset import load_dataset
 from stages.engine.draws import Draws
@@ -22,8 +23,6 @@ from stages.vae import (
     build_vae,
     measure_vae,
     shows_nothing,
-    window_of,
-    windows,
 )
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
@@ -52,7 +51,7 @@ def test_windows_are_around_an_object_and_within_the_picture():
     condition = Condition.of_lists([[0], [1, 2], [3]], 5, places).to(DEVICE)
     seen = [set(), set(), set()]
     for step in range(200):
-        found = zip(*windows(condition, Draws(0, "vae", step, 3, DEVICE), 8), strict=True)
+        found = zip(*windows(condition, Draws(0, "vae", step, 3, DEVICE).uniform, 8), strict=True)
         for row, corner in enumerate(found):
             seen[row].add(tuple(v.item() for v in corner))
     assert seen[0] == {(4, 0)}
@@ -127,7 +126,7 @@ def test_a_late_preview_warns_of_collapsed_latents(monkeypatch, tmp_path, capsys
     monkeypatch.setattr("stages.vae.reconstruct", lambda vae, images, *how: (torch.zeros(len(images), 3, 64, 64), None))
     for step, read, warns in ((499, 0.1, False), (500, 0.1, True), (500, 0.9, False)):
         measured = {"reconstruction_accuracy": read, "original_accuracy": 0.97}
-        monkeypatch.setattr(task, "measure", lambda measured=measured: measured)
+        monkeypatch.setattr(task, "measure", lambda most, measured=measured: measured)
         assert task.preview(step)[0] == measured
         assert ("latents have collapsed" in capsys.readouterr().err) == warns
 
@@ -139,11 +138,9 @@ def placed_pictures(folder):
 
 
 def what_the_decoder_gets(task, latents):
-    """Returns what `_through` gives the decoder at step 0, and the codes' indices."""
-    seen = []
-    task.network.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
-    _, indices, _ = task._through(latents, True, Draws(0, "vae", 0, 4, DEVICE))
-    return seen[0], indices
+    """Returns what the decoder is given at step 0, and the codes' indices."""
+    given, indices, _ = task.given(latents, True, Draws(0, "vae", 0, 4, DEVICE))
+    return given.detach(), indices
 
 
 def test_a_share_of_rows_is_decoded_as_it_is_and_the_others_by_their_codes(monkeypatch, tmp_path):
@@ -225,6 +222,43 @@ def test_reconstructions_are_judged_as_samples_are_decoded_and_the_other_way_bes
     assert found["codes_in_use"] == len(used)
     assert found["codebook_use"] == len(used) / vae.quantizer.codebook_size
     assert 1 < found["codebook_perplexity"] <= len(used)
+
+
+def test_held_out_pictures_are_measured_in_parts_with_the_figures_of_the_whole(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    vae, few = VQVAE((8, 8, 8), quantizer="fsq", options={"levels": 3}).eval(), noise_pictures(tmp_path)
+    vae.encoder.body[-1].weight.data.mul_(20)
+    images, classes = torch.randint(256, (300, 3, 64, 64), dtype=torch.uint8), 3
+    conditions = Condition.of_lists([[i % 3] for i in range(300)], classes)
+    dataset, sizes = replace(few, held_out_images=images, held_out_conditions=conditions), []
+
+    def scores(judge, images, context):
+        sizes.append(len(images))
+        return images.float().mean((2, 3))  # as many channels as classes
+
+    monkeypatch.setattr(stages.vae, "scores", scores)
+    vae.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    found = measure_vae(vae, None, dataset, context_with())
+    assert set(sizes) == {256, 44}
+    with torch.no_grad():
+        made, codes, _ = vae(stages.vae.to_unit(images))
+    error = ((made.clamp(-1, 1) - stages.vae.to_unit(images)) / 2).square().mean()
+    assert found["psnr"] == pytest.approx(-10 * error.log10().item(), rel=1e-6)
+    assert found["codes_in_use"] == len(codes.unique())
+    assert found["original_accuracy"] == stages.vae.accuracy(images.float().mean((2, 3)), conditions.labels)
+    assert found["reconstruction_accuracy"] == stages.vae.accuracy(made.clamp(-1, 1).mean((2, 3)), conditions.labels)
+    sizes.clear()
+    measure_vae(vae, None, dataset, context_with(), most=10)
+    assert set(sizes) == {10}
+
+
+def test_at_most_so_many_held_out_pictures_are_spread_over_all_with_their_labels(tmp_path):
+    few = noise_pictures(tmp_path)
+    dataset = replace(few, held_out_images=few.images, held_out_conditions=few.conditions)
+    assert dataset.held_out()[0] is dataset.held_out(8)[0] is few.images
+    images, labels = dataset.held_out(3)
+    rows = [0, 4, 7]
+    assert images.equal(few.images[rows]) and labels.equal(few.conditions.labels[rows])
 
 
 def test_an_export_that_knows_no_quantisers_is_a_codebook_decoded_by_codes():

@@ -1,0 +1,182 @@
+"""One step of every task and one call of every sampler on a GPU that is not there: `tests/fake_cuda.py`.
+
+No operation mixes devices or types, and the host waits for the device as rarely as it is said here.
+"""
+
+import argparse
+import time
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from data.labels import Vocabulary
+from models.condition import Condition
+from models.evaluator import Evaluator
+from models.layouts import LayoutPrior
+from stages.ddpm import DdpmTask
+from stages.engine.command import Context
+from stages.engine.config import load
+from stages.engine.dataset import Dataset
+from stages.engine.draws import Draws
+from stages.engine.log import MetricsLog
+from stages.engine.optim import Witness
+from stages.evaluator import EvaluatorTask
+from stages.gan import GanSampler, GanTask
+from stages.ldm import ldm_task
+from stages.reader import ReaderTask
+from stages.vae import VaeTask, build_vae
+from tests.conftest import HERE, SMOKE
+from tests.fake_cuda import CUDA, fake_cuda
+
+LISTS = [[0, 5], [1], [2, 3, 23], [7]] * 10
+PLACES = [[(0.2 + 0.25 * i, 0.5) for i, _ in enumerate(row)] for row in LISTS]
+NAMES = [f"{colour} {shape}" for colour in "abcdefgh" for shape in ("cube", "sphere", "cylinder")]
+
+
+@pytest.fixture(scope="module")
+def machine():
+    """The fake GPU; the evaluator has weights of random numbers, and layouts are those of real conditions."""
+    layouts = LayoutPrior.of(conditions())
+    with pytest.MonkeyPatch.context() as patch, fake_cuda() as machine:
+        patch.setattr(LayoutPrior, "of", lambda *unused: layouts)
+        judge = Evaluator(24).to(CUDA).eval().requires_grad_(False)
+        about = {"kind": "trained", "sha256": "0" * 64}
+        for stage in ("vae", "ldm", "gan", "ddpm", "judge"):
+            patch.setattr(f"stages.{stage}.load_evaluator", lambda *unused: (judge, about))
+        yield machine
+
+
+def conditions():
+    return Condition.of_lists(LISTS, 24, PLACES)
+
+
+def context_of(*overrides):
+    config = load(str(HERE / SMOKE), ["precision=bfloat16", *overrides])
+    return Context(config, CUDA, torch.bfloat16, argparse.Namespace(config=SMOKE), time.perf_counter(), ExitStack())
+
+
+def dataset():
+    images = torch.zeros(len(LISTS), 3, 64, 64, dtype=torch.uint8)
+    on_device = conditions().to(CUDA)
+    made = Dataset(
+        images.to(CUDA), on_device, images[:8].to(CUDA), on_device[:8], {}, Vocabulary(NAMES), "0" * 64, "1" * 64, HERE
+    )
+    made.__dict__["most_objects"] = 3  # a question to the device
+    return made
+
+
+def waits_of_steps(machine, task, settings, *steps):
+    """Takes `steps` as the loop does and returns what the host waited for in the last one."""
+    log, witness = MetricsLog(HERE, 1000, settings.steps, settings.batch, "test"), Witness(task.optimizers)
+    for step in steps:
+        machine.waits.clear()
+        torch.manual_seed(step)
+        metrics = task.step(step, Draws(0, "test", step, settings.batch, CUDA))
+        witness.note(metrics)
+        log.add(metrics)
+    assert all(p.device == CUDA for p in task.optimizers[0].parameters)
+    return machine.waits
+
+
+def untrained_vae(context):
+    return context.on_device(build_vae(context.config.vae)).eval().requires_grad_(False)
+
+
+def task_of(stage, *overrides):
+    """Returns a stage's task and its configuration."""
+    context, pictures = context_of(*overrides), dataset()
+    tasks = {"vae": VaeTask, "evaluator": EvaluatorTask, "reader": ReaderTask, "ddpm": DdpmTask}
+    if stage in tasks:
+        return tasks[stage](context, pictures), context.config
+    if stage == "gan":
+        vae = untrained_vae(context) if context.config.gan.space == "latents" else None
+        return GanTask(context, pictures, vae), context.config
+    latents = torch.zeros(len(LISTS), context.config.vae.latent_channels, 8, 8, device=CUDA)
+    return ldm_task(context, pictures, untrained_vae(context), latents), context.config
+
+
+ON_LATENTS = ["gan.space=latents", "gan.stem=1", "gan.generator.channels=[16,8]", "gan.critic.channels=[8,16]"]
+ON_MAP = ["gan.generator.entry=map", "gan.generator.condition=modulation", "gan.generator.channels=[16]"]
+AT_PLACES = ["gan.critic.read=places", "gan.critic.pool=sum", "gan.critic.channels=[16]"]
+VAE_LOSSES = ["vae.cell_weight=0.1", "vae.windows_until=6", "vae.unquantized=0.5", "vae.decoder_noise=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps", "overrides"),
+    [
+        pytest.param("vae", (0, 1), [], id="vae before its codebook starts"),
+        pytest.param("vae", (3, 4), [], id="vae with codes and a discriminator"),
+        pytest.param("vae", (3, 4), ["vae.discriminator.adaptive=false"], id="vae with a constant weight"),
+        pytest.param("vae", (3, 4), ["vae.discriminator.weight=0", "vae.codebook.rotation_trick=true"], id="vae alone"),
+        pytest.param("vae", (0,), ["vae.codebook.init=uniform", "vae.codebook.start=0"], id="vae from random codes"),
+        pytest.param(
+            "vae",
+            (0,),
+            ["vae.quantizer=fsq", "vae.label_weight=0", *VAE_LOSSES],
+            id="vae with finite scalars and more losses",
+        ),
+        pytest.param("vae", (0, 1), ["vae.quantizer=residual", "vae.residual.codes=8"], id="vae with residual codes"),
+        pytest.param("evaluator", (0,), ["evaluator.cell_weight=0.1"], id="evaluator"),
+        pytest.param("reader", (0,), [], id="reader"),
+        pytest.param("ldm", (0, 5), [], id="ldm, its second epoch too"),
+        pytest.param(
+            "ldm", (0,), ["ldm.network.self_condition=true", "ldm.network.dropout=0.1"], id="self-conditioned"
+        ),
+        pytest.param("ldm", (0,), ["ldm.optimizer=muon", "ldm.clip=1.0"], id="muon"),
+        pytest.param("ldm", (0,), ["ldm.prediction=mean", "ldm.bound=true"], id="the posterior's mean"),
+        pytest.param("gan", (0,), [], id="gan on pixels"),
+        pytest.param("gan", (0,), [*ON_LATENTS, "gan.layer_norms=true"], id="gan on latents"),
+        pytest.param("gan", (0,), ["gan.loss=wgan", "gan.attention=true"], id="gan with clipped weights"),
+        pytest.param("gan", (0,), ["gan.loss=r3gan", "gan.generator.condition=batch-norm"], id="gan of pairs"),
+        pytest.param("gan", (0,), [*ON_LATENTS, *ON_MAP, *AT_PLACES], id="gan on a map of places"),
+        pytest.param("ddpm", (0,), [], id="ddpm"),
+        pytest.param("ddpm", (0,), ["ddpm.network=patches", "ddpm.unet.channels=32"], id="ddpm on patches"),
+    ],
+)
+def test_a_step_does_not_wait(machine, stage, steps, overrides):
+    task, config = task_of(stage, *overrides)
+    assert waits_of_steps(machine, task, getattr(config, stage), *steps) == []
+
+
+def test_only_the_start_of_a_codebook_waits(machine):
+    task, config = task_of("vae")
+    machine.says = False  # the codes have not started
+    try:
+        assert len(waits_of_steps(machine, task, config.vae, 3)) == 3
+    finally:
+        machine.says = True
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["eval.interval=[0.2,0.8]"],
+        ["eval.eta=1.0", "ldm.network.self_condition=true"],
+        ["eval.sampler=dpm-solver++"],
+        ["eval.sampler=ancestral", "ldm.timesteps=4", "eval.clip=3.0", "ldm.prediction=mean"],
+        *(
+            [f"eval.sampler={sampler}", "ldm.timesteps=3", "eval.classifier_guidance=1.0", "uses.guide=other"]
+            for sampler in ("ddim", "dpm-solver++", "ancestral")
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_sampling_does_not_wait(machine, overrides):
+    task, config = task_of("ldm", *overrides)
+    assert waits_of_sampling(machine, task.sampler_of(task.ema.average, task.layouts), config) == []
+
+
+def test_the_gans_sampling_does_not_wait(machine):
+    task, config = task_of("gan")
+    sampler = GanSampler(task.context, task.ema.average, task.settings, task.vae, task.layouts)
+    assert waits_of_sampling(machine, sampler, config) == []
+
+
+def waits_of_sampling(machine, sampler, config):
+    """Draws one batch of pictures and returns what the host waited for."""
+    asked = conditions()[:6]
+    machine.waits.clear()
+    made = sampler.sample(asked, [(0, "test", i) for i in range(len(asked))], config.eval)
+    assert (made.shape, made.device, made.dtype) == ((6, 3, 64, 64), CUDA, torch.float32)
+    return machine.waits
