@@ -17,7 +17,7 @@ from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 
 PICTURES, COLUMNS = 32, 8
-MARKED = 192  # pixels a side of a marked picture, if it is not larger itself: so that the numbers can be read
+MARKED = 192  # the least pixels a side of a marked picture, so that the numbers can be read
 RING = 7  # radius, in pixels of the page
 COLOURS = ("#ff2020", "#20ff20", "#ff40ff", "#ffffff", "#ffff40")  # first object, second, ...
 
@@ -25,7 +25,7 @@ COLOURS = ("#ff2020", "#20ff20", "#ff40ff", "#ffffff", "#ffff40")  # first objec
 def marked(picture: Tensor, places: Tensor) -> Tensor:
     """Draws numbered rings at places (m, 2) in [0, 1] or -1 into a uint8 picture (3, h, h): at least (3, 192, 192)."""
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    scale = max(1, MARKED // image.width)
+    scale = -(-MARKED // image.width)
     image = image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     for i, (x, y) in enumerate(places.tolist()):

@@ -212,6 +212,7 @@ def test_fingerprint_follows_the_content(tmp_path):
     before = fingerprint(folder, 3)
     assert fingerprint(folder, 3) == before
     assert fingerprint(folder, 4) != before
+    assert fingerprint(folder, 3, 64) == before != fingerprint(folder, 3, 128)
     damage_labels(["gray cube"])(folder)
     assert fingerprint(folder, 3) != before
     with pytest.raises(DataError, match="no such data folder"):
@@ -234,6 +235,16 @@ def test_fingerprint_of_a_zip_depends_on_its_content(tmp_path):
         for name in content:  # every picture becomes the last one, so that names and sizes may agree
             archive.writestr(name, content[max(content)])
     assert fingerprint(folder, 3) != before
+
+
+def test_pictures_are_scaled_to_the_size_that_is_asked_for(tmp_path):
+    folder = write_folder(tmp_path / "d", size=(128, 128))
+    whole, half = (read_folder(folder, 3, size).images for size in (128, 64))
+    assert whole.shape[1:] == (3, 128, 128)
+    name = next(iter(json.loads((folder / "train.json").read_text())))
+    pixels = np.asarray(Image.open(folder / "iclevr" / name)).transpose(2, 0, 1)
+    assert any(np.array_equal(image.numpy(), pixels) for image in whole), "not scaled at its own size"
+    assert half.shape == (len(whole), 3, 64, 64)
 
 
 def test_conditions(tmp_path):

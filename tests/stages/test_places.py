@@ -11,7 +11,7 @@ from stages.experiments.places import COLOURS, MARKED, RING, chosen, known_by_sl
 from tests.data.folder import write_folder
 from tests.helpers import assert_one_line
 
-SCALE = MARKED // 64
+SCALE = MARKED // 64  # no rounding: 64 is a third of it
 BLUE = torch.tensor([0, 0, 90], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
 
 
@@ -65,3 +65,8 @@ def test_a_folder_without_places_is_one_line(stage, tmp_path):
     assert_one_line(*stage("places", *arguments), "no object has a known place", "places.json")
     (folder / "places.json").write_text('{"CLEVR_train_000000_0.png": [[2, 0.5]]}')
     assert_one_line(*stage("places", *arguments), "places.json", "are not places")
+
+
+def test_pictures_of_any_size_are_enlarged_until_the_numbers_can_be_read():
+    sides = [marked(BLUE[:, :1, :1].expand(3, size, size), torch.zeros(0, 2)).shape[1] for size in (32, 64, 128, 256)]
+    assert sides == [192, 192, 256, 256]
