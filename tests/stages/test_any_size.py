@@ -76,7 +76,7 @@ def test_what_is_of_another_size_than_the_data_is_refused_in_one_line(stage, mad
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.suffix in (".safetensors", ".json")}
     status, said = stage(command, f"root={root}", *FEW, *more)
     words = (
-        ["holds other scenes", f"size: {size} -> 64"]
+        ["other scenes", f"size: {size} -> 64"]
         if command == "render"
         else [f"{size}x{size}", f"data.size={size}"]
     )
