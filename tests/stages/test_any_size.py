@@ -75,11 +75,7 @@ def test_what_is_of_another_size_than_the_data_is_refused_in_one_line(stage, mad
     more = ("--labels", "red cube", "--out", str(root / "y.png")) if command == "sample" else ()
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.suffix in (".safetensors", ".json")}
     status, said = stage(command, f"root={root}", *FEW, *more)
-    words = (
-        ["other scenes", f"size: {size} -> 64"]
-        if command == "render"
-        else [f"{size}x{size}", f"data.size={size}"]
-    )
+    words = ["other scenes", f"size: {size} -> 64"] if command == "render" else [f"{size}x{size}", f"data.size={size}"]
     assert_one_line(status, said, *words)
     kept = {path: time for path, time in before.items() if path.is_file() and path.stat().st_mtime_ns == time}
     assert kept == before

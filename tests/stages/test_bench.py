@@ -38,13 +38,13 @@ def test_a_time_covers_as_many_calls_as_take_long_enough(monkeypatch):
 
 
 def test_every_axis_of_growth_makes_a_step(tmp_path, monkeypatch):
-    arguments, update, updates = SimpleNamespace(seconds=0.0, fresh=False), Optimizer.update, []
+    arguments, add, updates = SimpleNamespace(seconds=0.0, fresh=False), Optimizer.add, []
 
-    def counted(self, loss, step):
+    def counted(self, loss, *parts, **also):
         updates.append(loss.item())
-        return update(self, loss, step)
+        return add(self, loss, *parts, **also)
 
-    monkeypatch.setattr(Optimizer, "update", counted)
+    monkeypatch.setattr(Optimizer, "add", counted)
     with ExitStack() as held:
         context = context_of(load(SMOKE, [f"root={tmp_path}"]), arguments, 0.0, held)
         subject = Subject(context, tmp_path / "work")

@@ -256,15 +256,15 @@ def test_muons_momentum_is_part_of_the_run(stage, root, monkeypatch):
 @contextmanager
 def interrupted_at(step, monkeypatch):
     """Context manager: a run receives SIGINT while it takes that step."""
-    update = Optimizer.update
+    take = Optimizer.take
 
-    def interrupted(self, loss, number):
+    def interrupted(self, number):
         if number == step:
             signal.raise_signal(signal.SIGINT)
-        return update(self, loss, number)
+        return take(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Optimizer, "update", interrupted)
+        patch.setattr(Optimizer, "take", interrupted)
         yield
 
 

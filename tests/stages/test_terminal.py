@@ -55,7 +55,14 @@ def test_a_signal_after_the_reader_is_gone_saves_first(chain_copy):
 def test_a_terminal_that_hangs_up_ends_it_as_sigterm_does(chain_copy):
     folder = chain_copy / "smoke/ldm"
     folder.rename(chain_copy / "gone")
-    status, said = signal_after(start_stage("ldm", f"root={chain_copy}"), folder, signal.SIGHUP)
+    before = signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # started under nohup the tests would pass on its being ignored
+    try:
+        process = start_stage("ldm", f"root={chain_copy}")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    status, said = signal_after(process, folder, signal.SIGHUP)
     assert (status, "Traceback" in said) == (129, False), said
     assert list(folder.glob("step-*.ckpt"))
 
