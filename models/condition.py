@@ -88,7 +88,11 @@ class Condition:
         return found.contiguous()  # a product with rows that are not contiguous may round its last bit differently
 
     def to(self, device: torch.device | str) -> "Condition":
-        return replace(self, objects=self.objects.to(device), places=self.places.to(device))
+        return self.moved(lambda values: values.to(device))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Condition":
+        """Returns the condition with each of its tensors replaced by move(tensor), such as a copy on a device."""
+        return replace(self, objects=move(self.objects), places=move(self.places))
 
     def repeat(self, copies: int) -> "Condition":
         """Returns all rows repeated, end to end: (copies x b) rows."""

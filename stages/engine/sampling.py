@@ -12,7 +12,7 @@ from stages.engine.dataset import Dataset
 from stages.engine.draws import sample_generator
 from stages.engine.pictures import grid
 from stages.engine.schema import Eval
-from stages.engine.transfer import condition_sent, sent
+from stages.engine.transfer import sent
 
 Draw = Callable[..., Tensor]
 
@@ -64,7 +64,7 @@ def in_batches(
     for first in range(0, len(condition), batch):
         part = condition[first : first + batch]
         missing = batch - len(part)
-        padded = condition_sent(joined([part, part[:1].repeat(missing)]), device)
+        padded = joined([part, part[:1].repeat(missing)]).moved(lambda values: sent(values, device))
         generators = [sample_generator(*key) for key in keys[first : first + batch]]
 
         def draw(*shape: int, generators: list = generators, missing: int = missing) -> Tensor:

@@ -3,16 +3,9 @@
 import torch
 from torch import Tensor
 
-from models.condition import Condition
-
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Returns `values` on the device. To a GPU they are copied from pinned memory: from other memory the host waits."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
-
-
-def condition_sent(condition: Condition, device: torch.device) -> Condition:
-    """Returns the condition on the device, copied as by `sent`."""
-    return Condition(sent(condition.objects, device), sent(condition.places, device), condition.classes)
