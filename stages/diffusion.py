@@ -18,6 +18,7 @@ from stages.engine.dataset import Dataset, drawn_rows
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema, Network
 from stages.engine.errors import UserError
+from stages.engine.learnable import diffusion_of
 from stages.engine.log import Metric
 from stages.engine.optim import Optimizer
 from stages.engine.parts import parts_of
@@ -27,12 +28,6 @@ from stages.engine.schema import Denoising, Eval
 
 Watch = Callable[[int, Tensor, Tensor], None]
 LogProbability = Callable[[Tensor, Tensor], Tensor]
-
-
-def diffusion_of(settings: Denoising, device: torch.device) -> Diffusion:
-    """Returns the schedule and prediction type of an `ldm` or `ddpm` section."""
-    s = settings
-    return Diffusion.create(s.schedule, s.timesteps, s.prediction, device, s.zero_terminal_snr)
 
 
 class DiffusionSampler:

@@ -12,6 +12,12 @@ WHOLE = 0.9  # share of all loss weights on one timestep from which on only that
 SEEN = 0.02  # abar at the start of sampling from which on the noise it starts from is not what training showed
 
 
+def diffusion_of(section: Denoising, device: torch.device | str = "cpu") -> Diffusion:
+    """Returns the schedule and prediction type of an `ldm` or `ddpm` section."""
+    s = section
+    return Diffusion.create(s.schedule, s.timesteps, s.prediction, device, s.zero_terminal_snr)
+
+
 def refuse_unlearnable(config: Config) -> None:
     """Raises UserError for a diffusion section whose loss weights leave nothing to learn."""
     for stage in DIFFUSION:
@@ -19,7 +25,7 @@ def refuse_unlearnable(config: Config) -> None:
         if section is None:
             continue
         every = torch.arange(section.timesteps)
-        weights = _diffusion(section).loss_weight(every, section.min_snr, section.bound, section.log_snr)
+        weights = diffusion_of(section).loss_weight(every, section.min_snr, section.bound, section.log_snr)
         if weights.sum() == 0 or (len(weights) > 1 and weights.max() > WHOLE * weights.sum()):
             key = "log_snr" if section.log_snr is not None else "min_snr"
             raise UserError(
@@ -43,12 +49,7 @@ def starts_from_a_picture(config: Config) -> list[str]:
     return found
 
 
-def _diffusion(section: Denoising) -> Diffusion:
-    s = section
-    return Diffusion.create(s.schedule, s.timesteps, s.prediction, zero_terminal_snr=s.zero_terminal_snr)
-
-
 def _at_the_start(section: Denoising, how: Eval) -> float:
-    diffusion = _diffusion(section)
+    diffusion = diffusion_of(section)
     times = SAMPLERS[how.sampler].times(diffusion, min(how.steps, len(diffusion)), how.spacing)
     return float(diffusion.alpha_bar[times[0]])
