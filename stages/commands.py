@@ -54,7 +54,7 @@ def _check_labels(text: str, folder: str | None) -> None:
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", metavar="TEXT", help='such as "red cube, cyan sphere": the last one walks')
+    parser.add_argument("--labels", metavar="TEXT", help='such as "red cube, cyan sphere": the last one is moved')
     add_fresh(parser)
 
 

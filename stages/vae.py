@@ -176,20 +176,9 @@ class VaeTask:
         if s.discriminator.weight > 0:
             d = s.discriminator
             self.discriminator = context.on_device(PatchDiscriminator(d.channels, d.layers))
-            schedule = {
-                "steps": max(1, s.steps - d.start),
-                "warmup": 0,
-                "decay": "constant",
-            }  # it has its own schedule, from its own start
-            settings = s.model_copy(
-                update={
-                    "learning_rate": d.learning_rate,
-                    "optimizer": "adam",
-                    "betas": (0.5, 0.9),
-                    "weight_decay": 0.0,
-                    **schedule,
-                }
-            )
+            own = {"learning_rate": d.learning_rate, "optimizer": "adam", "betas": (0.5, 0.9), "weight_decay": 0.0}
+            schedule = {"steps": max(1, s.steps - d.start), "warmup": 0, "decay": "constant"}  # from its own start
+            settings = s.model_copy(update=own | schedule)
             self.optimizers.append(Optimizer(self.discriminator, settings))
             self.parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizers[1]}
         self.perceptual = load_perceptual(s.perceptual).to(context.device) if s.perceptual.weight > 0 else None

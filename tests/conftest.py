@@ -63,7 +63,7 @@ def stage(capsys, monkeypatch):
             status = 0
         except SystemExit as end:
             status = end.code
-        finally:  # a command that ends ignores signals from then on
+        finally:  # a command leaves its handlers behind, and ignores signals once it ends
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         captured = capsys.readouterr()
@@ -131,17 +131,6 @@ def chain_copy(chain, tmp_path) -> Iterator[Path]:
     yield root
     after = {path: path.stat().st_mtime_ns for path in shared_weights(chain)}
     assert after == before, "the chain's own evaluator was written to, through a link: unlink it first"
-
-
-@pytest.fixture(autouse=True)
-def _signals_restored():
-    """A command run in this process leaves its handlers behind."""
-    import signal
-
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 os.environ.setdefault("TQDM_DISABLE", "1")
