@@ -1,8 +1,8 @@
 """Draws scenes that look like i-CLEVR with Mitsuba 3, in the lab's folder layout.
 
-Up to three objects are added one by one to a grey floor with fading light and soft shadows; the pictures `_0`,
-`_1`, `_2` of a scene share camera, lamps and the objects so far. Camera and lamps vary a little from scene to
-scene. Objects do not overlap in space or hide each other. Scene i is determined by (seed, i).
+Objects are added one by one to a grey floor with fading light and soft shadows; the pictures `_0`, `_1`, `_2` of a
+series share camera, lamps and the objects so far. Camera and lamps vary a little from scene to scene. Objects do not
+overlap in space or hide each other. Scene i is determined by (seed, i) and the look of the scenes.
 """
 
 import json
@@ -42,8 +42,10 @@ RGB = {
     "yellow": (255, 238, 51),
 }
 RADIUS = 0.75  # of a sphere, in scene units; cubes and cylinders have about its volume
-FLOOR = 2.6  # objects are within this distance of the middle
-OBJECTS = 3
+FLOOR = 2.6  # objects are within this distance of the middle, along both axes
+WIDER_FLOOR = 3.0  # the same where there are more than an i-CLEVR scene's
+CAMERAS = 2000  # tried for one scene, until one has room for its objects
+OBJECTS = 3  # in an i-CLEVR scene
 FIELD_OF_VIEW = 35.0  # degrees
 HALF_HEIGHT = {"cube": 0.82, "sphere": 1.0, "cylinder": 0.85}  # height of an object's centre, in radii
 
@@ -57,6 +59,20 @@ class Item:
     y: float
     turn: float
     roughness: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What all scenes of a set share.
+
+    With `series` a scene has `objects` objects and a picture for each that is added, as in i-CLEVR. Without, it has
+    one picture of 1 to `objects` objects, each number equally often.
+    """
+
+    seed: int
+    camera_distance: float
+    objects: int = OBJECTS
+    series: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,27 +123,37 @@ def _fits(camera: tuple[float, float, float], placed: list[Item], x: float, y: f
     return True
 
 
-def layout(seed: int, index: int, camera_distance: float) -> Layout:
-    """Returns scene `index` of `seed`: objects, their positions, camera and lamps. Pure: draws nothing."""
-    rng = random.Random(f"{seed}/{index}")
-    names = rng.sample(CLEVR.names, OBJECTS)
-    while True:  # until a camera has room for three objects; nearly always the first
+def layout(index: int, look: Look) -> Layout:
+    """Returns scene `index`: objects, their positions, camera and lamps. Pure: draws nothing.
+
+    Raises DataError if the picture has no room for the objects.
+    """
+    rng = random.Random(f"{look.seed}/{index}")
+    number = look.objects if look.series else random.Random(f"{look.seed}/{index}/number").randint(1, look.objects)
+    names = rng.sample(CLEVR.names, number)
+    floor = FLOOR if look.objects <= OBJECTS else WIDER_FLOOR
+    for _ in range(CAMERAS):  # for three objects nearly always the first has room
         azimuth = math.radians(-43 + rng.uniform(-6, 6))
         elevation = math.radians(30 + rng.uniform(-3, 3))
-        distance = camera_distance * rng.uniform(0.96, 1.04)
+        distance = look.camera_distance * rng.uniform(0.96, 1.04)
         flat = distance * math.cos(elevation)
         camera = (flat * math.cos(azimuth), flat * math.sin(azimuth), distance * math.sin(elevation) + RADIUS)
         items: list[Item] = []
         for name in names:
             for _ in range(200):
-                x, y = rng.uniform(-FLOOR, FLOOR), rng.uniform(-FLOOR, FLOOR)
+                x, y = rng.uniform(-floor, floor), rng.uniform(-floor, floor)
                 if _fits(camera, items, x, y):
                     items.append(Item(name, x, y, rng.uniform(0, 360), rng.choice((0.3, 0.7))))
                     break
             else:
                 break
-        if len(items) == OBJECTS:
+        if len(items) == number:
             break
+    else:
+        raise DataError(
+            f"render.objects={look.objects}: no room for {number} objects in scene {index}; raise render.camera_distance "
+            f"({look.camera_distance:g})"
+        )
     jitter = partial(rng.uniform, -0.8, 0.8)
     key = (6.0 + jitter(), -1.0 + jitter(), 7.5 + jitter())
     fill = (-1.5 + jitter(), -8.0 + jitter(), 6.0 + jitter())
@@ -142,19 +168,20 @@ def _place(item: Item, camera: tuple[float, float, float]) -> Place:
     return (1 + u) / 2, (1 - v) / 2
 
 
-def _by_picture(index: int, of_items: list[Value]) -> dict[str, list[Value]]:
+def _by_picture(index: int, of_items: list[Value], look: Look) -> dict[str, list[Value]]:
     """Returns, per picture file of scene `index`, the values of the items that it shows, in order."""
-    return {picture_name(index, shown): of_items[:shown] for shown in range(1, OBJECTS + 1)}
+    numbers = range(1 if look.series else len(of_items), len(of_items) + 1)
+    return {picture_name(index, shown): of_items[:shown] for shown in numbers}
 
 
-def _places(index: int, scene: Layout) -> dict[str, list[Place]]:
+def _places(index: int, scene: Layout, look: Look) -> dict[str, list[Place]]:
     places = [_place(item, scene.camera) for item in scene.items]
-    return _by_picture(index, [(round(x, 5), round(y, 5)) for x, y in places])
+    return _by_picture(index, [(round(x, 5), round(y, 5)) for x, y in places], look)
 
 
-def scene_places(indices: range, seed: int, camera_distance: float) -> dict[str, list[Place]]:
+def scene_places(indices: range, look: Look) -> dict[str, list[Place]]:
     """Returns the places that `draw_scenes` returns for the same scenes, without drawing: about 3 ms a scene."""
-    return dict(chain.from_iterable(_places(i, layout(seed, i, camera_distance)).items() for i in indices))
+    return dict(chain.from_iterable(_places(i, layout(i, look), look).items() for i in indices))
 
 
 def _shapes(item: Item, transform: type) -> dict[str, Plugin]:
@@ -221,10 +248,10 @@ def picture_name(index: int, shown: int) -> str:
     return f"CLEVR_train_{index:06d}_{shown - 1}.png"
 
 
-def draw_scene(index: int, folder: Path, seed: int, size: int, samples: int, camera_distance: float) -> Drawn:
+def draw_scene(index: int, folder: Path, look: Look, size: int, samples: int) -> Drawn:
     """Draws the missing pictures of one scene. Returns the object names and places of all its pictures."""
-    scene = layout(seed, index, camera_distance)
-    labels = _by_picture(index, [item.name for item in scene.items])
+    scene = layout(index, look)
+    labels = _by_picture(index, [item.name for item in scene.items], look)
     missing = [name for name in labels if not (folder / name).exists()]
     if missing:
         import mitsuba as mi  # only in the processes that draw
@@ -236,7 +263,7 @@ def draw_scene(index: int, folder: Path, seed: int, size: int, samples: int, cam
             of_scene = mi.UInt32(index)
             image = reduce(add, (mi.TensorXf(mi.render(mi.load_dict(p), spp=samples, seed=of_scene)) for p in passes))
             _write_picture(np.array(mi.util.convert_to_bitmap(image)), folder / name)
-    return labels, _places(index, scene)
+    return labels, _places(index, scene, look)
 
 
 def _write_picture(pixels: np.ndarray, path: Path) -> None:
@@ -285,12 +312,11 @@ def draw_scenes(
     progress: Callable[[Iterable[Drawn]], Iterable[Drawn]] = iter,
     workers: int | None = None,
     *,
-    seed: int,
+    look: Look,
     size: int,
     samples: int,
-    camera_distance: float,
 ) -> Drawn:
-    """Draws scenes `indices` into `folder` on all cores. `progress` wraps the iterator.
+    """Draws scenes `indices` into `folder` on all cores, `size` pixels a side. `progress` wraps the iterator.
 
     Returns {file name: object names} and {file name: places of the objects}, each in the order of adding. Pictures that
     exist are kept, so an interrupted call can continue; each is written whole or not at all. Raises DataError if
@@ -299,14 +325,16 @@ def draw_scenes(
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".*.png"):  # left by a killed call
         stale.unlink(missing_ok=True)
-    draw = partial(draw_scene, folder=folder, seed=seed, size=size, samples=samples, camera_distance=camera_distance)
+    draw = partial(draw_scene, folder=folder, look=look, size=size, samples=samples)
     labels: dict[str, list[str]] = {}
     places: dict[str, list[Place]] = {}
+    drawn = 0
     pool = ProcessPoolExecutor(workers or _cores(), get_context("spawn"), _quiet_worker)
     try:
         for names, where in progress(pool.map(draw, indices, chunksize=8)):
             labels |= names
             places |= where
+            drawn += 1
     except BrokenProcessPool:
         raise DataError(
             f"{folder}: a drawing process was killed (out of memory?); run the same command to continue"
@@ -315,7 +343,7 @@ def draw_scenes(
         raise DataError(f"{folder}: drawing failed ({type(error).__name__}: {str(error)[:100]})") from error
     finally:
         for process in list((pool._processes or {}).values()):
-            process.terminate() if len(labels) < OBJECTS * len(indices) else None
+            process.terminate() if drawn < len(indices) else None
         pool.shutdown(wait=True, cancel_futures=True)
     return labels, places
 

@@ -67,7 +67,9 @@ class Data(Section):
 
 
 class Render(Section):
-    scenes: Positive = 6003  # each of up to three pictures
+    scenes: Positive = 6003
+    objects: Annotated[int, Field(ge=1, le=6)] = 3  # most objects in a picture
+    series: bool = True  # a picture for each object that is added, as in i-CLEVR; false: one picture a scene
     validation_scenes: Positive = 200  # held out of training
     size: Positive | None = None  # pixels a side, data.size or more; null: data.size
     samples: Positive = 4  # rays per pixel and lamp
