@@ -181,6 +181,7 @@ class Vae(Training):
     label_weight: NonNegative = 0.0  # weight of a linear classifier's loss on the latents: they tell objects apart
     windows_until: Natural = 0  # until this step it learns from a quarter of each picture, around an object
     foreground: NonNegative = 0.0  # extra weight of pixels that differ from the median picture
+    edges: NonNegative = 0.0  # weight of a second loss: errors of the differences between neighbouring pixels
     perceptual: Perceptual = Perceptual()
     discriminator: Discriminator = Discriminator()
 
