@@ -151,8 +151,8 @@ def layout(index: int, look: Look) -> Layout:
             break
     else:
         raise DataError(
-            f"render.objects={look.objects}: no room for {number} objects in scene {index}; raise render.camera_distance "
-            f"({look.camera_distance:g})"
+            f"render.objects={look.objects}: no room for {number} objects in scene {index}; "
+            f"raise render.camera_distance ({look.camera_distance:g})"
         )
     jitter = partial(rng.uniform, -0.8, 0.8)
     key = (6.0 + jitter(), -1.0 + jitter(), 7.5 + jitter())
