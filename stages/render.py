@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 from data.labels import DataError, Place
-from data.render import OBJECTS, Look, draw_scenes, objects_json, scene_places, test_sets
+from data.render import draw_scenes
+from data.scenes import OBJECTS, Look, objects_json, scene_places, test_sets
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.errors import UserError

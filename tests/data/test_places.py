@@ -7,7 +7,8 @@ import torch
 from data.images import fingerprint, read_folder
 from data.labels import DataError
 from data.places import read_places, recovered
-from data.render import Look, draw_scenes, objects_json
+from data.render import draw_scenes
+from data.scenes import Look, objects_json
 from tests.data.folder import write_folder
 
 ONE, TWO = "CLEVR_train_000000_0.png", "CLEVR_train_000000_1.png"

@@ -9,20 +9,9 @@ from PIL import Image
 
 from data.labels import CLEVR, DataError
 from data.places import read_places
-from data.render import (
-    OBJECTS,
-    RADIUS,
-    RGB,
-    Item,
-    Layout,
-    Look,
-    draw_scene,
-    draw_scenes,
-    layout,
-    picture_name,
-    scene_places,
-)
-from data.render import test_sets as make_test_sets
+from data.render import RGB, draw_scene, draw_scenes
+from data.scenes import OBJECTS, RADIUS, Item, Layout, Look, layout, picture_name, scene_places
+from data.scenes import test_sets as make_test_sets
 
 LOOK = Look(seed=0, camera_distance=9.5)
 SETTINGS = {"look": Look(seed=3, camera_distance=9.5), "size": 64, "samples": 4}
@@ -52,7 +41,7 @@ def test_more_objects_find_room_and_do_not_overlap():
 
 
 def test_objects_without_room_are_one_error(monkeypatch):
-    monkeypatch.setattr("data.render.CAMERAS", 3)
+    monkeypatch.setattr("data.scenes.CAMERAS", 3)
     with pytest.raises(DataError, match=r"no room for 6 objects in scene 0; raise render.camera_distance \(9.5\)"):
         layout(0, replace(LOOK, objects=6))
 
