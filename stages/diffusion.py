@@ -97,12 +97,30 @@ class DiffusionSampler:
     def takes_places(self) -> bool:
         return takes_places(self.network)
 
-    @torch.no_grad()
     def sample(self, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
         """Samples n pictures (n, 3, s, s) in [-1, 1], one for each condition and key.
 
         `watch` is called at each step with t and the pictures of x and of the predicted x_0. Raises UserError.
         """
+        return self._sampled(condition, keys, how, lambda x: self.decode(x).float().clamp(-1, 1), watch)
+
+    def undecoded(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
+        """Samples as `sample` does, and returns x (n, *shape) as it is before it is decoded."""
+        return self._sampled(condition, keys, how, lambda x: x)
+
+    def with_places(self, condition: Condition, keys: list[tuple], how: Eval) -> Condition:
+        """Returns what `sample` gives the network: with a place for each object, if it reads places."""
+        return with_chosen_places(condition, keys, self.layouts, how) if self.takes_places else condition
+
+    @torch.no_grad()
+    def _sampled(
+        self,
+        condition: Condition,
+        keys: list[tuple],
+        how: Eval,
+        finish: Callable[[Tensor], Tensor],
+        watch: Watch | None = None,
+    ) -> Tensor:
         if not SAMPLERS[how.sampler].every_timestep and how.steps > len(self.diffusion):
             raise UserError(f"eval.steps ({how.steps}) must not exceed {self.stage}.timesteps ({len(self.diffusion)})")
         if how.guidance != 1 and not self.knows_no_labels:
@@ -110,14 +128,13 @@ class DiffusionSampler:
                 f"guidance {how.guidance:g}: this {self.stage} was trained with label_dropout=0 and never saw a "
                 f"picture without labels; set guidance to 1"
             )
-        if takes_places(self.network):
-            condition = with_chosen_places(condition, keys, self.layouts, how)
+        condition = self.with_places(condition, keys, how)
 
         def make(condition: Condition, draw: Draw, wanted: int) -> Tensor:
             for t, x, x0 in self._steps(condition, how, lambda: draw(*self.shape)):
                 if watch is not None:
                     watch(t, self.decode(x)[:wanted], self.decode(x0)[:wanted])
-            return self.decode(x).float().clamp(-1, 1)
+            return finish(x)
 
         return in_batches(condition, keys, how.batch, self.context.device, make)
 

@@ -27,12 +27,18 @@ def build_unet(settings: Ldm, inputs: int, classes: int, most: int) -> UNet:
 
 
 def latent_sampler(
-    context: Context, unet: UNet, vae: VQVAE, settings: Ldm, layouts: LayoutPrior, guide: LogProbability | None
+    context: Context,
+    unet: UNet,
+    vae: VQVAE,
+    settings: Ldm,
+    layouts: LayoutPrior,
+    guide: LogProbability | None,
+    stage: str = "ldm",
 ) -> DiffusionSampler:
-    """Returns a sampler of pictures for a network on latents."""
+    """Returns a sampler of pictures for a network on latents, of the `stage` that errors name."""
     side = context.config.data.size // CELL
     shape, decode = (unet.inputs, side, side), decoder_of(vae, context)
-    return DiffusionSampler(context, "ldm", unet, settings, shape, decode, layouts, guide)
+    return DiffusionSampler(context, stage, unet, settings, shape, decode, layouts, guide)
 
 
 def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:

@@ -12,6 +12,7 @@ from models.choices import (
     Backbone,
     Body,
     CriticCondition,
+    Distance,
     GeneratorCondition,
     Loss,
     Model,
@@ -340,6 +341,30 @@ class Gan(Training):
         return needs | ({"critic.read=places": "critic.read=pooled"} if self.critic.read == "places" else {})
 
 
+class FeatureCritic(Section):
+    weight: NonNegative = 0.1  # of the hinge loss on the teacher's features, beside the distance; 0: none
+    channels: Positive = 64  # of the head on each map of features
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    noise: Annotated[float, Field(gt=0, le=1)] = 0.5  # latents are noised to a t below this share of T
+
+
+class Onestep(Training):
+    """A generator of one network call, distilled from the LDM."""
+
+    pairs: Positive = 10_000  # of noise and what the LDM makes of it, as `eval` says; made once
+    chosen_places: Share = 0.5  # share of the pairs whose places are drawn as at sampling, not the training picture's
+    picture_draws: PictureDraws = "uniform"  # whose objects the pairs have
+    distance: Distance = "l2"  # from the LDM's latents
+    critic: FeatureCritic = FeatureCritic()
+
+    on_latents: ClassVar = True
+
+    @property
+    def needs_places(self) -> dict[str, str]:
+        """The settings that need the objects' places: none but the LDM's."""
+        return {}
+
+
 class Eval(Section):
     seeds: Ints = (0, 1, 2, 3, 4)
     sampler: Sampler = "ddim"  # ancestral: DDPM's, every timestep
@@ -373,6 +398,7 @@ class Config(Section):
     ldm: Ldm
     gan: Gan
     ddpm: Ddpm | None = None
+    onestep: Onestep | None = None
     eval: Eval = Eval()
 
     @property

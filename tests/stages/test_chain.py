@@ -251,7 +251,9 @@ def test_make_trains_an_autoencoder_for_a_gan_on_latents_alone():
         assert ("-m stages.vae " in result.stdout) == wanted
 
 
-@pytest.mark.parametrize("name", ["render", "evaluator", "reader", "vae", "ldm", "gan", "evaluate", "sample", "bench"])
+@pytest.mark.parametrize(
+    "name", ["render", "evaluator", "reader", "vae", "ldm", "gan", "onestep", "evaluate", "sample", "bench"]
+)
 def test_help_explains(stage, name):
     status, said = stage(name, "--help")
     assert status == 0
