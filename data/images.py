@@ -31,7 +31,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 PICTURES = ("images", "iclevr")  # what the folder of the pictures may be called
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content, not by name: decoders of other formats may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
-VERSION = 4  # raised when `read_folder` reads the same files differently: 4 added places from the pictures
+VERSION = 5  # raised when packs of the same files would differ: 5 keeps labels as indices
 UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown places
 
 
@@ -39,13 +39,12 @@ UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown place
 class ImageSet:
     """Pictures, their objects and their places; the held-out (validation) pictures come last.
 
-    `images` (n, 3, s, s) uint8; `labels` (n, k) uint8, multi-hot; `held_out` (n,) bool; `objects` (n, m) int64,
-    indices in the order of the picture's list, then -1; `places` (n, m, 2) float32, x to the right and y downwards in
-    [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
+    `images` (n, 3, s, s) uint8; `held_out` (n,) bool; `objects` (n, m), indices in the order of the picture's list,
+    then -1, in the smallest type that holds the vocabulary (`index_type`); `places` (n, m, 2) float32, x to the right
+    and y downwards in [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
     """
 
     images: Tensor
-    labels: Tensor
     held_out: Tensor
     objects: Tensor
     places: Tensor
@@ -53,14 +52,22 @@ class ImageSet:
     source: str
 
     def part(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the images, objects and places of the training or the held-out pictures.
+        """Returns views of the images, objects and places of the training or the held-out pictures."""
+        trained = len(self.held_out) - int(self.held_out.sum())
+        rows = slice(trained, None) if held_out else slice(trained)
+        return self.images[rows], self.objects[rows], self.places[rows]
 
-        The images are a view if those pictures are contiguous, so an array mapped from a file stays mapped.
-        """
-        (chosen,) = (self.held_out == held_out).nonzero(as_tuple=True)
-        first, last = int(chosen[0]), int(chosen[-1]) + 1
-        images = self.images[first:last] if last - first == len(chosen) else self.images[chosen]
-        return images, self.objects[chosen], self.places[chosen]
+    @property
+    def labels(self) -> Tensor:
+        """The labels, multi-hot (n, k) uint8."""
+        return torch.cat([*self.labels_in_parts()])
+
+    def labels_in_parts(self, size: int = 2**16) -> Iterator[Tensor]:
+        """Yields the labels, multi-hot uint8, of `size` pictures at a time: together they may not fit into memory."""
+        for objects in self.objects.split(size):
+            slots = objects.long() % (len(self.vocabulary) + 1)  # -1 becomes a last column, which is cut off
+            found = torch.zeros(len(objects), len(self.vocabulary) + 1, dtype=torch.uint8)
+            yield found.scatter_(1, slots, 1)[:, :-1].contiguous()
 
     def found(self) -> str:
         """Returns how many places are known and their source, in words."""
@@ -265,15 +272,21 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8)
 
 
-def _as_tensors(lists: list[list[int]], places: list[list[Place | None]]) -> tuple[Tensor, Tensor]:
+def index_type(classes: int) -> torch.dtype:
+    """Returns the smallest integer type that holds -1 and the indices below `classes`."""
+    return next(kind for kind in (torch.int8, torch.int16, torch.int32) if classes - 1 <= torch.iinfo(kind).max)
+
+
+def _as_tensors(lists: list[list[int]], places: list[list[Place | None]], classes: int) -> tuple[Tensor, Tensor]:
     """Converts lists of indices and places, one per picture, to `objects` and `places` of an ImageSet."""
-    objects = torch.full((len(lists), max(map(len, lists))), UNKNOWN)
+    objects = torch.full((len(lists), max(map(len, lists))), UNKNOWN, dtype=index_type(classes))
     where = torch.full((*objects.shape, 2), float(UNKNOWN))
-    for i, row in enumerate(lists):
-        objects[i, : len(row)] = torch.tensor(row)
-        for j, place in enumerate(places[i]):
-            if place is not None:
-                where[i, j] = torch.tensor(place)
+    slots = torch.arange(objects.shape[1]) < torch.tensor([len(row) for row in lists])[:, None]
+    objects[slots] = torch.tensor([index for row in lists for index in row], dtype=objects.dtype)
+    known = [(i, j, place) for i, row in enumerate(places) for j, place in enumerate(row) if place is not None]
+    if known:
+        rows, columns, found = zip(*known, strict=True)
+        where[list(rows), list(columns)] = torch.tensor(found)
     return objects, where
 
 
@@ -325,12 +338,11 @@ def read_folder(
     for i, name in enumerate(progress(names)):
         images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}", size).copy())
     lists = [listed[name] for name in names]
-    objects, places = _as_tensors(lists, [(known or {}).get(name, []) for name in names])
+    objects, places = _as_tensors(lists, [(known or {}).get(name, []) for name in names], len(vocabulary))
     source = "from places.json"
     if known is None:
         places, source = recovered(images, objects, list(map(_scene, names))), "from the differences between pictures"
-    labels = vocabulary.multi_hot(lists).to(torch.uint8)
-    return ImageSet(images, labels, held_out, objects, places, vocabulary, source)
+    return ImageSet(images, held_out, objects, places, vocabulary, source)
 
 
 def read_test_sets(folder: Path, vocabulary: Vocabulary, names: Iterable[str]) -> dict[str, list[list[int]]]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from data.joined import Rows
 from models.layouts import LayoutPrior
 from models.multiply_add_unet import MultiplyAddUNet
 from models.patches import PatchUNet
@@ -37,7 +38,7 @@ def build_ddpm(settings: Ddpm, classes: int, most: int, size: int) -> MultiplyAd
     return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths, settings.places)
 
 
-def pixel_scale(images: Tensor) -> tuple[Tensor, Tensor]:
+def pixel_scale(images: Rows) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation (3, s, s) of each pixel over pictures (n, 3, s, s) uint8, scaled to [-1, 1].
 
     The sums are of integers and exact in float64 (up to 10^11 pictures), so the size of the parts changes no bit.

@@ -14,7 +14,7 @@ from models.self_condition import Remembering, first_estimate, predict
 from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.compiled import compile_network
-from stages.engine.dataset import Dataset, drawn_rows
+from stages.engine.dataset import Dataset, Drawn
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema, Network
 from stages.engine.errors import UserError
@@ -176,7 +176,7 @@ class DiffusionTask(Generic[Network]):
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
-        self.rows = drawn_rows(dataset.labels, settings.picture_draws)
+        self.rows = Drawn(dataset.conditions, settings.picture_draws)
         every = torch.arange(settings.timesteps, device=context.device)
         self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound, settings.log_snr)
 

@@ -71,7 +71,7 @@ class EvaluatorTask:
         s, index = self.settings, draws.indices(len(self.dataset.images))
         pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
         images, condition = augmented(pictures, condition, s.low_resolution, draws)
-        images, labels = images.contiguous(memory_format=torch.channels_last), self.dataset.labels[index]
+        images, labels = images.contiguous(memory_format=torch.channels_last), self.dataset.labels(index)
         parts, found = parts_of(len(images), s.accumulate), []
         if self.cells:
             shown = cell_labels(condition, images.shape[-1] // 8)

@@ -22,7 +22,7 @@ from models.wgan import Critic, Generator
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, drawn_rows, load_dataset
+from stages.engine.dataset import Dataset, Drawn, load_dataset
 from stages.engine.distributed import with_global_batch_norms
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
@@ -132,7 +132,7 @@ class GanTask:
     def __init__(self, context: Context, dataset: Dataset, vae: VQVAE | None):
         self.context, self.dataset, self.settings, self.vae = context, dataset, context.config.gan, vae
         s = self.settings
-        self.loss, self.rows = LOSSES[s.loss], drawn_rows(dataset.labels, s.picture_draws)
+        self.loss, self.rows = LOSSES[s.loss], Drawn(dataset.conditions, s.picture_draws)
         self.latents = None if vae is None else encode_set(vae, dataset.images, context)
         self.latent_channels = vae.latent_mean.numel() if vae is not None else 0
         torch.manual_seed(context.config.seed)

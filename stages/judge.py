@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import to_unit
+from data.joined import Rows
 from models.condition import Condition
 from models.evaluator import Evaluator, accuracy, top_k_hits
 from models.reader import Found, Reader, found, label_scores, placing
@@ -45,7 +46,7 @@ def load_reader(context: Context) -> tuple[Reader, dict]:
 
 
 @torch.no_grad()
-def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
+def scores(network: Evaluator, images: Rows, context: Context, batch: int = 256) -> Tensor:
     """Maps (n, 3, s, s), uint8 or in [-1, 1], to logits (n, classes), in float32 as the lab's: near ties matter."""
     network.eval()
     return torch.cat([network.logits(as_input(part, context)) for part in images.split(batch)])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from data.foreground import median_picture, pixel_weights
 from data.images import to_unit
+from data.joined import Rows
 from models.adversarial import LOSSES
 from models.condition import cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
@@ -66,7 +67,7 @@ def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
 
 
 @torch.no_grad()
-def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context) -> Iterator[Tensor]:
+def encoded(encode: Callable[[Tensor], Tensor], images: Rows, context: Context) -> Iterator[Tensor]:
     """Encodes a set (n, 3, s, s) uint8, which may be on another device, in parts: yields (at most 256, c, s/8, s/8)."""
     for part in images.split(256):
         pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
@@ -75,7 +76,7 @@ def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context
         yield latents
 
 
-def encode_set(vae: VQVAE, images: Tensor, context: Context) -> Tensor:
+def encode_set(vae: VQVAE, images: Rows, context: Context) -> Tensor:
     """Encodes a whole set (n, 3, s, s) uint8 to normalised latents (n, c, s/8, s/8) float32 on the device."""
     return torch.cat([*encoded(vae.encode, images, context)])
 
@@ -239,7 +240,7 @@ class VaeTask:
         """Returns the weighted losses of the heads on latents (b, c, 8, 8), and adds each to `metrics`."""
         loss: Tensor | float = 0.0
         if self.classifier is not None:
-            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
+            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels(index))
             loss = loss + self.settings.label_weight * found
             metrics["classification"] = found
         if self.cells is not None and shown is not None:
@@ -290,7 +291,8 @@ class VaeTask:
 
         quantizer, count = self.network.quantizer, len(self.dataset.images)
         assert isinstance(quantizer, Quantizer)  # `quantizer: codebook`
-        chosen = torch.linspace(0, count - 1, min(count, batches * self.settings.batch)).long()
+        exact = torch.float64 if count > 2**24 else torch.float32  # which holds no larger integers
+        chosen = torch.linspace(0, count - 1, min(count, batches * self.settings.batch), dtype=exact).long()
         with torch.no_grad(), self.context.autocast():
             parts = [self.network.latents(self.dataset.pictures(part)) for part in chosen.split(256)]
         quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)

@@ -134,6 +134,6 @@ class Subject:
         def work() -> tuple[Tensor, Tensor]:
             draws = Draws(0, "bench", next(step), batch, self.context.device)
             index = draws.indices(len(self.dataset.images))
-            return self.dataset.pictures(index), self.dataset.labels[index]
+            return self.dataset.pictures(index), self.dataset.labels(index)
 
         return work

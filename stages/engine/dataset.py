@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from data.images import ImageSet, fingerprint, read_folder, read_test_sets, to_unit
+from data.joined import Joined, Rows
 from data.labels import DataError, Vocabulary, read_vocabulary, withheld
 from models.condition import Condition
 from models.layouts import evenly
 from stages.engine import distributed
 from stages.engine.config import Config
 from stages.engine.errors import UserError, of_the_system
-from stages.engine.export import load_export, save_export, sha256_of
+from stages.engine.export import Computed, load_export, save_export, sha256_of
 from stages.engine.lock import locked
 from stages.engine.log import progress, say
 
+CHUNK = 2**20  # pictures whose labels are worked on at once
 PREVIEWED = 4096  # held-out pictures that a preview measures at most; what is exported is measured on all
 
 
@@ -31,15 +33,16 @@ class Dataset:
     """Training and held-out pictures, (n, 3, s, s) uint8, and what they show.
 
     All are on the device, except pictures that are too many for it: they stay in the pack, mapped from the disk. On a
-    CPU they always do (training pictures not with data.withhold): the system keeps in memory as much as it can.
+    CPU they always do, and so do objects and places: the system keeps in memory as much as it can. Labels are kept as
+    indices of objects; those of a batch become multi-hot.
 
     `sha256` covers pictures, label sets and split; `places_sha256` covers the objects' order and places ("" if no place
     is known). A network that is trained on label sets alone therefore stays valid when places are found.
     """
 
-    images: Tensor
+    images: Rows
     conditions: Condition
-    held_out_images: Tensor
+    held_out_images: Rows
     held_out_conditions: Condition
     test_sets: dict[str, Condition]
     vocabulary: Vocabulary
@@ -52,32 +55,32 @@ class Dataset:
         """The pictures' side s in pixels."""
         return self.images.shape[-1]
 
-    @cached_property
-    def labels(self) -> Tensor:
-        """The training pictures' labels, multi-hot (n, k) float."""
-        return self.conditions.labels
+    def labels(self, index: Tensor) -> Tensor:
+        """Returns training pictures' labels, multi-hot (b, k) float."""
+        return self.conditions[index].labels
 
     @cached_property
     def held_out_labels(self) -> Tensor:
         """The held-out pictures' labels, multi-hot (n, k) float."""
         return self.held_out_conditions.labels
 
-    def held_out(self, most: int | None = None) -> tuple[Tensor, Tensor]:
-        """Returns held-out pictures (n, 3, 64, 64) uint8 where they are, and labels; at most `most`, evenly chosen."""
-        if most is None or len(self.held_out_images) <= most:
-            return self.held_out_images, self.held_out_labels
-        rows, images, labels = evenly(len(self.held_out_images), most), self.held_out_images, self.held_out_labels
-        return images[rows.to(images.device)], labels[rows.to(labels.device)]
+    def held_out(self, most: int | None = None) -> tuple[Rows, Tensor]:
+        """Returns held-out pictures (n, 3, s, s) uint8 where they are, and labels; at most `most`, evenly chosen."""
+        images, conditions = self.held_out_images, self.held_out_conditions
+        if most is None or len(images) <= most:
+            return images, self.held_out_labels
+        rows = evenly(len(images), most)
+        return images[rows.to(images.device)], conditions[rows.to(conditions.device)].labels
 
     @cached_property
     def most_objects(self) -> int:
         """The largest number of objects in a training picture: training teaches that many slots of an order."""
-        return int(self.conditions.present.sum(1).max())
+        return int(self.conditions.present.any(0).sum())  # lists are filled from the first slot on
 
     @property
     def layouts(self) -> dict[str, str]:
         """Parent hashes of networks that read the objects' order or places. Without places, the order adds one."""
-        order = {} if self.places_sha256 else {"order": sha256_of({"objects": self.conditions.objects})}
+        order = {} if self.places_sha256 else {"order": sha256_of({"objects": as_int64(self.conditions.objects)})}
         return {"places": self.places_sha256, **order}
 
     def must_know_places(self, needs: dict[str, str]) -> None:
@@ -90,13 +93,35 @@ class Dataset:
         return to_unit(self.images[index.to(self.images.device)].to(self.conditions.device))
 
 
-def drawn_rows(labels: Tensor, how: str) -> Tensor:
-    """Returns an epoch's picture indices from multi-hot labels (n, k): each picture once, or once per label.
+class Drawn:
+    """An epoch's pictures: each once, or with `by-labels` once per label. It maps numbers of draws to pictures.
 
     Accuracy counts labels: with `by-labels` a picture of three objects counts as much as three pictures of one.
     """
-    rows = torch.arange(len(labels), device=labels.device)
-    return rows.repeat_interleave(labels.sum(1).long()) if how == "by-labels" else rows
+
+    def __init__(self, conditions: Condition, how: str):
+        self._size = len(conditions)
+        self._ends: Tensor | None = None
+        if how == "by-labels":
+            kind = torch.int32 if conditions.objects.numel() < 2**31 else torch.int64
+            counts = [objects.ge(0).sum(1, dtype=kind) for objects in conditions.objects.split(CHUNK)]
+            self._ends = torch.cat(counts).cumsum_(0)
+            self._size = int(self._ends[-1])
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, draws: Tensor) -> Tensor:
+        """Returns the pictures (b,) of draws (b,) from {0, ..., len(self) - 1}."""
+        if self._ends is None:
+            return draws
+        return torch.searchsorted(self._ends, draws.to(self._ends.dtype), right=True)
+
+
+def as_int64(objects: Tensor) -> Computed:
+    """Returns a set's objects in the type in which they have always been hashed."""
+    parts = objects.split(CHUNK)
+    return Computed(torch.int64, tuple(objects.shape), lambda: (part.long() for part in parts))
 
 
 def data_folder(config: Config) -> Path:
@@ -128,16 +153,23 @@ def _write_pack(path: Path, config: Config, folder: Path) -> None:
         lambda names: progress(names, f"packing {folder}"),
         lambda *shape: on_disk(path.parent, *shape),
     )
-    pictures = {"images": images.images, "labels": images.labels, "held_out": images.held_out}
-    places = {"objects": images.objects, "places": images.places}
+    stored = {name: getattr(images, name) for name in ("images", "held_out", "objects", "places")}
+    shape = (len(images.images), len(images.vocabulary))
+    multi_hot = Computed(torch.uint8, shape, images.labels_in_parts)
+    pictures: dict[str, Tensor | Computed] = {
+        "images": images.images,
+        "labels": multi_hot,
+        "held_out": images.held_out,
+    }
+    places: dict[str, Tensor | Computed] = {"objects": as_int64(images.objects), "places": images.places}
     about = {
         "objects": images.vocabulary.names,
         "folder": str(folder),
         "places": images.source,
-        "pictures_sha256": sha256_of(pictures),  # of these alone, as when a pack held nothing else
+        "pictures_sha256": sha256_of(pictures),  # of what packs once held: runs are known by it
         "places_sha256": sha256_of(places) if (images.places >= 0).any() else "",
     }
-    save_export(path, pictures | places, about)
+    save_export(path, stored, about)
     say(f"packed {len(images.images)} pictures of {folder} into {path}")
     say(f"{folder}: {images.found()}")
 
@@ -157,9 +189,9 @@ def on_disk(folder: Path, *shape: int) -> Tensor:
         raise of_the_system(error, f"cannot write {size} bytes into {folder}") from None
 
 
-def placed(images: Tensor, device: torch.device) -> Tensor:
+def placed(images: Rows, device: torch.device) -> Rows:
     """Moves the pictures to the device if they take at most half of its free memory, else leaves them in place."""
-    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+    if images.device == device or (device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2):
         return images
     return images.to(device)
 
@@ -213,10 +245,13 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         pictures, objects, places = images.part(held_out)
         return pictures, Condition(objects, places, classes)
 
+    pictures: Rows
     pictures, conditions = part(held_out=False)
     if config.data.withhold:
-        seen = ~withheld(conditions.labels, config.data.withhold)
-        pictures, conditions, digest = pictures[seen], conditions[seen], f"{digest} withhold {config.data.withhold}"
+        seen = ~withheld(conditions.objects, config.data.withhold)
+        (rows,) = seen.nonzero(as_tuple=True)
+        pictures, digest = Joined([pictures], rows.int()), f"{digest} withhold {config.data.withhold}"
+        conditions = Condition(conditions.objects[rows], conditions.places[rows], classes)
         if not len(pictures):
             raise UserError(
                 f"data.withhold={config.data.withhold:g} leaves no picture of {folder} to train on; lower it"

@@ -7,6 +7,7 @@ what one process with the same global batch sees.
 import hashlib
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from stages.engine import distributed
 from stages.engine.transfer import sent
 
 HOST = torch.device("cpu")
+LISTED = 2**24  # pictures up to which an epoch's order is a list; beyond, it is computed: a list of 10^8 takes 8 s
+ROUNDS = 6  # of the computed order
 
 
 def seed_of(*key: object) -> int:
@@ -29,13 +32,50 @@ def _permutation(seed: int, stream: str, epoch: int, size: int, device: torch.de
     return sent(torch.randperm(size, generator=generator), device)
 
 
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """Returns 64 well mixed bits of each number (the finaliser of SplitMix64, doi 10.1145/2660193.2660195)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@lru_cache(maxsize=4)
+def _round_keys(seed: int, stream: str, epoch: int) -> tuple[np.uint64, ...]:
+    return tuple(np.uint64(seed_of(seed, stream, "order", epoch, number)) for number in range(ROUNDS))
+
+
+def computed_order(positions: Tensor, size: int, seed: int, stream: str, epoch: int) -> Tensor:
+    """Returns the pictures at `positions` (b,) of an epoch's order of `size` pictures, without listing the others.
+
+    A Feistel network permutes the numbers of an even count of bits, fewer than 4 x size numbers; what falls outside the
+    set is permuted again until it falls inside (cycle walking, doi 10.1007/3-540-45760-7_9).
+    """
+    half = np.uint64(((size - 1).bit_length() + 1) // 2)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+
+    def permuted(numbers: np.ndarray) -> np.ndarray:
+        left, right = numbers >> half, numbers & mask
+        for key in _round_keys(seed, stream, epoch):
+            left, right = right, left ^ (_mixed(right + key) & mask)
+        return left << half | right
+
+    found = permuted(positions.numpy().astype(np.uint64))
+    while (outside := found >= size).any():
+        found[outside] = permuted(found[outside])
+    return torch.from_numpy(found.astype(np.int64))
+
+
 def batch_indices(seed: int, stream: str, step: int, batch: int, size: int, device: torch.device = HOST) -> Tensor:
     """Returns the indices of global batch `step`: (batch,) int64. Epochs are seeded permutations laid end to end."""
     first, last = step * batch, (step + 1) * batch
     parts = []
     while first < last:
         epoch, offset = divmod(first, size)
-        parts.append(_permutation(seed, stream, epoch, size, device)[offset : offset + last - first])
+        if size <= LISTED:
+            parts.append(_permutation(seed, stream, epoch, size, device)[offset : offset + last - first])
+        else:
+            positions = torch.arange(offset, min(size, offset + last - first))
+            parts.append(sent(computed_order(positions, size, seed, stream, epoch), device))
         first += len(parts[-1])
     return torch.cat(parts)
 

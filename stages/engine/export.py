@@ -4,8 +4,9 @@ import hashlib
 import json
 import mmap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ DTYPES = {  # safetensors' names for the types that exports hold
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
@@ -34,13 +37,23 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def sha256_of(tensors: dict[str, Tensor]) -> str:
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that is only hashed, as if it were stored: `parts()` yields its rows in order."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    parts: Callable[[], Iterator[Tensor]]
+
+
+def sha256_of(tensors: Mapping[str, Tensor | Computed]) -> str:
     """Returns the digest of tensors' names, types, shapes and content, which identifies an export."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
+        for part in tensor.parts() if isinstance(tensor, Computed) else [tensor]:
+            digest.update(_bytes_of(part.detach().cpu().contiguous()))
     return digest.hexdigest()
 
 
