@@ -42,6 +42,7 @@ class ImageSet:
     `images` (n, 3, s, s) uint8; `held_out` (n,) bool; `objects` (n, m), indices in the order of the picture's list,
     then -1, in the smallest type that holds the vocabulary (`index_type`); `places` (n, m, 2) float32, x to the right
     and y downwards in [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
+    `content`: a key of the files that were read.
     """
 
     images: Tensor
@@ -50,6 +51,7 @@ class ImageSet:
     places: Tensor
     vocabulary: Vocabulary
     source: str
+    content: str = ""
 
     def part(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views of the images, objects and places of the training or the held-out pictures."""
@@ -92,7 +94,7 @@ def _place_of_pictures(folder: Path) -> Path:
     return one[0]
 
 
-class _Pictures:
+class PictureFiles:
     """The picture files of a folder or a zip, by their path in it: sub-folders are allowed, with / between."""
 
     def __init__(self, folder: Path):
@@ -100,6 +102,7 @@ class _Pictures:
         self._archive: zipfile.ZipFile | None = None
         self._files: dict[str, Path] = {}
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self._digests: dict[str, bytes] = {}
         if self.where.is_dir():
             self._files = dict(self._found())
         else:
@@ -152,11 +155,25 @@ class _Pictures:
 
     def read(self, name: str) -> bytes:
         try:
-            return self._archive.read(self._members[name]) if self._archive else self._files[name].read_bytes()
+            found = self._archive.read(self._members[name]) if self._archive else self._files[name].read_bytes()
         except MemoryError:
             raise
         except Exception as error:  # each compression raises different exceptions
             raise DataError(f"{self.where}: {name} cannot be read ({error}); restore it") from None
+        self._digests[name] = hashlib.sha256(found).digest()
+        return found
+
+    def content(self) -> str:
+        """Returns a key of the names and content of all pictures that were read."""
+        digest = hashlib.sha256()
+        for name in sorted(self._digests):
+            digest.update(name.encode(errors="surrogateescape") + b"\n" + self._digests[name])
+        return digest.hexdigest()
+
+    def sizes(self) -> Iterator[str]:
+        """Yields what is known of each picture without reading it, and is the same in a copy."""
+        for name in sorted(self.names):
+            yield f"{name} {self._members[name].file_size if self._archive else self._files[name].stat().st_size}"
 
     def stamps(self) -> Iterator[str]:
         """Yields what changes with a picture: a zip's checksums, or the folder's path and the files' sizes, times."""
@@ -252,22 +269,6 @@ def _hold_out(names: list[str], every: int) -> Tensor:
     return torch.tensor([order[group] % every == every - 1 for group in groups])
 
 
-def fingerprint(folder: Path, validation_every: int, size: int = SIZE) -> str:
-    """Returns a quick key for what `read_folder` would return now, without reading any picture.
-
-    Raises DataError if the folder is incomplete.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
-    digest = hashlib.sha256(f"{VERSION} {validation_every} {size}\n".encode())
-    for stamp in _Pictures(folder).stamps():
-        digest.update(stamp.encode(errors="surrogateescape") + b"\n")
-    for name in ("objects.json", "train.json", "validation.json", "places.json"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8)
 
@@ -316,7 +317,7 @@ def read_folder(
     vocabulary = read_vocabulary(folder / "objects.json")
     listed, apart = _both(folder, vocabulary)
     known = read_places(folder / "places.json", listed)
-    pictures = _Pictures(folder)
+    pictures = PictureFiles(folder)
     missing = [name for name in listed if name not in pictures.names]
     if strange := [name for name in missing if PurePosixPath(name).suffix.lower() not in SUFFIXES]:
         kinds = ", ".join(SUFFIXES)
@@ -342,7 +343,7 @@ def read_folder(
     source = "from places.json"
     if known is None:
         places, source = recovered(images, objects, list(map(_scene, names))), "from the differences between pictures"
-    return ImageSet(images, held_out, objects, places, vocabulary, source)
+    return ImageSet(images, held_out, objects, places, vocabulary, source, pictures.content())
 
 
 def read_test_sets(folder: Path, vocabulary: Vocabulary, names: Iterable[str]) -> dict[str, list[list[int]]]:

@@ -1,10 +1,8 @@
 """Loads an experiment's pictures, packed once into one file and held on the device."""
 
 import json
-import math
-import mmap
 import os
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,19 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.images import ImageSet, fingerprint, read_folder, read_test_sets, to_unit
+from data.images import read_test_sets, to_unit
 from data.joined import Joined, Rows
-from data.labels import DataError, Vocabulary, read_vocabulary, withheld
+from data.labels import DataError, Vocabulary, withheld
 from models.condition import Condition
 from models.layouts import evenly
-from stages.engine import distributed
 from stages.engine.config import Config
-from stages.engine.errors import UserError, of_the_system
-from stages.engine.export import Computed, load_export, save_export, sha256_of
-from stages.engine.lock import locked
-from stages.engine.log import progress, say
+from stages.engine.errors import UserError
+from stages.engine.export import sha256_of
+from stages.engine.packs import CHUNK, as_int64, is_pack, load_packs, vocabulary_of
 
-CHUNK = 2**20  # pictures whose labels are worked on at once
 PREVIEWED = 4096  # held-out pictures that a preview measures at most; what is exported is measured on all
 
 
@@ -48,7 +43,7 @@ class Dataset:
     vocabulary: Vocabulary
     sha256: str
     places_sha256: str
-    folder: Path
+    folder: str | Path  # where the pictures are from, in words
 
     @property
     def size(self) -> int:
@@ -86,7 +81,7 @@ class Dataset:
     def must_know_places(self, needs: dict[str, str]) -> None:
         """Raises UserError if no place is known and `needs`, as from `Config.places_of`, names a key that needs one."""
         if not self.places_sha256:
-            _refuse_needed_places(needs, self.folder)
+            _refuse_needed_places(needs, str(self.folder))
 
     def pictures(self, index: Tensor) -> Tensor:
         """Returns training pictures (b, 3, s, s) in [-1, 1] on the device."""
@@ -118,75 +113,9 @@ class Drawn:
         return torch.searchsorted(self._ends, draws.to(self._ends.dtype), right=True)
 
 
-def as_int64(objects: Tensor) -> Computed:
-    """Returns a set's objects in the type in which they have always been hashed."""
-    parts = objects.split(CHUNK)
-    return Computed(torch.int64, tuple(objects.shape), lambda: (part.long() for part in parts))
-
-
-def data_folder(config: Config) -> Path:
-    """Returns the folder of the pictures: the configured one, or what `stages.render` drew for this experiment."""
-    return Path(config.data.folder) if config.data.folder else Path(config.root) / config.name / "render"
-
-
-def _pack(config: Config, folder: Path) -> tuple[ImageSet, dict]:
-    """Returns the folder's pack, which is written first if it is missing, and the pack's description."""
-    key = fingerprint(folder, config.data.validation_every, config.data.size)
-    path = Path(config.root) / "packs" / f"{key}.safetensors"
-    remedy, packed = "run the same command again", distributed.patient_barrier()
-    if not path.is_file() and distributed.is_main():
-        with locked(path.parent, wait=True):  # one command packs, the others wait and use its pack
-            if not path.is_file():
-                _write_pack(path, config, folder)
-    packed()
-    tensors, about = load_export(path, remedy, mapped=True)
-    return ImageSet(**tensors, vocabulary=Vocabulary(about["objects"]), source=about["places"]), about
-
-
-def _write_pack(path: Path, config: Config, folder: Path) -> None:
-    for stale in path.parent.glob(".*.tmp"):  # left by a killed command: this one holds the lock
-        stale.unlink()
-    images = read_folder(
-        folder,
-        config.data.validation_every,
-        config.data.size,
-        lambda names: progress(names, f"packing {folder}"),
-        lambda *shape: on_disk(path.parent, *shape),
-    )
-    stored = {name: getattr(images, name) for name in ("images", "held_out", "objects", "places")}
-    shape = (len(images.images), len(images.vocabulary))
-    multi_hot = Computed(torch.uint8, shape, images.labels_in_parts)
-    pictures: dict[str, Tensor | Computed] = {
-        "images": images.images,
-        "labels": multi_hot,
-        "held_out": images.held_out,
-    }
-    places: dict[str, Tensor | Computed] = {"objects": as_int64(images.objects), "places": images.places}
-    about = {
-        "objects": images.vocabulary.names,
-        "folder": str(folder),
-        "places": images.source,
-        "pictures_sha256": sha256_of(pictures),  # of what packs once held: runs are known by it
-        "places_sha256": sha256_of(places) if (images.places >= 0).any() else "",
-    }
-    save_export(path, stored, about)
-    say(f"packed {len(images.images)} pictures of {folder} into {path}")
-    say(f"{folder}: {images.found()}")
-
-
-def on_disk(folder: Path, *shape: int) -> Tensor:
-    """Returns a uint8 tensor of zeros in an unnamed file of `folder`, deleted with it: it may be larger than memory."""
-    size = math.prod(shape)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, but a signal later
-            else:
-                file.truncate(size)
-            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8).view(shape)
-    except OSError as error:
-        raise of_the_system(error, f"cannot write {size} bytes into {folder}") from None
+def sources_of(config: Config) -> list[Path]:
+    """Returns the folders or packs of the pictures: those configured, or what `stages.render` drew."""
+    return list(map(Path, config.data.folders)) or [Path(config.root) / config.name / "render"]
 
 
 def placed(images: Rows, device: torch.device) -> Rows:
@@ -196,11 +125,11 @@ def placed(images: Rows, device: torch.device) -> Rows:
     return images.to(device)
 
 
-def _refuse_needed_places(needs: dict[str, str], folder: Path) -> None:
+def _refuse_needed_places(needs: dict[str, str], where: str) -> None:
     """Raises UserError if `needs` is not empty: {key that needs places: override that does without them}."""
     if needs:
         raise UserError(
-            f"{folder}: no object's place is known, but {', '.join(needs)} cannot work without; add a places.json "
+            f"{where}: no object's place is known, but {', '.join(needs)} cannot work without; add a places.json "
             f"(README, 'Your own data'), or do without: {' '.join(needs.values())}"
         )
 
@@ -221,40 +150,60 @@ def _refuse_smaller_scenes(folder: Path, size: int) -> None:
         )
 
 
+def _refuse_missing(config: Config, sources: Sequence[Path]) -> None:
+    """Raises UserError if a source of pictures is not there, or is of smaller pictures than data.size."""
+    if not config.data.folders and not (sources[0] / "train.json").exists():
+        raise UserError(
+            f"{sources[0]} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)"
+        )
+    for source in sources:
+        if not is_pack(source) and not source.is_dir():
+            raise UserError(f"{source}: no such data folder; set data.folder to the folder that holds train.json")
+        _refuse_smaller_scenes(source, config.data.size)
+
+
+def _test_sets(config: Config, sources: Sequence[Path], vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
+    """Reads each file of label sets from the first of the folders that has it; of a pack, from the folder it is in."""
+    folders = [source.parent if is_pack(source) else source for source in sources]
+
+    def folder_of(name: str) -> Path:
+        return next((folder for folder in folders if os.path.lexists(folder / f"{name}.json")), folders[0])
+
+    found: dict[str, list[list[int]]] = {}
+    for name in config.data.conditions:
+        found |= read_test_sets(folder_of(name), vocabulary, [name])
+    return found
+
+
 def load_dataset(config: Config, device: torch.device) -> Dataset:
     """Loads the experiment's pictures, which are packed on first use. Raises UserError that names a folder's fault."""
-    folder = data_folder(config)
-    if config.data.folder is None and not (folder / "train.json").exists():
-        raise UserError(
-            f"{folder} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)"
-        )
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such data folder; set data.folder to the folder that holds train.json")
-    _refuse_smaller_scenes(folder, config.data.size)
+    sources = sources_of(config)
+    _refuse_missing(config, sources)
+    where = f"{sources[0]} and {len(sources) - 1} more" if len(sources) > 1 else str(sources[0])
     try:
-        vocabulary = read_vocabulary(folder / "objects.json")
-        test_sets = read_test_sets(folder, vocabulary, config.data.conditions)  # its faults before slow packing
-        images, about = _pack(config, folder)
+        vocabulary = vocabulary_of(sources)
+        test_sets = _test_sets(config, sources, vocabulary)  # its faults before slow packing
+        packs = load_packs(config, sources)
     except DataError as error:
         raise UserError(str(error)) from None
-    if not about["places_sha256"]:
-        _refuse_needed_places(config.needs_places, folder)
-    classes, digest = len(images.vocabulary), about["pictures_sha256"]
+    classes, digest, places_digest = len(vocabulary), packs.digest("pictures_sha256"), packs.digest("places_sha256")
+    if not places_digest:
+        _refuse_needed_places(config.needs_places, where)
 
-    def part(held_out: bool) -> tuple[Tensor, Condition]:
-        pictures, objects, places = images.part(held_out)
+    def part(held_out: bool) -> tuple[Rows, Condition]:
+        pictures, objects, places = packs.part(held_out)
         return pictures, Condition(objects, places, classes)
 
-    pictures: Rows
     pictures, conditions = part(held_out=False)
     if config.data.withhold:
         seen = ~withheld(conditions.objects, config.data.withhold)
         (rows,) = seen.nonzero(as_tuple=True)
-        pictures, digest = Joined([pictures], rows.int()), f"{digest} withhold {config.data.withhold}"
+        parts = pictures.parts if isinstance(pictures, Joined) else [pictures]
+        pictures, digest = Joined(parts, rows.int()), f"{digest} withhold {config.data.withhold}"
         conditions = Condition(conditions.objects[rows], conditions.places[rows], classes)
         if not len(pictures):
             raise UserError(
-                f"data.withhold={config.data.withhold:g} leaves no picture of {folder} to train on; lower it"
+                f"data.withhold={config.data.withhold:g} leaves no picture of {where} to train on; lower it"
             )
     held_out_pictures, held_out_conditions = part(held_out=True)
     return Dataset(
@@ -263,8 +212,8 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         placed(held_out_pictures, device),
         held_out_conditions.to(device),
         {name: Condition.of_lists(sets, classes) for name, sets in test_sets.items()},
-        images.vocabulary,
+        vocabulary,
         digest,
-        about["places_sha256"],
-        folder,
+        places_digest,
+        where,
     )
