@@ -1,10 +1,11 @@
 """Draws random numbers as a function of (seed, stream, step): a resumed run repeats them without stored state.
 
-Every random tensor is drawn for the global batch and cut to this process's rows, so that two processes see
-what one process with the same global batch sees.
+Every random tensor is drawn for the global batch, or for whole blocks of it, and cut to this process's rows, so that
+two processes see what one process with the same global batch sees.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,7 @@ from stages.engine.transfer import sent
 HOST = torch.device("cpu")
 LISTED = 2**24  # pictures up to which an epoch's order is a list; beyond, it is computed: a list of 10^8 takes 8 s
 ROUNDS = 6  # of the computed order
+WIDE, BLOCK = 2048, 256  # rows: a wider batch is drawn in blocks, each from a generator of its own
 
 
 def seed_of(*key: object) -> int:
@@ -84,13 +86,27 @@ class Draws:
     """Draws the random numbers of one step.
 
     Each call draws for the global batch `(batch, ...)` and returns this process's rows. Calls are distinguished by
-    their order, so a step must make the same calls each time it is computed.
+    their order, so a step must make the same calls each time it is computed. A batch of WIDE rows or more is drawn in
+    blocks, and a process draws only the blocks of its rows: the time for it does not grow with the processes.
     """
 
     def __init__(self, seed: int, stream: str, step: int, batch: int, device: torch.device):
         self.seed, self.stream, self.step, self.batch, self.device = seed, stream, step, batch, device
         self._generator = torch.Generator(device).manual_seed(seed_of(seed, stream, step))
-        self._rows = distributed.share_of(batch)
+        self._rows, self._calls = distributed.share_of(batch), 0
+
+    def _own(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """Returns this process's rows of draw(rows, generator)."""
+        rows = self._rows
+        if self.batch < WIDE:
+            return draw(self.batch, self._generator)[rows]
+        self._calls += 1
+        first, last = rows.start // BLOCK, -(-rows.stop // BLOCK)
+        blocks = []
+        for block in range(first, last):
+            seed = seed_of(self.seed, self.stream, self.step, self._calls, "block", block)
+            blocks.append(draw(min(BLOCK, self.batch - block * BLOCK), self._generator.manual_seed(seed)))
+        return torch.cat(blocks)[rows.start - first * BLOCK : rows.stop - first * BLOCK]
 
     def indices(self, size: int, part: int = 0, parts: int = 1) -> Tensor:
         """Returns this process's (batch / world,) indices into a set of `size`: batch `part` of the step's `parts`."""
@@ -99,17 +115,16 @@ class Draws:
 
     def normal(self, *shape: int) -> Tensor:
         """Draws (batch / world, *shape) from N(0, 1)."""
-        return torch.randn(self.batch, *shape, generator=self._generator, device=self.device)[self._rows]
+        return self._own(lambda rows, g: torch.randn(rows, *shape, generator=g, device=self.device))
 
     def uniform(self, *shape: int) -> Tensor:
         """Draws (batch / world, *shape) from U[0, 1)."""
-        return torch.rand(self.batch, *shape, generator=self._generator, device=self.device)[self._rows]
+        return self._own(lambda rows, g: torch.rand(rows, *shape, generator=g, device=self.device))
 
     def stratified(self) -> Tensor:
         """Draws (batch / world,) from U[0, 1), one in each of `batch` equal parts (arXiv 2107.00630, appendix I.1)."""
-        places = torch.arange(self.batch, device=self.device)
-        shifts = torch.rand(self.batch, generator=self._generator, device=self.device)
-        return ((places + shifts) / self.batch)[self._rows]
+        places = torch.arange(self.batch, device=self.device)[self._rows]
+        return (places + self.uniform()) / self.batch
 
     def number(self, high: int, name: str) -> int:
         """Draws one integer from {0, ..., high - 1} for the whole step, on the host, without waiting for the device."""
@@ -117,7 +132,7 @@ class Draws:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Draws (batch / world, *shape) int64 from {0, ..., high - 1}."""
-        return torch.randint(high, (self.batch, *shape), generator=self._generator, device=self.device)[self._rows]
+        return self._own(lambda rows, g: torch.randint(high, (rows, *shape), generator=g, device=self.device))
 
 
 def sample_generator(*key: object) -> torch.Generator:

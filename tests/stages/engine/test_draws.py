@@ -57,14 +57,39 @@ def test_a_step_draws_the_same_whenever_it_is_computed():
     assert not torch.equal(drawn(5), drawn(6))
 
 
-def test_processes_share_the_global_batch(monkeypatch):
-    whole = Draws(0, "x", 3, 4, CPU).normal(2)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    halves = []
-    for rank in (0, 1):
+@pytest.mark.parametrize(("batch", "world"), [(4, 2), (draws.WIDE, 2), (draws.WIDE + 4, 4), (3 * draws.WIDE, 6)])
+def test_processes_share_the_global_batch(monkeypatch, batch, world):
+    def drawn():
+        d = Draws(0, "x", 3, batch, CPU)
+        return torch.cat(
+            [d.normal(2), d.uniform(2), d.integers(9, 2).float(), d.stratified()[:, None].expand(-1, 2)], 1
+        )
+
+    whole = drawn()
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    parts = []
+    for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        halves.append(Draws(0, "x", 3, 4, CPU).normal(2))
-    assert torch.equal(torch.cat(halves), whole)
+        parts.append(drawn())
+    assert torch.equal(torch.cat(parts), whole)
+    assert abs(whole[:, :2].mean()) < 4 / (2 * batch) ** 0.5 and whole.unique(dim=0).shape == whole.shape
+
+
+def test_a_process_draws_only_the_blocks_of_its_rows(monkeypatch):
+    drawn, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda rows, *rest, **more: drawn.append(rows) or randn(rows, *rest, **more))
+    monkeypatch.setattr(distributed, "world_size", lambda: 8)
+    monkeypatch.setattr(distributed, "rank", lambda: 3)
+    Draws(0, "x", 0, 8 * 512, CPU).normal(2)
+    assert drawn == [256, 256], "not the 4,096 rows of the global batch"
+
+
+def test_batches_of_the_recipes_are_drawn_as_they_always_were():
+    generator = torch.Generator().manual_seed(seed_of(0, "x", 3))
+    expected = torch.randn(192, 3, generator=generator), torch.rand(192, generator=generator)
+    d = Draws(0, "x", 3, 192, CPU)
+    assert torch.equal(d.normal(3), expected[0])
+    assert torch.equal(d.stratified(), (torch.arange(192) + expected[1]) / 192)
 
 
 def test_seeds_differ_by_key_and_stay_as_they_are():
