@@ -13,6 +13,7 @@ from stages.engine import distributed
 from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network
 from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.draws import Coming
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.run import Run
@@ -123,8 +124,8 @@ class DdpmTask(DiffusionTask[MultiplyAddUNet | PatchUNet]):
         if isinstance(network, PatchUNet):
             network.set_scale(*pixel_scale(dataset.images))
 
-            def clean(index: Tensor) -> Tensor:
-                return network.normalised(dataset.pictures(index))
+            def clean(index: Tensor, coming: Coming | None = None) -> Tensor:
+                return network.normalised(dataset.pictures(index, coming))
 
         evaluator, _ = load_evaluator(context, classes)
         guide = guide_of(context, classes)

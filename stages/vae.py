@@ -24,6 +24,7 @@ from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
 from stages.engine.latent_parts import step_in_parts
+from stages.engine.latents import BATCH, from_pack, in_memory, in_pack
 from stages.engine.log import say
 from stages.engine.lpips import load_perceptual
 from stages.engine.optim import Optimizer
@@ -69,16 +70,35 @@ def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
 @torch.no_grad()
 def encoded(encode: Callable[[Tensor], Tensor], images: Rows, context: Context) -> Iterator[Tensor]:
     """Encodes a set (n, 3, s, s) uint8, which may be on another device, in parts: yields (at most 256, c, s/8, s/8)."""
-    for part in images.split(256):
+    for part in images.split(BATCH):
         pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
         with context.autocast():
             latents = encode(pictures)
         yield latents
 
 
-def encode_set(vae: VQVAE, images: Rows, context: Context) -> Tensor:
-    """Encodes a whole set (n, 3, s, s) uint8 to normalised latents (n, c, s/8, s/8) float32 on the device."""
-    return torch.cat([*encoded(vae.encode, images, context)])
+def _latent_shape(vae: VQVAE, dataset: Dataset) -> tuple[int, int, int]:
+    return vae.latent_mean.numel(), dataset.size // CELL, dataset.size // CELL
+
+
+def latents_kind(vae: VQVAE, dataset: Dataset, context: Context) -> dict[str, str]:
+    """Returns the parent that a run has if its latents are in files: they are rounded to bfloat16 there."""
+    return {"latents": "bfloat16"} if in_pack(context, len(dataset.images), _latent_shape(vae, dataset)) else {}
+
+
+def latents_of(vae: VQVAE, sha256: str, dataset: Dataset, context: Context) -> Rows:
+    """Returns the training pictures' normalised latents (n, c, s/8, s/8), float32 on the device or bfloat16 in files.
+
+    `sha256`: the autoencoder's. Each picture is encoded once, by one of the processes.
+    """
+
+    def encode(images: Tensor) -> Tensor:
+        (latents,) = encoded(vae.encode, images, context)
+        return latents
+
+    if latents_kind(vae, dataset, context):
+        return from_pack(context, encode, dataset.images, {"data": dataset.sha256, "vae": sha256})
+    return in_memory(encode, dataset.images, _latent_shape(vae, dataset), context.device)
 
 
 def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
@@ -188,8 +208,8 @@ class VaeTask:
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s, d = self.settings, self.settings.discriminator
-        index = draws.indices(len(self.dataset.images))
-        images, condition = self.dataset.pictures(index), self.dataset.conditions[index]
+        index, coming = draws.pictures(self.dataset.once)
+        images, condition = self.dataset.pictures(index, coming), self.dataset.conditions[index]
         weights = pixel_weights(images, self.background, s.foreground)
         shown = cell_labels(condition, self.side) if self.cells is not None else None
         if step < s.windows_until:

@@ -15,10 +15,13 @@ from data.joined import Joined, Rows
 from data.labels import DataError, Vocabulary, withheld
 from models.condition import Condition
 from models.layouts import evenly
+from stages.engine.ahead import Batches
 from stages.engine.config import Config
+from stages.engine.drawn import Drawn
+from stages.engine.draws import Coming
 from stages.engine.errors import UserError
 from stages.engine.export import sha256_of
-from stages.engine.packs import CHUNK, as_int64, is_pack, load_packs, vocabulary_of
+from stages.engine.packs import as_int64, is_pack, load_packs, vocabulary_of
 
 PREVIEWED = 4096  # held-out pictures that a preview measures at most; what is exported is measured on all
 
@@ -83,34 +86,18 @@ class Dataset:
         if not self.places_sha256:
             _refuse_needed_places(needs, str(self.folder))
 
-    def pictures(self, index: Tensor) -> Tensor:
-        """Returns training pictures (b, 3, s, s) in [-1, 1] on the device."""
-        return to_unit(self.images[index.to(self.images.device)].to(self.conditions.device))
+    @cached_property
+    def _batches(self) -> Batches:
+        return Batches(self.images, self.conditions.device)
 
+    @cached_property
+    def once(self) -> Drawn:
+        """Each training picture once an epoch."""
+        return Drawn(self.conditions, "uniform")
 
-class Drawn:
-    """An epoch's pictures: each once, or with `by-labels` once per label. It maps numbers of draws to pictures.
-
-    Accuracy counts labels: with `by-labels` a picture of three objects counts as much as three pictures of one.
-    """
-
-    def __init__(self, conditions: Condition, how: str):
-        self._size = len(conditions)
-        self._ends: Tensor | None = None
-        if how == "by-labels":
-            kind = torch.int32 if conditions.objects.numel() < 2**31 else torch.int64
-            counts = [objects.ge(0).sum(1, dtype=kind) for objects in conditions.objects.split(CHUNK)]
-            self._ends = torch.cat(counts).cumsum_(0)
-            self._size = int(self._ends[-1])
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, draws: Tensor) -> Tensor:
-        """Returns the pictures (b,) of draws (b,) from {0, ..., len(self) - 1}."""
-        if self._ends is None:
-            return draws
-        return torch.searchsorted(self._ends, draws.to(self._ends.dtype), right=True)
+    def pictures(self, index: Tensor, coming: Coming | None = None) -> Tensor:
+        """Returns training pictures (b, 3, s, s) in [-1, 1] on the device. `coming`: what the index was drawn by."""
+        return to_unit(self._batches(index, coming))
 
 
 def sources_of(config: Config) -> list[Path]:

@@ -6,6 +6,7 @@ two processes see what one process with the same global batch sees.
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.engine import distributed
+from stages.engine.drawn import Drawn
 from stages.engine.transfer import sent
 
 HOST = torch.device("cpu")
@@ -27,7 +29,7 @@ def seed_of(*key: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # this epoch and the next, on the device and for what is read ahead
 def _permutation(seed: int, stream: str, epoch: int, size: int, device: torch.device) -> Tensor:
     """Draws an epoch's order on the host, the same for every device, and keeps it on the device: a step copies none."""
     generator = torch.Generator().manual_seed(seed_of(seed, stream, "order", epoch))
@@ -82,6 +84,30 @@ def batch_indices(seed: int, stream: str, step: int, batch: int, size: int, devi
     return torch.cat(parts)
 
 
+@dataclass(frozen=True)
+class Coming:
+    """A batch of pictures that a step of some stage draws, by its number: which pictures those are is known ahead."""
+
+    seed: int
+    stream: str
+    number: int  # of the batch; a step that takes several draws them one after the other
+    batch: int
+    rows: tuple[int, int]  # this process's
+    drawn: Drawn
+
+    @property
+    def key(self) -> tuple:
+        return self.seed, self.stream, self.number, self.batch, self.rows, id(self.drawn)
+
+    def after(self, more: int) -> "Coming":
+        return replace(self, number=self.number + more)
+
+    def index(self) -> Tensor:
+        """Returns the pictures' indices (b,) on the host."""
+        draws = batch_indices(self.seed, self.stream, self.number, self.batch, len(self.drawn))
+        return self.drawn.on_host(draws[slice(*self.rows)])
+
+
 class Draws:
     """Draws the random numbers of one step.
 
@@ -94,6 +120,12 @@ class Draws:
         self.seed, self.stream, self.step, self.batch, self.device = seed, stream, step, batch, device
         self._generator = torch.Generator(device).manual_seed(seed_of(seed, stream, step))
         self._rows, self._calls = distributed.share_of(batch), 0
+
+    def pictures(self, drawn: Drawn, part: int = 0, parts: int = 1) -> tuple[Tensor, Coming]:
+        """Draws this process's pictures (batch / world,) of batch `part` of `parts`, and says which batch that is."""
+        number, rows = self.step * parts + part, (self._rows.start, self._rows.stop)
+        index = drawn[self.indices(len(drawn), part, parts)]
+        return index, Coming(self.seed, self.stream, number, self.batch, rows, drawn)
 
     def _own(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         """Returns this process's rows of draw(rows, generator)."""

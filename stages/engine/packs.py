@@ -19,6 +19,7 @@ from data.joined import Joined, Rows
 from data.labels import DataError, Vocabulary, read_vocabulary
 from stages.engine import distributed
 from stages.engine.config import Config
+from stages.engine.drawn import CHUNK
 from stages.engine.errors import UserError, of_the_system
 from stages.engine.export import Computed, load_export, read_about, save_export, sha256_of
 from stages.engine.lock import locked
@@ -26,7 +27,6 @@ from stages.engine.log import progress, say
 
 SUFFIX = ".safetensors"
 LABELS = ("held_out", "objects", "places")  # what a pack holds beside the pictures
-CHUNK = 2**20  # pictures whose labels are worked on at once
 TRUSTED = 4 * 2**30  # bytes from which a pack's pictures are checked once and not at each start
 REMEDY = "run the same command again"
 
@@ -169,7 +169,8 @@ def write_pack(path: Path, images: ImageSet, **more: object) -> None:
         **more,
     }
     save_export(path, {"images": images.images, **labels}, about)
-    note_checked(path)
+    if path.stat().st_size > TRUSTED:
+        note_checked(path)
 
 
 def as_int64(objects: Tensor) -> Computed:
@@ -185,31 +186,35 @@ def _stamp(path: Path) -> tuple[Path, str]:
 
 
 def note_checked(path: Path) -> None:
-    """Notes that a large pack's content is what its checksum says, until it changes."""
+    """Notes that a file's content is what its checksum says, until the file changes."""
     stamp, state = _stamp(path)
-    if path.stat().st_size > TRUSTED:
-        try:
-            stamp.write_text(state)
-        except OSError:  # a read-only folder: it is checked at each start
-            return
+    try:
+        stamp.write_text(state)
+    except OSError:  # a read-only folder: it is checked at each start
+        return
+
+
+def was_checked(path: Path) -> bool:
+    """Returns True if a file's content was checked and the file did not change since."""
+    stamp, state = _stamp(path)
+    try:
+        return stamp.read_text() == state
+    except (OSError, ValueError):
+        return False
 
 
 def _opened(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
     """Opens a pack, mapped. Its checksum reads all of it, but a large one's pictures are read only when it is new."""
     about = read_about(path, remedy)
     path = path.resolve()
-    stamp, state = _stamp(path)
-    known = path.stat().st_size > TRUSTED and "labels_sha256" in about
-    try:
-        known = known and stamp.read_text() == state
-    except (OSError, ValueError):
-        known = False
+    large = path.stat().st_size > TRUSTED and "labels_sha256" in about
+    known = large and was_checked(path)
     tensors, about = load_export(path, remedy, mapped=True, check=not known)
     if missing := {"images", *LABELS} - tensors.keys():
         raise UserError(f"{path} is no pack of pictures: it has no {min(missing)}; {remedy}")
-    if not known:
+    if large and not known:
         note_checked(path)
-    elif sha256_of({name: tensors[name] for name in LABELS}) != about["labels_sha256"]:
+    elif known and sha256_of({name: tensors[name] for name in LABELS}) != about["labels_sha256"]:
         raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
     return tensors, about
 

@@ -83,6 +83,8 @@ class Data(Section):
     size: Size = SIZE  # pixels a side, to which pictures are scaled when they are packed; latents have an eighth
     validation_every: Positive = 20  # without a validation.json, every n-th scene is held out of training
     conditions: Names = REPORTED  # files of label sets, NAME.json: what a model is asked to draw, and scored on
+    # of an LDM or a GAN on latents: float32 in memory, or bfloat16 in files in packs/; auto: in memory up to 2 GiB
+    latents: Literal["auto", "memory", "pack"] = "auto"
     withhold: Share = 0.0  # share of the sets of two or more labels whose pictures are not trained on
 
     @property

@@ -10,7 +10,8 @@ from data.labels import CLEVR
 from models.condition import Condition
 from stages.engine import dataset
 from stages.engine.config import load
-from stages.engine.dataset import Dataset, Drawn, load_dataset
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.drawn import Drawn
 from stages.engine.errors import UserError
 from stages.engine.export import load_export, save_export
 from stages.engine.packs import on_disk
