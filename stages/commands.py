@@ -169,7 +169,10 @@ def _growth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", default="18000,180000,1800000", metavar="N,...", help="sizes of made-up packs, 12 KiB per picture"
     )
-    _add_only(parser, [*GROWTH_AXES, "pictures", "processes"])
+    parser.add_argument(
+        "--labels", default="18000,1800000", metavar="N,...", help="sizes of packs without pixels, 28 bytes per picture"
+    )
+    _add_only(parser, [*GROWTH_AXES, "pictures", "labels", "processes"])
     _add_seconds(parser)
     add_fresh(parser)
 

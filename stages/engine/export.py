@@ -57,10 +57,10 @@ def sha256_of(tensors: Mapping[str, Tensor | Computed]) -> str:
     return digest.hexdigest()
 
 
-def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """Yields the parts of a safetensors file: the header's length, the header, each tensor's memory.
+def safetensors_header(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+    """Returns what a safetensors file begins with, and the order of the tensors in it, of which it needs no content.
 
-    The library would first copy all tensors into one string. Wider types come first, so that all are aligned.
+    Wider types come first, so that all are aligned.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": metadata}
@@ -71,8 +71,13 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterat
         header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
     words = json.dumps(header).encode()
     words += b" " * (-len(words) % 8)
-    yield len(words).to_bytes(8, "little")
-    yield words
+    return len(words).to_bytes(8, "little") + words, names
+
+
+def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """Yields the parts of a safetensors file. The library would first copy all tensors into one string."""
+    header, names = safetensors_header(tensors, metadata)
+    yield header
     for name in names:
         yield _bytes_of(tensors[name])
 
@@ -81,10 +86,14 @@ def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
     """Writes tensors and a JSON-able `about`. Returns their sha256, which is also written into the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = sha256_of(tensors)
-    words = json.dumps(about, sort_keys=True)
-    header = {"about": words, "about_sha256": hashlib.sha256(words.encode()).hexdigest(), "sha256": digest}
-    write_atomically(path, *_safetensors(tensors, header))
+    write_atomically(path, *_safetensors(tensors, described(about, digest)))
     return digest
+
+
+def described(about: dict, digest: str) -> dict[str, str]:
+    """Returns the metadata in an export's header."""
+    words = json.dumps(about, sort_keys=True)
+    return {"about": words, "about_sha256": hashlib.sha256(words.encode()).hexdigest(), "sha256": digest}
 
 
 def read_about(path: Path, remedy: str) -> dict:
