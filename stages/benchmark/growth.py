@@ -152,7 +152,15 @@ def main(context: Context) -> None:
         ),
         "labels": (
             "Labels of many pictures, whose pixels are a hole in the file",
-            ["pictures", "start", "of it CPU", "a batch's indices", "batches a second", "peak memory", "and mapped"],
+            [
+                "pictures",
+                "start",
+                "of it CPU",
+                "a batch's indices",
+                "with labels, a second",
+                "peak memory",
+                "and mapped",
+            ],
             [partial(label_row, context, work, size) for size in many if "labels" in wanted],
         ),
         "processes": (
