@@ -14,8 +14,9 @@ from models.self_condition import Remembering, first_estimate, predict
 from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.compiled import compile_network
-from stages.engine.dataset import Dataset, drawn_rows
-from stages.engine.draws import Draws
+from stages.engine.dataset import Dataset
+from stages.engine.drawn import Drawn
+from stages.engine.draws import Coming, Draws
 from stages.engine.ema import Ema, Network
 from stages.engine.errors import UserError
 from stages.engine.learnable import diffusion_of
@@ -164,7 +165,7 @@ def denoising_errors(
 class DiffusionTask(Generic[Network]):
     """Trains on the weighted squared error of the prediction from noised x_0; drops conditions, and places alone.
 
-    `clean(index)` gives x_0 of those pictures; `sampler_of(network, layouts)` gives a sampler for previews.
+    `clean(index, coming)` gives x_0 of those pictures; `sampler_of(network, layouts)` gives a sampler for previews.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class DiffusionTask(Generic[Network]):
         settings: Denoising,
         dataset: Dataset,
         network: Network,
-        clean: Callable[[Tensor], Tensor],
+        clean: Callable[[Tensor, Coming], Tensor],
         sampler_of: Callable[[Network, LayoutPrior], DiffusionSampler],
         accuracy: Callable[[Tensor, Tensor], float],
         facts: dict,
@@ -193,13 +194,13 @@ class DiffusionTask(Generic[Network]):
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
-        self.rows = drawn_rows(dataset.labels, settings.picture_draws)
+        self.rows = Drawn(dataset.conditions, settings.picture_draws)
         every = torch.arange(settings.timesteps, device=context.device)
         self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound, settings.log_snr)
 
     def step(self, step: int, draws: Draws) -> dict[str, Metric]:
-        s, index = self.settings, self.rows[draws.indices(len(self.rows))]
-        x0, condition = self.clean(index), self.dataset.conditions[index]
+        s, (index, coming) = self.settings, draws.pictures(self.rows)
+        x0, condition = self.clean(index, coming), self.dataset.conditions[index]
         (t, weights), noise = self._timesteps(draws), draws.normal(*x0.shape[1:])
         keep = draws.uniform() >= s.label_dropout
         if takes_places(self.network):

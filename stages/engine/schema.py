@@ -3,7 +3,8 @@
 import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from data.sizes import SIZE, Size
 from models.choices import (
@@ -29,6 +30,23 @@ def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
 
 
+def _listed(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _folder(value):
+    """Takes a path, a list of paths or null, with ~ for the home folder."""
+    several = list(value) if isinstance(value, list | tuple) else [value]
+    if value is None:
+        return None
+    if not several or not all(isinstance(path, str) for path in several):
+        raise PydanticCustomError("folder", "should be a folder, or a list of folders such as [first, second]")
+    paths = tuple(map(os.path.expanduser, several))
+    if len(set(paths)) < len(paths):
+        raise PydanticCustomError("folder", "should name each folder once")
+    return paths[0] if isinstance(value, str) else paths
+
+
 Ints = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
 Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(_tuple)]
 Betas = Annotated[
@@ -46,6 +64,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something
 PlaceOnDisk = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 File = Annotated[str | None, AfterValidator(lambda path: path and os.path.expanduser(path))]
+Folder = Annotated[str | tuple[str, ...] | None, PlainValidator(_folder), PlainSerializer(_listed)]
 NonNegative = Annotated[float, Field(ge=0)]
 Gammas = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_tuple)]
 
@@ -60,15 +79,25 @@ REPORTED = ("test", "new_test")  # the reports' files of label sets, also those 
 
 
 class Data(Section):
-    folder: File = None  # a folder in the lab's layout; null: the scenes that `make scenes` renders
+    # a folder in the lab's layout, a pack, or a list of them, joined in order; null: the scenes of `make scenes`
+    folder: Folder = None
     size: Size = SIZE  # pixels a side, to which pictures are scaled when they are packed; latents have an eighth
     validation_every: Positive = 20  # without a validation.json, every n-th scene is held out of training
     conditions: Names = REPORTED  # files of label sets, NAME.json: what a model is asked to draw, and scored on
+    # of an LDM or a GAN on latents: float32 in memory, or bfloat16 in files in packs/; auto: in memory up to 2 GiB
+    latents: Literal["auto", "memory", "pack"] = "auto"
     withhold: Share = 0.0  # share of the sets of two or more labels whose pictures are not trained on
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders or packs, none for the rendered scenes."""
+        return self.folder if isinstance(self.folder, tuple) else (self.folder,) if self.folder else ()
 
 
 class Render(Section):
-    scenes: Positive = 6003  # each of up to three pictures
+    scenes: Positive = 6003
+    objects: Annotated[int, Field(ge=1, le=6)] = 3  # most objects in a picture
+    series: bool = True  # a picture for each object that is added, as in i-CLEVR; false: one picture a scene
     validation_scenes: Positive = 200  # held out of training
     size: Positive | None = None  # pixels a side, data.size or more; null: data.size
     samples: Positive = 4  # rays per pixel and lamp
@@ -180,6 +209,7 @@ class Vae(Training):
     label_weight: NonNegative = 0.0  # weight of a linear classifier's loss on the latents: they tell objects apart
     windows_until: Natural = 0  # until this step it learns from a quarter of each picture, around an object
     foreground: NonNegative = 0.0  # extra weight of pixels that differ from the median picture
+    edges: NonNegative = 0.0  # weight of a second loss: errors of the differences between neighbouring pixels
     perceptual: Perceptual = Perceptual()
     discriminator: Discriminator = Discriminator()
 
