@@ -22,7 +22,8 @@ from stages.diffusion import DiffusionSampler
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network
-from stages.engine.dataset import Dataset, drawn_rows, load_dataset
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.drawn import Drawn
 from stages.engine.draws import Draws, batch_indices, sample_generator
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
@@ -134,8 +135,8 @@ def made_pairs(run: Run, teacher: DiffusionSampler, dataset: Dataset) -> Pairs:
             stale.unlink()
     for path in filter(lambda path: path.exists(), paths):
         run.refuse_other(run.identity | read_about(path, "")["pairs"])
-    drawn = drawn_rows(dataset.labels, settings.picture_draws)
-    order = drawn[batch_indices(context.config.seed, "onestep", 0, settings.pairs, len(drawn), drawn.device)]
+    drawn, device = Drawn(dataset.conditions, settings.picture_draws), dataset.conditions.device
+    order = drawn[batch_indices(context.config.seed, "onestep", 0, settings.pairs, len(drawn), device)]
     mine = [i for i in range(len(paths)) if i % distributed.world_size() == distributed.rank()]
     missing, made = [i for i in mine if not paths[i].exists()], distributed.patient_barrier()
     if missing:
