@@ -135,9 +135,8 @@ def made_pairs(run: Run, teacher: DiffusionSampler, dataset: Dataset) -> Pairs:
             stale.unlink()
     for path in filter(lambda path: path.exists(), paths):
         run.refuse_other(run.identity | read_about(path, "")["pairs"])
-    drawn = Drawn(dataset.conditions, settings.picture_draws)
-    draws = batch_indices(context.config.seed, "onestep", 0, settings.pairs, len(drawn), dataset.conditions.device)
-    order = drawn[draws]
+    drawn, device = Drawn(dataset.conditions, settings.picture_draws), dataset.conditions.device
+    order = drawn[batch_indices(context.config.seed, "onestep", 0, settings.pairs, len(drawn), device)]
     mine = [i for i in range(len(paths)) if i % distributed.world_size() == distributed.rank()]
     missing, made = [i for i in mine if not paths[i].exists()], distributed.patient_barrier()
     if missing:
