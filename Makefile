@@ -105,14 +105,18 @@ eval: models reader ## train what is missing, evaluate, write checkpoints/NAME/e
 
 ##@ Use
 
-SAMPLE = $(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
-	  $(OF_MODEL) --out "$(OUT)"
+# Without CONFIG (or DATA, or a name or root in SET) the weights that come with the project draw: nothing is trained.
+GIVEN   = $(filter-out file,$(origin CONFIG)) $(DATA) $(filter name=% root=%,$(SET))
+SHIPPED = $(if $(strip $(GIVEN)),,$(wildcard checkpoints/scenes/config.yaml))
+SAMPLE  = $(PY) -m stages.use.sample --config "$(or $(SHIPPED),$(CONFIG))" --labels "$(LABELS)" --count $(COUNT) \
+	  --seed $(SEED) $(OF_MODEL) --out "$(OUT)" $(FLAGS)
 
 checked-sample: setup
-	@$(SAMPLE) --check $(SETS)
+	@$(SAMPLE) --check -- $(SETS)
 
-sample: checked-sample for-drawer ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png]
-	@$(SAMPLE) $(SETS)
+sample: $(if $(SHIPPED),setup,checked-sample for-drawer) ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png|x.gif|folder/]
+	$(if $(SHIPPED),@echo "weights: checkpoints/scenes (CONFIG=configs/demo.yaml draws with those of make demo)" >&2)
+	@$(SAMPLE) -- $(SETS)
 
 ##@ Experiments
 
