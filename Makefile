@@ -32,7 +32,7 @@ EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-o
 
 # Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample bench growth test lint faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample release bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -117,6 +117,9 @@ checked-sample: setup
 sample: $(if $(SHIPPED),setup,checked-sample for-drawer) ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png|x.gif|folder/]
 	$(if $(SHIPPED),@echo "weights: checkpoints/scenes (CONFIG=configs/demo.yaml draws with those of make demo)" >&2)
 	@$(SAMPLE) -- $(SETS)
+
+release: setup ## write the weights in 16 bits with a model card into checkpoints/scenes, FLAGS="--to folder --report report.json ..."
+	@$(PY) -m stages.use.release --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
 ##@ Experiments
 

@@ -10,6 +10,7 @@ from stages.engine.arguments import Command, add_fresh
 from stages.engine.config import Config
 from stages.engine.errors import UserError
 from stages.experiments.systems import GROUPS, SYSTEMS
+from stages.use.find import SHIPPED, check_release, refuse_training_in_a_release
 from stages.use.output import check_output
 
 # what `make bench` and `make growth` measure: the names of stages/benchmark's tables
@@ -53,6 +54,11 @@ def _check_labels(text: str, folder: str | None) -> None:
         vocabulary.parse(text)
     except DataError as error:
         raise UserError(str(error)) from None
+
+
+def _release(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", default=str(SHIPPED), metavar="FOLDER", help="where to (default: %(default)s)")
+    parser.add_argument("--report", nargs="+", default=[], metavar="FILE", help="further report.json files to quote")
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:
@@ -173,14 +179,19 @@ def _growth(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
+TRAINED = {
+    "evaluator": "Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE).",
+    "reader": "Trains the reader of objects and their places, which judges placing.",
+    "vae": "Stage 1: trains the VQ-VAE.",
+    **MODELS,
+}
+
 COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "render": Command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", alone=True),
-    "evaluator": Command("Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE)."),
-    "reader": Command("Trains the reader of objects and their places, which judges placing."),
-    "vae": Command("Stage 1: trains the VQ-VAE."),
-    **{model: Command(words) for model, words in MODELS.items()},
+    **{stage: Command(words, check=refuse_training_in_a_release(stage)) for stage, words in TRAINED.items()},
     "evaluate": Command("Evaluates the models of a configuration on its test sets and writes the report."),
     "use.sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
+    "use.release": Command("Writes an experiment's weights to share.", _release, alone=True, check=check_release),
     "experiments.places": Command("Shows pictures with the places of their objects.", alone=True),
     "experiments.placed": Command("Asks for one object at eight places.", _placed, alone=True),
     "experiments.gradnorm": Command(
