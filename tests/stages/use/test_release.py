@@ -164,6 +164,20 @@ def test_models_of_other_pictures_are_not_released(chain_copy, tmp_path):
         release.main(replace(context_with(f"root={chain_copy}"), arguments=arguments))
 
 
+def test_every_hash_of_a_parent_is_replaced_and_nothing_else():
+    """As of a model whose parents are others too, and the settings it was made with."""
+    weights = {"w": torch.randn(2, 2), "layouts.1": torch.rand(3, 2)}
+    about = {"sha256": "old vae", "identity": {"seed": 0}, "parents": {"data": "d"}}
+    child = {"sha256": "old x", "parents": {"vae": "old vae", "guide": "of another", "eval.seeds": [0, 1]}}
+    made = release.rounded(
+        {"vae": (weights, about), "x": (weights, child | {"identity": {"parent vae": "old vae"}})}, torch.float16
+    )
+    new = release.sha256_of(made["vae"][0])
+    assert made["x"][1]["parents"] == {"vae": new, "guide": "of another", "eval.seeds": [0, 1]}
+    assert made["x"][1]["identity"] == {"parent vae": new} and made["vae"][1]["parents"] == {"data": "d"}
+    assert torch.equal(made["x"][0]["layouts.1"], weights["layouts.1"])
+
+
 def test_the_type_that_loses_less_is_chosen():
     small = {"vae": ({"a": torch.randn(4, 4) * 1e-3}, {})}
     assert release.rounding_error(small, torch.float16) < release.rounding_error(small, torch.bfloat16) < 0.01
