@@ -32,7 +32,7 @@ EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-o
 
 # Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample bench growth test lint faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample release bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -108,14 +108,21 @@ eval: models reader ## train what is missing, evaluate, write checkpoints/NAME/e
 
 ##@ Use
 
-SAMPLE = $(PY) -m stages.sample --config "$(CONFIG)" --labels "$(LABELS)" --count $(COUNT) --seed $(SEED) \
-	  $(OF_MODEL) --out "$(OUT)"
+# Without CONFIG (or DATA, or a name or root in SET) the weights that come with the project draw: nothing is trained.
+GIVEN   = $(filter-out file,$(origin CONFIG)) $(DATA) $(filter name=% root=%,$(SET))
+SHIPPED = $(if $(strip $(GIVEN)),,$(wildcard checkpoints/scenes/config.yaml))
+SAMPLE  = $(PY) -m stages.use.sample --config "$(or $(SHIPPED),$(CONFIG))" --labels "$(LABELS)" --count $(COUNT) \
+	  --seed $(SEED) $(OF_MODEL) --out "$(OUT)" $(FLAGS)
 
 checked-sample: setup
-	@$(SAMPLE) --check $(SETS)
+	@$(SAMPLE) --check -- $(SETS)
 
-sample: checked-sample for-drawer ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm|onestep] [OUT=sample.png]
-	@$(SAMPLE) $(SETS)
+sample: $(if $(SHIPPED),setup,checked-sample for-drawer) ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm|onestep] [OUT=sample.png|x.gif|folder/]
+	$(if $(SHIPPED),@echo "weights: checkpoints/scenes (CONFIG=configs/demo.yaml draws with those of make demo)" >&2)
+	@$(SAMPLE) -- $(SETS)
+
+release: setup ## write the weights in 16 bits with a model card into checkpoints/scenes, FLAGS="--to folder --report report.json ..."
+	@$(PY) -m stages.use.release --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
 ##@ Experiments
 

@@ -1,8 +1,9 @@
-"""What is done: the pipeline, one Make target a module; experiments/ and benchmark/ are what is built on it."""
+"""What is done: the pipeline, one Make target a module; the folders are what is built on it."""
 
 import os
 import signal
 import sys
+from typing import Any
 
 
 def _leave(number: int, frame: object) -> None:
@@ -14,7 +15,7 @@ def _leave(number: int, frame: object) -> None:
 
 def started_module() -> str | None:
     """Returns the module that `python -m` is starting, while its packages are still being imported; else None."""
-    if sys.argv[0] != "-m" or "-m" not in sys.orig_argv:
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:
         return None
     return sys.orig_argv[sys.orig_argv.index("-m") + 1]
 
@@ -37,6 +38,15 @@ def _begin() -> None:
 
     if command := COMMANDS.get(module.removeprefix("stages.")):
         answer_early(command)
+
+
+def __getattr__(name: str) -> Any:
+    """Gives `from stages import load`, and the one type of its errors, `UserError`. torch loads with the first use."""
+    if name in ("load", "UserError"):
+        from stages.use import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 _begin()

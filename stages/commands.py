@@ -10,6 +10,8 @@ from stages.engine.arguments import Command, add_fresh
 from stages.engine.config import Config
 from stages.engine.errors import UserError
 from stages.experiments.systems import GROUPS, SYSTEMS
+from stages.use.find import SHIPPED, check_release, refuse_training_in_a_release
+from stages.use.output import check_output
 
 # what `make bench` and `make growth` measure: the names of stages/benchmark's tables
 BENCH_ROWS = ("ldm", "ldm-compiled", "vae", "gan", "sampling", "sampling-compiled", "few-steps", "reading", "rates")
@@ -21,7 +23,9 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", required=True, metavar="TEXT", help='such as "red cube at 0.3 0.6, cyan sphere"')
     parser.add_argument("--count", type=int, default=8, help="how many pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="picture i has the key (seed, i) (default: %(default)s)")
-    parser.add_argument("--out", default="sample.png", metavar="FILE", help="a PNG file (default: %(default)s)")
+    out = "a .png, .jpg or .webp file, a .gif of the denoising, or a folder/ for single files (default: %(default)s)"
+    parser.add_argument("--out", default="sample.png", metavar="FILE", help=out)
+    parser.add_argument("--animate", action="store_true", help="show the denoising in a .webp file too")
     parser.add_argument("--model", choices=MODELS, help="the model that draws (default: from `models`)")
     parser.add_argument("--steps", type=int, help="sampling steps of a diffusion model (default: eval.steps)")
     parser.add_argument("--guidance", type=float, help="guidance of a diffusion model (default: eval.guidance)")
@@ -36,8 +40,7 @@ def _check_sample(a: argparse.Namespace, config: Config) -> None:
         raise UserError(f"--guidance {a.guidance}: must be a finite number from 0 on; 1 means no guidance")
     if (a.model or config.drawer) not in DIFFUSION and (a.steps is not None or a.guidance is not None):
         raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
-    if Path(a.out).suffix.lower() != ".png":
-        raise UserError(f"--out {a.out}: pictures are written as PNG; choose a name that ends in .png")
+    check_output(a.out, a.animate, a.model or config.drawer)
     if not config.uses:
         _check_labels(a.labels, config.data.folders)
 
@@ -54,6 +57,11 @@ def _check_labels(text: str, folders: Sequence[str]) -> None:
         vocabulary.parse(text)
     except DataError as error:
         raise UserError(str(error)) from None
+
+
+def _release(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", default=str(SHIPPED), metavar="FOLDER", help="where to (default: %(default)s)")
+    parser.add_argument("--report", nargs="+", default=[], metavar="FILE", help="further report.json files to quote")
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:
@@ -177,14 +185,19 @@ def _growth(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
+TRAINED = {
+    "evaluator": "Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE).",
+    "reader": "Trains the reader of objects and their places, which judges placing.",
+    "vae": "Stage 1: trains the VQ-VAE.",
+    **MODELS,
+}
+
 COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "render": Command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", alone=True),
-    "evaluator": Command("Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE)."),
-    "reader": Command("Trains the reader of objects and their places, which judges placing."),
-    "vae": Command("Stage 1: trains the VQ-VAE."),
-    **{model: Command(words) for model, words in MODELS.items()},
+    **{stage: Command(words, check=refuse_training_in_a_release(stage)) for stage, words in TRAINED.items()},
     "evaluate": Command("Evaluates the models of a configuration on its test sets and writes the report."),
-    "sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
+    "use.sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
+    "use.release": Command("Writes an experiment's weights to share.", _release, alone=True, check=check_release),
     "experiments.places": Command("Shows pictures with the places of their objects.", alone=True),
     "experiments.placed": Command("Asks for one object at eight places.", _placed, alone=True),
     "experiments.gradnorm": Command(

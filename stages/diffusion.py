@@ -91,8 +91,11 @@ class DiffusionSampler:
         solver, denoiser = SAMPLERS[how.sampler], self._denoiser(condition, how)
         known = {"eta": how.eta, "clip": how.clip, "score": self._score(condition, how), "draw_noise": draw}
         options = {name: known[name] for name in solver.options}
-        times = solver.times(self.diffusion, how.steps, how.spacing)
-        return solver.solve(denoiser, self.diffusion, draw(), times, **options)
+        return solver.solve(denoiser, self.diffusion, draw(), self.times(how), **options)
+
+    def times(self, how: Eval) -> list[int]:
+        """Returns the timesteps that a sampling visits, falling: `watch` is called once for each."""
+        return SAMPLERS[how.sampler].times(self.diffusion, how.steps, how.spacing)
 
     @property
     def takes_places(self) -> bool:

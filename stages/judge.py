@@ -19,7 +19,7 @@ from stages.engine.errors import UserError
 from stages.engine.export import load_export, refuse_other_size
 from stages.engine.sampling import Sampler, sample_shared, without_places
 from stages.engine.schema import Reader as ReaderSection
-from stages.engine.trained import load_trained
+from stages.engine.trained import filled, load_trained
 
 
 def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> tuple[Evaluator, dict]:
@@ -27,10 +27,8 @@ def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> t
     remedy = f"run {context.make('evaluator')}" if role == "evaluator" else "train the evaluator of that experiment"
     tensors, about = load_export(context.export(role), remedy)
     refuse_other_size(context.export(role), about, context.config.data.size)
-    with torch.device("meta"):  # its eleven million weights would be drawn at random and then replaced
-        network = Evaluator(classes)
     try:
-        network.load_state_dict(tensors, assign=True)
+        network = filled(lambda: Evaluator(classes), tensors)
     except RuntimeError:
         raise UserError(
             f"{context.export(role)} was made for other objects; run {context.make('evaluator FRESH=1')}"

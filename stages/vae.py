@@ -311,7 +311,7 @@ class VaeTask:
 
     def _start_codebook(self, batches: int = 16) -> None:
         """Starts the codebook by k-means on latents of pictures spread over the set, alike in all processes."""
-        from models.quantizer import Quantizer  # slow to import; building the network did it
+        from models.codebooks import Quantizer  # slow to import; building the network did it
 
         quantizer, count = self.network.quantizer, len(self.dataset.images)
         assert isinstance(quantizer, Quantizer)  # `quantizer: codebook`

@@ -27,7 +27,7 @@ SMOKE = "configs/smoke.yaml"
 
 def module_of(name: str) -> str:
     """The module of a stage, experiment or benchmark: `samplers` -> `stages.experiments.samplers`."""
-    folders = ("", "experiments/", "benchmark/")
+    folders = ("", "experiments/", "benchmark/", "use/")
     found = next(folder for folder in folders if (HERE / f"stages/{folder}{name}.py").is_file())
     return f"stages.{found.replace('/', '.')}{name}"
 

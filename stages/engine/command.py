@@ -90,7 +90,8 @@ class Context:
         return f"`make {words} CONFIG={self.arguments.config}`"
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Returns the device that `device` names: auto, cpu, cuda or cuda:1. Raises UserError if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -99,7 +100,6 @@ def _device(name: str) -> torch.device:
             raise ValueError("only cpu and cuda are supported")
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
-            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"device {name!r} cannot be used ({oneline(error)[:80]}); device=cpu always works") from None
@@ -117,18 +117,25 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def precision_of(config: Config, device: torch.device) -> torch.dtype:
+    """Returns the type of autocast regions that the configuration asks for."""
+    fast = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
+    return torch.bfloat16 if fast else torch.float32
+
+
 def context_of(config: Config, arguments: argparse.Namespace, began: float, held: ExitStack) -> Context:
     """Makes a command's context and sets up the device, precision and torch settings that the configuration names."""
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
         torch.use_deterministic_algorithms(True)
-    device = _device(config.device)
-    fast = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
+    device = device_of(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     torch.backends.cudnn.deterministic = config.deterministic
     distributed.start(device)
-    return Context(config, device, torch.bfloat16 if fast else torch.float32, arguments, began, held)
+    return Context(config, device, precision_of(config, device), arguments, began, held)
 
 
 def _on_signal(number: int, frame: object) -> None:

@@ -21,11 +21,16 @@ def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
 
 def png(picture: Tensor, scale: int = 1) -> bytes:
     """Encodes (3, h, w) in [0, 1] as a PNG file, each pixel enlarged to `scale` x `scale`."""
+    buffer = io.BytesIO()
+    image_of(picture, scale).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_of(picture: Tensor, scale: int = 1) -> Image.Image:
+    """Converts (3, h, w) in [0, 1] to a Pillow image, each pixel enlarged to `scale` x `scale`."""
     pixels = picture.detach().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
     image = Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy())
-    buffer = io.BytesIO()
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return buffer.getvalue()
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
 def page_scale(size: int) -> int:

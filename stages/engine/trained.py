@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.layouts import LayoutPrior
 from stages.engine.command import Context
@@ -24,6 +24,24 @@ class Trained(NamedTuple, Generic[Network, Settings]):
     layouts: LayoutPrior
 
 
+def filled(build: Callable[[], Network], weights: dict[str, Tensor]) -> Network:
+    """Returns the network that `build` makes, with these weights, in its own types: released ones have 16 bits.
+
+    It is built without memory: a hostile header could name one larger than memory, so shapes are compared first; and
+    its first weights would be drawn at random, in vain. Raises RuntimeError if names or shapes differ.
+    """
+    with torch.device("meta"):
+        network = build()
+    types = {name: own.dtype for name, own in network.state_dict().items()}
+    weights = {name: values.to(types.get(name, values.dtype), copy=True) for name, values in weights.items()}
+    network.load_state_dict(weights, assign=True)
+    if any(values.is_meta for values in (*network.parameters(), *network.buffers())):  # constants that no export holds
+        with torch.random.fork_rng(devices=[]):
+            network = build()
+        network.load_state_dict(weights)
+    return network
+
+
 def load_trained(
     context: Context, stage: str, section: type[Settings], build: Callable[[Settings, dict], Network]
 ) -> Trained[Network, Settings]:
@@ -38,8 +56,5 @@ def load_trained(
     with of_this_version(path, context.make(f"{stage} FRESH=1")):
         settings = section.model_validate(about["config"], strict=False)
         layouts, weights = LayoutPrior.split_from(tensors)
-        with torch.device("meta"):  # a hostile header could name a network as large as memory: compare shapes first
-            build(settings, about).load_state_dict(weights, assign=True)
-        network = build(settings, about)
-        network.load_state_dict(weights)
+        network = filled(lambda: build(settings, about), weights)
     return Trained(context.on_device(network.eval().requires_grad_(False)), settings, about, layouts)
