@@ -94,7 +94,7 @@ def commands_of(*arguments: str) -> list[tuple[str, ...]]:
         if " -m stages." in line and "-m stages.engine." not in line:  # those only print a value
             module, option, config, *told = shlex.split(line.split(" -m stages.")[1])
             assert (option, config) == ("--config", SMOKE)
-            found.append((module, *told))
+            found.append((module.rpartition(".")[2], *told))
     return found
 
 
