@@ -167,7 +167,7 @@ growth: setup ## measure a step's time and memory by batch, networks, pictures (
 ##@ Development
 
 test: setup ## run the tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal
 
 lint: setup ## ruff's rules and format, and mypy's types
 	@$(PY) -m ruff check .

@@ -170,7 +170,13 @@ def test_only_the_start_of_a_codebook_waits(machine):
         ["eval.sampler=dpm-solver++"],
         ["eval.sampler=ancestral", "ldm.timesteps=4", "eval.clip=3.0", "ldm.prediction=mean"],
         *(
-            [f"eval.sampler={sampler}", "ldm.timesteps=3", "eval.classifier_guidance=1.0", "uses.guide=other"]
+            [
+                f"eval.sampler={sampler}",
+                "ldm.timesteps=2",
+                "eval.steps=2",
+                "eval.classifier_guidance=1.0",
+                "uses.guide=other",
+            ]
             for sampler in ("ddim", "dpm-solver++", "ancestral")
         ),
     ],
