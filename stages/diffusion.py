@@ -213,8 +213,9 @@ class DiffusionTask(Generic[Network]):
     def _by_quartile(self, errors: Tensor, t: Tensor) -> dict[str, Metric]:
         """Returns sum and count of the unweighted error in each quarter of the timesteps, for the log."""
         quarter = t * 4 // self.settings.timesteps
-        found = [(quarter == q) for q in range(4)]
-        return {f"error_q{q + 1}": ((errors * m).sum(), m.sum()) for q, m in enumerate(found)}
+        found = (quarter == torch.arange(4, device=t.device)[:, None]).float()
+        sums, counts = (errors * found).sum(1), found.sum(1)
+        return {f"error_q{q + 1}": (sums[q], counts[q]) for q in range(4)}
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         quick = {"sampler": "ddim", "steps": min(20, self.context.config.eval.steps, len(self.diffusion))}
