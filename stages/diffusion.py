@@ -172,7 +172,7 @@ class DiffusionTask(Generic[Network]):
         self.layouts = LayoutPrior.of(dataset.conditions) if takes_places(network) else LayoutPrior()
         self.ema = Ema(network, settings.ema)
         if settings.compile:  # after the average was copied: previews are not compiled
-            compile_network(network, context.device)
+            compile_network(network, context.device, settings.compile)
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
