@@ -1,6 +1,7 @@
 """Training task and sampler that latent and pixel diffusion share, for any network (x_t, t, condition, keep)."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Generic
 
 import torch
@@ -25,6 +26,7 @@ from stages.engine.parts import parts_of
 from stages.engine.run import Part
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Denoising, Eval
+from stages.engine.trained import held_in
 
 Watch = Callable[[int, Tensor, Tensor], None]
 LogProbability = Callable[[Tensor, Tensor], Tensor]
@@ -220,7 +222,10 @@ class DiffusionTask(Generic[Network]):
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         quick = {"sampler": "ddim", "steps": min(20, self.context.config.eval.steps, len(self.diffusion))}
         how = self.context.config.eval.model_copy(update=quick)
-        return preview(self.sampler_of(self.ema.average, self.layouts), self.dataset, self.accuracy, how)
+        average = self.ema.average
+        if self.context.dtype != torch.float32:
+            average = held_in(deepcopy(average), self.context.dtype)
+        return preview(self.sampler_of(average, self.layouts), self.dataset, self.accuracy, how)
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict() | self.layouts.state_dict(), self.facts
