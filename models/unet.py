@@ -1,6 +1,8 @@
 """Cross-attention UNet on latents (arXiv 2112.10752): objects as tokens and on a map, time by scale and shift."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from models.blocks import (
     Downsample,
+    Offered,
     ResidualBlock,
     SpatialTransformer,
     Upsample,
@@ -99,8 +102,22 @@ class Level(nn.Module):
         self.block = ResidualBlock(inputs, outputs, embedding, dropout=dropout)
         self.transformer = SpatialTransformer(outputs, heads, context, depth, expansion)
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        return self.transformer(self.block(x, embedding), context, mask)
+    def forward(self, x: Tensor, embedding: Tensor, offered: Sequence[Offered], mask: Tensor) -> Tensor:
+        return self.transformer(self.block(x, embedding), offered, mask)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a UNet computes from its condition alone, for b rows: the same at every step of a sampling.
+
+    `offered`: keys and values of the tokens for each level's layers; `mask` (b, n) of the tokens; `pooled`
+    (b, embedding) and `map` (b, channels, h, h) where the network has them.
+    """
+
+    offered: list[list[Offered]]
+    mask: Tensor
+    pooled: Tensor | None
+    map: Tensor | None
 
 
 class UNet(nn.Module):
@@ -169,33 +186,53 @@ class UNet(nn.Module):
                 self.up.append(Upsample(width, width))
         self.leave = nn.Sequential(normalisation("group", width), nn.SiLU(), zero_init(conv3x3(width, inputs)))
 
+    @property
+    def _levels(self) -> list[Level]:
+        """All levels, in the order in which `forward` calls them."""
+        return [module for module in (*self.down, self.middle, *self.up) if isinstance(module, Level)]
+
+    def told(self, condition: Condition, keep: Tensor | None, side: int) -> Told:
+        """Computes what the condition of b rows says, for maps of `side` cells. `keep` as in `forward`."""
+        if keep is None:
+            keep = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
+        context, mask, total = self.labels(condition, keep)
+        return Told(
+            [level.transformer.offered(context) for level in self._levels],
+            mask,
+            None if self.pooled is None else self.pooled(total),
+            None if self.raster is None else self.raster(condition, keep, side),
+        )
+
     def forward(
-        self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None, estimate: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition | Told,
+        keep: Tensor | None = None,
+        estimate: Tensor | None = None,
     ) -> Tensor:
-        """`keep` (b,) bool, all True by default: rows with False are unconditional.
+        """`keep` (b,) bool, all True by default: rows with False are unconditional. A Told condition knows its own.
 
         `estimate`, with self_condition: the last prediction of x_0 (b, inputs, h, h), zeros where there was none.
         """
+        told = condition if isinstance(condition, Told) else self.told(condition, keep, x.shape[2])
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], dim=1)
-        if keep is None:
-            keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        context, mask, total = self.labels(condition, keep)
         embedding = self.time(sinusoidal(t, self.channels))
-        if self.pooled is not None:
-            embedding = embedding + self.pooled(total)
+        if told.pooled is not None:
+            embedding = embedding + told.pooled
         embedding = F.silu(embedding)
         x = self.enter(x)
-        if self.raster is not None:
-            x = x + self.raster(condition, keep, x.shape[2])
-        skips = [x]
+        if told.map is not None:
+            x = x + told.map
+        skips, offered, mask = [x], iter(told.offered), told.mask
         for module in self.down:
-            x = module(x, embedding, context, mask) if isinstance(module, Level) else module(x)
+            x = module(x, embedding, next(offered), mask) if isinstance(module, Level) else module(x)
             skips.append(x)
-        x = self.middle_end(self.middle(x, embedding, context, mask), embedding)
+        x = self.middle_end(self.middle(x, embedding, next(offered), mask), embedding)
         for module in self.up:
             if isinstance(module, Level):
-                x = module(torch.cat([x, skips.pop()], dim=1), embedding, context, mask)
+                x = module(torch.cat([x, skips.pop()], dim=1), embedding, next(offered), mask)
             else:
                 x = module(x)
         return self.leave(x).float()

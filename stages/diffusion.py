@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.condition import Condition
 from models.diffusion import Diffusion, weighted_timesteps
 from models.layouts import LayoutPrior
-from models.samplers import SAMPLERS, Denoiser, Score, guided, score_of
+from models.samplers import SAMPLERS, Denoiser, Score, guided, guided_and_told, score_of
 from models.self_condition import Remembering, first_estimate, predict
 from stages.engine import distributed
 from stages.engine.command import Context
@@ -54,43 +54,39 @@ class DiffusionSampler:
         self.log_probability, self.knows_no_labels = log_probability, settings.label_dropout > 0
         self.diffusion = diffusion_of(settings, context.device)
 
-    def _denoiser(self, condition: Condition, how: Eval) -> Denoiser:
-        """Returns a denoiser for one batch, guided as `how` says."""
+    def _denoiser_and_score(self, condition: Condition, how: Eval) -> tuple[Denoiser, Score | None]:
+        """Returns a denoiser for one batch, guided as `how` says, and with classifier guidance its score.
 
-        remembering = Remembering(self.network, self.diffusion)
+        The score is the classifier's gradient on the x_0 predicted from x_t, through network and decoder.
+        """
+        remembering = Remembering(self.network, self.diffusion, condition)
 
-        def predict(x: Tensor, t: int, keep: list[bool]) -> Tensor:
-            with self.context.autocast():
-                return remembering(x, t, condition, keep)
+        def predict(*keep: bool) -> Denoiser:
+            def denoise(x: Tensor, t: int) -> Tensor:
+                with self.context.autocast():
+                    return remembering(x, t, keep)
 
-        return guided(
-            lambda x, t: predict(x, t, [True]),
-            lambda x, t: predict(x, t, [False]),
-            lambda x, t: predict(x, t, [True, False]),
-            how.guidance,
-            len(self.diffusion),
-            how.interval,
-        )
+            return denoise
 
-    def _score(self, condition: Condition, how: Eval) -> Score | None:
-        """Returns the classifier's gradient on the x_0 predicted from x_t, through network and decoder, or None."""
+        conditional, both = predict(True), predict(True, False)
+        when = (how.guidance, len(self.diffusion), how.interval)
+        denoiser = guided(conditional, predict(False), both, *when)
         if how.classifier_guidance == 0:
-            return None
+            return denoiser, None
         if (of_picture := self.log_probability) is None:
             raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; set it to 0")
-        conditional = self._denoiser(condition, how.model_copy(update={"guidance": 1.0}))
 
-        def log_probability(x: Tensor, t: int) -> Tensor:
-            x0, _ = self.diffusion.to_x0_and_noise(conditional(x, t), x, t)
+        def log_probability(told: Tensor, x: Tensor, t: int) -> Tensor:
+            x0, _ = self.diffusion.to_x0_and_noise(told, x, t)
             return of_picture(self.decode(x0), condition.labels)
 
-        return score_of(log_probability, how.classifier_guidance)
+        return denoiser, score_of(guided_and_told(conditional, both, *when), log_probability, how.classifier_guidance)
 
     def _steps(
         self, condition: Condition, how: Eval, draw: Callable[[], Tensor]
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        solver, denoiser = SAMPLERS[how.sampler], self._denoiser(condition, how)
-        known = {"eta": how.eta, "clip": how.clip, "score": self._score(condition, how), "draw_noise": draw}
+        solver, (denoiser, score) = SAMPLERS[how.sampler], self._denoiser_and_score(condition, how)
+        known = {"eta": how.eta, "clip": how.clip, "score": score, "draw_noise": draw}
         options = {name: known[name] for name in solver.options}
         times = solver.times(self.diffusion, how.steps, how.spacing)
         return solver.solve(denoiser, self.diffusion, draw(), times, **options)
