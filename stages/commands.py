@@ -3,12 +3,13 @@
 import argparse
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from models.choices import DIFFUSION, MODELS
 from stages.engine.arguments import Command, add_fresh
 from stages.engine.config import Config
-from stages.engine.errors import UserError
+from stages.engine.errors import UserError, of_the_system
 from stages.experiments.systems import GROUPS, SYSTEMS
 
 # what `make bench` and `make growth` measure: the names of stages/benchmark's tables
@@ -51,6 +52,33 @@ def _check_labels(text: str, folder: str | None) -> None:
         vocabulary.parse(text)
     except DataError as error:
         raise UserError(str(error)) from None
+
+
+EXPORT_NEEDS = ("onnx", "onnxscript", "onnxruntime", "huggingface_hub")  # the packages of the extra `export`
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FOLDER", help="a new or empty folder (default: exports/NAME)")
+
+
+def export_folder(out: str | None, config: Config) -> Path:
+    """Returns the folder that `make export` writes: `--out`, or one named after the experiment."""
+    return Path(out or f"exports/{config.name}")
+
+
+def _check_export(a: argparse.Namespace, config: Config) -> None:
+    if missing := [package for package in EXPORT_NEEDS if find_spec(package) is None]:
+        raise UserError(
+            f"{', '.join(missing)} of the extra `export` is not installed: run `make setup-export`, or "
+            f".venv/bin/python -m pip install --require-hashes -r requirements-export.lock"
+        )
+    folder = export_folder(a.out, config)
+    try:
+        taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise of_the_system(error, f"--out {folder}") from None
+    if taken:
+        raise UserError(f"--out {folder}: something is there already; name a new or an empty folder, or move it aside")
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +207,9 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     **{model: Command(words) for model, words in MODELS.items()},
     "evaluate": Command("Evaluates the models of a configuration on its test sets and writes the report."),
     "sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
+    "use.export": Command(
+        "Writes an experiment's networks for other programs.", _export, alone=True, check=_check_export
+    ),
     "experiments.places": Command("Shows pictures with the places of their objects.", alone=True),
     "experiments.placed": Command("Asks for one object at eight places.", _placed, alone=True),
     "experiments.gradnorm": Command(

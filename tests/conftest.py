@@ -26,8 +26,8 @@ SMOKE = "configs/smoke.yaml"
 
 
 def module_of(name: str) -> str:
-    """The module of a stage, experiment or benchmark: `samplers` -> `stages.experiments.samplers`."""
-    folders = ("", "experiments/", "benchmark/")
+    """The module of a stage, use, experiment or benchmark: `samplers` -> `stages.experiments.samplers`."""
+    folders = ("", "use/", "experiments/", "benchmark/")
     found = next(folder for folder in folders if (HERE / f"stages/{folder}{name}.py").is_file())
     return f"stages.{found.replace('/', '.')}{name}"
 
@@ -74,8 +74,10 @@ def stage(capsys, monkeypatch):
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
     """Make with this interpreter and without its set-up."""
-    with tempfile.NamedTemporaryFile() as ready:  # newer than the lock file: set up. A variable reaches sub-makes
-        command = ["make", f"READY={ready.name}", f"PY={sys.executable}", *arguments]
+    # newer than the lock files: set up. A variable reaches sub-makes
+    with tempfile.NamedTemporaryFile() as ready, tempfile.NamedTemporaryFile() as extra:
+        set_up = [f"READY={ready.name}", f"EXPORT_READY={extra.name}", f"PY={sys.executable}"]
+        command = ["make", *set_up, *arguments]
         return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=500)
 
 
