@@ -18,6 +18,7 @@ FLAGS  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
+EXPORT_READY := .venv/.ready-export
 # FRESH=1 starts the targets on the command line again, but not their prerequisites.
 ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh) $(if $(filter $@,$(EXPERIMENTS)),$(FLAGS))
 SETS   = $(if $(DATA),"data.folder=$(DATA)") $(SET)
@@ -32,7 +33,7 @@ EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-o
 
 # Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample release bench growth test lint faults lock $(EXPERIMENTS)
+.PHONY: help setup setup-export export demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample release bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -57,6 +58,15 @@ $(READY): requirements.lock
 	  then uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock; \
 	  else $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; fi
 	@touch $(READY)
+
+setup-export: $(EXPORT_READY) ## also install requirements-export.lock, which `make export` needs
+
+$(EXPORT_READY): requirements-export.lock $(READY)
+	@rm -f $(EXPORT_READY)
+	@if command -v uv >/dev/null 2>&1; \
+	  then uv pip install --quiet --python $(PY) --require-hashes -r requirements-export.lock; \
+	  else $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-export.lock; fi
+	@touch $(EXPORT_READY)
 
 demo: eval ## run everything, from a bare machine to a report
 	@$(if $(FRESH),echo "FRESH=1 starts only named targets again: make vae ldm gan FRESH=1" >&2)
@@ -124,6 +134,9 @@ sample: $(if $(SHIPPED),setup,checked-sample for-drawer) ## draw LABELS="red cub
 release: setup ## write the weights in 16 bits with a model card into checkpoints/scenes, FLAGS="--to folder --report report.json ..."
 	@$(PY) -m stages.use.release --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
+export: setup-export ## write what was trained as safetensors and ONNX, for other programs: [OUT=exports/NAME]
+	@$(PY) -m stages.use.export --config "$(CONFIG)" $(if $(filter file,$(origin OUT)),,--out "$(OUT)") -- $(SETS)
+
 ##@ Experiments
 
 progress: checked-progress for-diffusion ## [MODEL=ldm|ddpm] show the denoising of five samples, step by step
@@ -177,6 +190,9 @@ lint: setup ## ruff's rules and format, and mypy's types
 faults: setup ## run the long tests: kills at random moments (KILLS=25 per stage), damaged files, full disks, processes
 	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
 
-lock: ## write requirements.lock again from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --quiet -o requirements.lock
+lock: ## write requirements.lock and requirements-export.lock again from pyproject.toml (needs uv)
+	$(LOCK) pyproject.toml --extra dev -o requirements.lock
+	$(EXTRA) export | $(LOCK) --constraint requirements.lock - -o requirements-export.lock
+LOCK  = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --quiet
+EXTRA = $(PYTHON) -c 'import sys, tomllib; from pathlib import Path; \
+  print(*tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"][sys.argv[1]], sep="\n")'

@@ -77,8 +77,10 @@ def stage(capsys, monkeypatch):
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
     """Make with this interpreter and without its set-up."""
-    with tempfile.NamedTemporaryFile() as ready:  # newer than the lock file: set up. A variable reaches sub-makes
-        command = ["make", f"READY={ready.name}", f"PY={sys.executable}", *arguments]
+    # newer than the lock files: set up. A variable reaches sub-makes
+    with tempfile.NamedTemporaryFile() as ready, tempfile.NamedTemporaryFile() as extra:
+        set_up = [f"READY={ready.name}", f"EXPORT_READY={extra.name}", f"PY={sys.executable}"]
+        command = ["make", *set_up, *arguments]
         return subprocess.run(command, cwd=HERE, capture_output=True, text=True)
 
 
