@@ -21,3 +21,18 @@ def pixel_weights(images: Tensor, background: Tensor | None, foreground: float) 
     differs = ((images - background).abs().amax(dim=1, keepdim=True) / 0.2).clamp(max=1)
     # an object's edge, and errors next to it, count like the object
     return 1 + foreground * F.max_pool2d(differs, 3, 1, 1)
+
+
+def difference_error(error: Tensor, weights: Tensor) -> Tensor:
+    """Returns the weighted mean square of the differences between neighbouring errors, across and down.
+
+    `error` (b, 3, s, s): made - wanted; `weights` (b, 1, s, s): of the pixels, of which a pair has the larger. An error
+    that is the same everywhere counts nothing, a blurred edge much: a squared error alone hardly notices it.
+    """
+    total = error.new_zeros(())
+    for axis in (2, 3):
+        length = error.shape[axis] - 1
+        differences = error.narrow(axis, 1, length) - error.narrow(axis, 0, length)
+        of_pair = torch.maximum(weights.narrow(axis, 1, length), weights.narrow(axis, 0, length))
+        total = total + (of_pair * differences.square()).mean()
+    return total

@@ -2,16 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import Downsample, ResidualBlock, Upsample, conv3x3, normalisation
-
-if TYPE_CHECKING:
-    from models.quantizer import AnyQuantizer
+from models.quantizer import QUANTIZERS, AnyQuantizer
 
 
 class Encoder(nn.Module):
@@ -109,7 +106,7 @@ class VQVAE(nn.Module):
     the whole set after training. `options` are those of the quantiser.
     """
 
-    quantizer: "AnyQuantizer"
+    quantizer: AnyQuantizer
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -129,8 +126,6 @@ class VQVAE(nn.Module):
         super().__init__()
         shape = (channels, blocks, middle_blocks, norm, latent_channels, stem, stem_channels)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
-        from models.quantizer import QUANTIZERS  # its library takes four seconds to import: only where one is built
-
         self.quantizer = QUANTIZERS[quantizer](latent_channels, **(options or {"codes": 1024}))
         self.decodes_codes = decodes == "codes"
         self.register_buffer("latent_mean", torch.zeros(latent_channels))

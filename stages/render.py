@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 from data.labels import DataError, Place
-from data.render import OBJECTS, draw_scenes, objects_json, scene_places, test_sets
+from data.render import draw_scenes
+from data.scenes import OBJECTS, Look, objects_json, scene_places, test_sets
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.errors import UserError
@@ -18,7 +19,7 @@ from stages.engine.schema import flatten
 def _settings_of(folder: Path) -> dict | None:
     """Returns the settings with which a folder was begun, or None."""
     try:
-        return json.loads((folder / "render.json").read_text())
+        return {"objects": OBJECTS, "series": True} | json.loads((folder / "render.json").read_text())
     except FileNotFoundError:
         return None
     except ValueError:
@@ -42,12 +43,14 @@ def main(context: Context) -> None:
     wanted, begun = flatten(settings) | {"size": size}, _settings_of(folder)
     if begun is not None and (changes := differences(begun, wanted)):
         raise UserError(f"{folder} has other scenes ({'; '.join(changes)}); start again with --fresh (Make: FRESH=1)")
+    look = Look(settings.seed, settings.camera_distance, settings.objects, settings.series)
     total = settings.scenes + settings.validation_scenes
+    pictures = total * (settings.objects if settings.series else 1)
     if (folder / "train.json").exists():
         if begun is not None and not (folder / "places.json").exists():  # drawn by a version that did not write them
-            _write_places(folder, scene_places(range(total), settings.seed, settings.camera_distance))
+            _write_places(folder, scene_places(range(total), look))
             say(f"{title}: wrote the places of the objects to {folder / 'places.json'}")
-        say(f"{title}: finished already ({total * OBJECTS} pictures): {folder}")
+        say(f"{title}: finished already ({pictures} pictures): {folder}")
         return
     write_atomically(folder / "render.json", json.dumps(wanted).encode())
     write_atomically(folder / "objects.json", objects_json().encode())
@@ -61,15 +64,14 @@ def main(context: Context) -> None:
             folder / "iclevr",
             range(total),
             lambda scenes: progress(scenes, f"{title}: {total} scenes", total),
-            seed=settings.seed,
+            look=look,
             size=size,
             samples=settings.samples,
-            camera_distance=settings.camera_distance,
         )
     except DataError as error:
         raise UserError(str(error)) from None
     pairs = list(labels.items())
-    cut = settings.scenes * OBJECTS
+    cut = settings.scenes * pictures // total
     _write_places(folder, places)
     write_atomically(folder / "validation.json", json.dumps(dict(pairs[cut:])).encode())
     write_atomically(folder / "train.json", json.dumps(dict(pairs[:cut])).encode())  # last: the set is complete

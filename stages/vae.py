@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.foreground import median_picture, pixel_weights
+from data.foreground import difference_error, median_picture, pixel_weights
 from data.images import to_unit
 from models.adversarial import LOSSES
 from models.condition import cell_labels, cell_loss
@@ -146,7 +146,7 @@ def shows_nothing(metrics: dict[str, float]) -> str | None:
 
 
 class VaeTask:
-    """Trains on reconstruction + perceptual + commitment + classification + adversarial, those of nonzero weight.
+    """Trains on reconstruction (+ edges), perceptual, commitment, classification and adversarial losses, weighted.
 
     The discriminator sees the same reconstructions.
     """
@@ -225,8 +225,12 @@ class VaeTask:
 
     def of_pictures(self, images: Tensor, made: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of reconstructions (b, 3, h, w), a mean over rows, and its parts by name."""
-        reconstruction = (weights * (made - images).square()).mean()
+        error = made - images
+        reconstruction = (weights * error.square()).mean()
         metrics = {"reconstruction": reconstruction}
+        if self.settings.edges > 0:
+            metrics["edges"] = difference_error(error, weights)
+            reconstruction = reconstruction + self.settings.edges * metrics["edges"]
         if self.perceptual is not None:
             distance = self.perceptual(images, made)
             reconstruction = reconstruction + self.settings.perceptual.weight * distance
@@ -286,7 +290,7 @@ class VaeTask:
 
     def _start_codebook(self, batches: int = 16) -> None:
         """Starts the codebook by k-means on latents of pictures spread over the set, alike in all processes."""
-        from models.quantizer import Quantizer  # slow to import; building the network did it
+        from models.codebooks import Quantizer  # slow to import; building the network did it
 
         quantizer, count = self.network.quantizer, len(self.dataset.images)
         assert isinstance(quantizer, Quantizer)  # `quantizer: codebook`

@@ -67,7 +67,9 @@ class Data(Section):
 
 
 class Render(Section):
-    scenes: Positive = 6003  # each of up to three pictures
+    scenes: Positive = 6003
+    objects: Annotated[int, Field(ge=1, le=6)] = 3  # most objects in a picture
+    series: bool = True  # a picture for each object that is added, as in i-CLEVR; false: one picture a scene
     validation_scenes: Positive = 200  # held out of training
     size: Positive | None = None  # pixels a side, data.size or more; null: data.size
     samples: Positive = 4  # rays per pixel and lamp
@@ -179,6 +181,7 @@ class Vae(Training):
     label_weight: NonNegative = 0.0  # weight of a linear classifier's loss on the latents: they tell objects apart
     windows_until: Natural = 0  # until this step it learns from a quarter of each picture, around an object
     foreground: NonNegative = 0.0  # extra weight of pixels that differ from the median picture
+    edges: NonNegative = 0.0  # weight of a second loss: errors of the differences between neighbouring pixels
     perceptual: Perceptual = Perceptual()
     discriminator: Discriminator = Discriminator()
 

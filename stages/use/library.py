@@ -4,6 +4,7 @@ Nothing in the process changes: no signal handlers, no arguments, no printing; t
 threads and torch's settings are what they were. Every error of the library is one UserError with one line.
 """
 
+import os
 import threading
 import time
 from argparse import Namespace
@@ -12,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
-from os import PathLike
 from pathlib import Path
 
 import torch
@@ -190,7 +190,7 @@ class Experiment:
         `pictures`: Pillow images (another size is scaled) or a tensor (n, 3, s, s), uint8 or in [-1, 1]. `labels`: one
         text as in `draw` for all of them, or one for each picture. Raises UserError.
         """
-        with _turn, _in_one_line(), self._settings():
+        with _turn, _in_one_line(), _environment(), self._settings():
             return self._judge.verdicts(pictures, labels)
 
     def facts(self, model: str | None = None) -> Facts:
@@ -211,7 +211,7 @@ class Experiment:
         name = self.model if model is None else model
         if name not in MODELS:
             raise UserError(f"model {name!r}: {self.name} has no such model; choose from {', '.join(self.models)}")
-        with _turn, _in_one_line():
+        with _turn, _in_one_line(), _environment():
             if name not in self._loaded:
                 self._loaded[name] = MODELS[name].load(self._context)
             return name, *self._loaded[name]
@@ -283,7 +283,7 @@ class Experiment:
 
 
 def load(
-    experiment: str | PathLike[str] = "scenes",
+    experiment: str | os.PathLike[str] = "scenes",
     *settings: str,
     model: str | None = None,
     device: str | torch.device = "auto",
@@ -302,6 +302,17 @@ def load(
         arguments = Namespace(config=str(file))
         context = Context(config, place, precision_of(config, place), arguments, time.perf_counter(), ExitStack())
         return Experiment(context, model)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Takes back what the import of torchvision, and of the codebooks' library, adds to the environment."""
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith("TORCH") and name not in before]:
+            del os.environ[name]
 
 
 @contextmanager

@@ -32,7 +32,7 @@ LENGTH, LAST, MOST = 2000, 1500, 60  # of an animation: milliseconds, those of i
 
 def is_folder(out: str) -> bool:
     """Returns True for a name that ends in / or is a folder: it gets one file for each picture."""
-    return out.endswith(("/", os.sep)) or Path(out).is_dir()
+    return out.endswith(("/", os.sep)) or (out != "" and Path(out).is_dir())
 
 
 def is_moving(out: str, animate: bool) -> bool:

@@ -5,7 +5,6 @@ The folder has the layout of an experiment, so that whatever loads one loads it:
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,13 +55,13 @@ def rounded(exports: Exports, kind: torch.dtype) -> Exports:
     }
     new = {about["sha256"]: sha256_of(tensors[stage]) for stage, (_, about) in exports.items()}
 
-    def renamed(facts: dict, wanted: Callable[[str], bool] = lambda key: True) -> dict:
-        return {key: new.get(value, value) if wanted(key) else value for key, value in facts.items()}
+    def renamed(facts: dict) -> dict:
+        return {key: new.get(value, value) if isinstance(value, str) else value for key, value in facts.items()}
 
     made: Exports = {}
     for stage, (_, about) in exports.items():
         facts = {key: value for key, value in about.items() if key != "sha256"}  # save_export writes the new one
-        facts["identity"] = renamed(about["identity"], lambda key: key.startswith("parent "))
+        facts["identity"] = renamed(about["identity"])
         if "parents" in about:  # the lab's evaluator has none
             facts["parents"] = renamed(about["parents"])
         made[stage] = tensors[stage], facts | {"rounded_from": about["sha256"], "rounded_to": DTYPES[kind]}

@@ -7,7 +7,8 @@ import torch
 from data.images import fingerprint, read_folder
 from data.labels import DataError
 from data.places import read_places, recovered
-from data.render import draw_scenes, objects_json
+from data.render import draw_scenes
+from data.scenes import Look, objects_json
 from tests.data.folder import write_folder
 
 ONE, TWO = "CLEVR_train_000000_0.png", "CLEVR_train_000000_1.png"
@@ -81,8 +82,8 @@ def test_zero_is_a_place(tmp_path):
 
 
 def test_places_recovered_from_drawn_scenes_are_correct(tmp_path):
-    settings = {"seed": 3, "size": 64, "samples": 4, "camera_distance": 9.5}
-    labels, true = draw_scenes(tmp_path / "iclevr", range(10), **settings)
+    look = Look(seed=3, camera_distance=9.5)
+    labels, true = draw_scenes(tmp_path / "iclevr", range(10), look=look, size=64, samples=4)
     (tmp_path / "objects.json").write_text(objects_json())
     (tmp_path / "train.json").write_text(json.dumps(labels))
     images = read_folder(tmp_path, 5)

@@ -1,30 +1,60 @@
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from data.labels import CLEVR
+from data.labels import CLEVR, DataError
 from data.places import read_places
-from data.render import OBJECTS, RADIUS, RGB, Item, Layout, draw_scene, draw_scenes, layout, picture_name, scene_places
-from data.render import test_sets as make_test_sets
+from data.render import RGB, draw_scene, draw_scenes
+from data.scenes import OBJECTS, RADIUS, Item, Layout, Look, layout, picture_name, scene_places
+from data.scenes import test_sets as make_test_sets
 
-SETTINGS = {"seed": 3, "size": 64, "samples": 4, "camera_distance": 9.5}
+LOOK = Look(seed=0, camera_distance=9.5)
+SETTINGS = {"look": Look(seed=3, camera_distance=9.5), "size": 64, "samples": 4}
 
 
 def test_objects_never_overlap_and_are_three_different_ones():
     for index in range(60):
-        scene = layout(0, index, 9.5)
+        scene = layout(index, LOOK)
         assert len({item.name for item in scene.items}) == OBJECTS
         for a, b in combinations(scene.items, 2):
             assert math.hypot(a.x - b.x, a.y - b.y) > 2 * RADIUS * 1.2  # a turned cube reaches 1.16 radii
 
 
 def test_a_scene_follows_from_seed_and_index():
-    assert layout(0, 5, 9.5) == layout(0, 5, 9.5)
-    assert layout(0, 5, 9.5) != layout(1, 5, 9.5)
-    assert layout(0, 5, 9.5) != layout(0, 6, 9.5)
+    assert layout(5, LOOK) == layout(5, LOOK)
+    assert layout(5, LOOK) != layout(5, replace(LOOK, seed=1))
+    assert layout(5, LOOK) != layout(6, LOOK)
+
+
+def test_more_objects_find_room_and_do_not_overlap():
+    five = Look(seed=0, camera_distance=11.0, objects=5)
+    for index in range(5):
+        items = layout(index, five).items
+        assert len({item.name for item in items}) == 5
+        for a, b in combinations(items, 2):
+            assert math.hypot(a.x - b.x, a.y - b.y) > 2 * RADIUS * 1.2
+
+
+def test_objects_without_room_are_one_error(monkeypatch):
+    monkeypatch.setattr("data.scenes.CAMERAS", 3)
+    with pytest.raises(DataError, match=r"no room for 6 objects in scene 0; raise render.camera_distance \(9.5\)"):
+        layout(0, replace(LOOK, objects=6))
+
+
+def test_without_series_a_scene_has_one_picture_of_any_number_of_objects(tmp_path):
+    look = Look(seed=0, camera_distance=11.0, objects=4, series=False)
+    counts = [len(layout(index, look).items) for index in range(200)]
+    assert set(counts) == {1, 2, 3, 4}
+    assert all(30 < counts.count(number) < 70 for number in range(1, 5))
+    labels, places = draw_scenes(tmp_path / "a", range(4), **(SETTINGS | {"look": look}))
+    assert list(labels) == [picture_name(i, counts[i]) for i in range(4)]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == set(labels)
+    assert [len(names) for names in labels.values()] == [len(row) for row in places.values()] == counts[:4]
 
 
 def test_the_same_seed_draws_the_same_files_and_only_missing_ones_again(tmp_path):
@@ -72,7 +102,7 @@ def test_places_are_where_the_objects_are(tmp_path):
 
 def test_places_need_no_drawing(tmp_path):
     _, places = draw_scenes(tmp_path / "a", range(2), **SETTINGS)
-    assert scene_places(range(2), SETTINGS["seed"], SETTINGS["camera_distance"]) == places
+    assert scene_places(range(2), SETTINGS["look"]) == places
     (tmp_path / "places.json").write_text(json.dumps(places))
     assert read_places(tmp_path / "places.json", {name: [0] * len(row) for name, row in places.items()}) == places
 
@@ -93,11 +123,10 @@ def silhouette(folder, monkeypatch, kind):
     """Returns the mask (rows, columns) of one red object in the middle, cut to its bounding box, and the box place."""
     import data.render
 
-    alone = layout(0, 0, 9.5)
+    alone = layout(0, LOOK)
     alone = Layout((Item(f"red {kind}", 0.0, 0.0, 20.0, 0.7),), alone.camera, alone.lamps)
     monkeypatch.setattr(data.render, "layout", lambda *arguments: alone)
-    monkeypatch.setattr(data.render, "OBJECTS", 1)
-    draw_scene(0, folder, 0, 64, 16, 9.5)
+    draw_scene(0, folder, LOOK, 64, 16)
     pixels = np.asarray(Image.open(folder / picture_name(0, 1)), float)
     mask = pixels[..., 0] - pixels[..., 1] > 25  # red, and neither the floor nor a highlight's white
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

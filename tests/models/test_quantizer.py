@@ -5,7 +5,8 @@ import torch
 from vector_quantize_pytorch import FSQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
-from models.quantizer import QUANTIZERS, FiniteScalar, IndexedCodebook, Quantizer, Residual
+from models.codebooks import IndexedCodebook, Quantizer, Residual
+from models.quantizer import QUANTIZERS, FiniteScalar
 from models.vqvae import code_counts, perplexity
 from stages.engine.schema import Vae
 

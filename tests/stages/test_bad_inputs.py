@@ -127,7 +127,7 @@ def test_no_configuration(stage):
         (["--labels", "red cube", "--steps", "0"], ["--steps 0"]),
         (["--labels", "red cube", "--steps", "1001"], ["1001", "ldm.timesteps"]),
         (["--labels", "red cube", "--guidance", "-1"], ["--guidance -1"]),
-        (["--labels", "red cube", "--out", "x.gif"], ["x.gif", ".png"]),
+        (["--labels", "red cube", "--out", "x.bmp"], ["x.bmp", ".png"]),
         (["--labels", "red cube", "--model", "gan", "--steps", "5"], ["--steps", "--model ldm"]),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import stages.vae
-from data.foreground import median_picture, pixel_weights
+from data.foreground import difference_error, median_picture, pixel_weights
 from models.condition import Condition
 from models.vqvae import VQVAE
 from models.windows import window_of, windows
@@ -44,6 +44,28 @@ def test_an_error_on_an_object_weighs_more_than_one_on_the_floor():
     assert loss_of(images, on_floor, background, 9.0) == torch.tensor(plain).item()
     assert abs(loss_of(images, on_object, background, 9.0) - 10 * plain) < 1e-7
     assert abs(loss_of(images, on_object, None, 9.0) - plain) < 1e-9
+
+
+def test_a_blurred_edge_counts_more_than_the_same_error_spread_out():
+    weights = torch.ones(1, 1, 64, 64)
+    spread, edge = torch.full((1, 3, 64, 64), 0.1), torch.zeros(1, 3, 64, 64)
+    edge[..., 31], edge[..., 32] = 0.4, -0.4
+    assert difference_error(spread, weights).item() == 0.0
+    expected = (0.4**2 + 0.8**2 + 0.4**2) / 63  # a mean over the 63 columns of pairs
+    assert difference_error(edge, weights).item() == pytest.approx(expected, rel=1e-5)
+    heavier = weights.clone()
+    heavier[..., 40:] = 10
+    assert difference_error(edge, heavier).item() == pytest.approx(expected, rel=1e-5), "only pairs with an error"
+    assert difference_error(edge, 10 * weights).item() == pytest.approx(10 * expected, rel=1e-5)
+
+
+def test_the_weight_of_edges_is_part_of_the_loss_that_moves_the_network(monkeypatch, tmp_path):
+    dataset = noise_pictures(tmp_path)
+    plain, task = a_task(monkeypatch, dataset), a_task(monkeypatch, dataset, "vae.edges=0.5")
+    metrics = [each.step(0, Draws(0, "vae", 0, 4, DEVICE)) for each in (plain, task)]
+    assert "edges" not in metrics[0] and metrics[1]["edges"] > 0
+    assert metrics[0]["reconstruction"] == metrics[1]["reconstruction"]
+    assert not plain.network.decoder.last.weight.equal(task.network.decoder.last.weight)
 
 
 def test_windows_are_around_an_object_and_within_the_picture():

@@ -1,0 +1,201 @@
+"""A release holds an experiment in 16 bits: its hashes, parents and figures fit, and it draws nearly the same."""
+
+import json
+import shutil
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages import UserError, load
+from stages.engine.export import load_export, read_about, save_export
+from stages.use import release
+from stages.use.find import MANIFEST, SHIPPED, STAGES, refuse_tampered, sha256_of_file
+from tests.conftest import HERE, SMOKE
+from tests.helpers import assert_one_line
+from tests.stages.handful import context_with
+
+
+@pytest.fixture(scope="module")
+def released(chain, tmp_path_factory):
+    """The smoke experiment's release, named `given`. Tests must not change it."""
+    to = tmp_path_factory.mktemp("released") / "given"
+    arguments = Namespace(config=SMOKE, to=str(to), report=[])
+    release.main(replace(context_with(f"root={chain}"), arguments=arguments))
+    return to
+
+
+def test_the_manifest_names_every_file(released):
+    manifest = json.loads((released / MANIFEST).read_text())
+    files = {str(p.relative_to(released)) for p in released.rglob("*") if p.is_file()}
+    assert manifest.keys() == files - {MANIFEST}
+    assert {"config.yaml", "README.md", "ldm/export.safetensors", "evaluator/export.safetensors"} <= files
+    for name, of in manifest.items():
+        assert of == {"sha256": sha256_of_file(released / name), "bytes": (released / name).stat().st_size}
+    assert sum(of["bytes"] for of in manifest.values()) < release.LIMIT
+    assert list(released.parent.iterdir()) == [released]  # nothing half-written is left
+
+
+def test_matrices_have_16_bits_and_all_else_is_as_it_was(chain, released):
+    for stage in ("evaluator", "reader", "vae", "ldm", "gan"):
+        before, about = load_export(chain / "smoke" / stage / "export.safetensors", "")
+        after, now = load_export(released / stage / "export.safetensors", "")
+        assert before.keys() == after.keys()
+        for name, values in after.items():
+            if release.is_rounded(name, before[name]):
+                assert values.dtype == torch.float16  # of weights this small it keeps more digits
+                assert (values.float() - before[name]).abs().max() <= before[name].abs().max() / 1000
+            else:
+                assert values.dtype == before[name].dtype and torch.equal(values, before[name])
+        assert now["rounded_from"] == about["sha256"] != now["sha256"]
+
+
+def test_the_chain_of_parents_still_fits(chain, released):
+    names = [stage for stage in STAGES if (released / stage).exists()]
+    old, new = (
+        {stage: read_about(root / stage / "export.safetensors", "") for stage in names}
+        for root in (chain / "smoke", released)
+    )
+    assert new["ldm"]["parents"]["vae"] == new["ldm"]["identity"]["parent vae"] == new["vae"]["sha256"]
+    hashes = {old[stage]["sha256"]: new[stage]["sha256"] for stage in names}
+    for stage in names:
+        expected = {name: hashes.get(value, value) for name, value in old[stage]["parents"].items()}
+        assert new[stage]["parents"] == expected
+        assert new[stage]["identity"]["parent data"] == old[stage]["identity"]["parent data"]
+
+
+def test_the_card_has_the_figures_of_the_report(chain, released):
+    card = (released / "README.md").read_text()
+    report = json.loads((chain / "smoke/eval/report.json").read_text())
+    for model in ("ldm", "gan"):
+        for name in ("test", "new_test"):
+            figures = report["results"][model][name]
+            assert f"{name} {figures['accuracy']:.3f} ± {figures['std']:.3f}" in card
+    assert f"Accuracy on held-out pictures: {report['evaluator']['real_accuracy']:.3f}" in card
+    for words in ("MIT", "Limits", "F16", "20 scenes", "make ldm CONFIG=configs/smoke.yaml", "Latent diffusion"):
+        assert words in card
+    assert "{" not in card
+
+
+def test_it_draws_nearly_the_same(chain, released):
+    whole, short = load(chain / "smoke"), load(released)
+    assert short.models == whole.models and short.objects == whole.objects
+    for model in whole.models:
+        wanted, drawn = (e.sample("red cube, cyan sphere", count=4, model=model) for e in (whole, short))
+        assert drawn.dtype == torch.float32
+        assert 0 < (drawn - wanted).abs().mean() < 0.02
+    pictures = whole.draw("red cube", count=2)
+    scores = [[row[0].score for row in e.judge(pictures, "red cube")] for e in (whole, short)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
+
+
+def test_the_command_draws_from_it_and_trains_nothing_in_it(stage, released, tmp_path):
+    out, config = tmp_path / "x", released / "config.yaml"
+    out.mkdir()
+    arguments = ("--labels", "red cube", "--count", "1", "--out", str(out))
+    assert stage("sample", *arguments, config=config)[0] == 0
+    assert (out / "00.png").is_file()
+    assert_one_line(*stage("ldm", "--fresh", config=config), "where nothing is trained", "name=")
+    assert_one_line(*stage("ddpm", config=config), "where nothing is trained", "name=")
+    for name in ("evaluator", "vae", "gan"):
+        said = stage(name, "--check", f"name={SHIPPED.name}", f"root={SHIPPED.parent}", "--fresh")
+        assert_one_line(*said, "checkpoints/scenes is the place of released weights")
+    assert stage("vae", "--check", "name=mine", "root=checkpoints") == (0, "")
+
+
+@pytest.mark.parametrize("how", ["flipped", "replaced", "missing", "manifest"])
+def test_a_file_that_is_not_the_released_one_is_refused(stage, released, tmp_path, how):
+    copy = tmp_path / "given"
+    shutil.copytree(released, copy)
+    path = copy / "ldm/export.safetensors"
+    if how == "flipped":
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.write_bytes(content)
+    elif how == "replaced":  # a whole file, with right hashes of its own
+        tensors, about = load_export(path, "")
+        del about["sha256"]
+        save_export(path, {name: values * 2 for name, values in tensors.items()}, about)
+    elif how == "missing":
+        path.unlink()
+    else:
+        (copy / MANIFEST).write_text('{"ldm/export.safetensors": 3}')
+    named = copy / MANIFEST if how == "manifest" else path
+    with pytest.raises(UserError) as caught:
+        load(copy)
+    assert f"git checkout {named}" in str(caught.value)
+    asked = ("--labels", "red cube", "--out", str(tmp_path / "x.png"), f"root={tmp_path}")  # it names its first place
+    said = stage("sample", *asked, config=copy / "config.yaml")
+    assert_one_line(*said, str(named))
+
+
+def test_what_is_not_released(stage, chain, tmp_path):
+    def refused(*arguments, to=tmp_path / "new"):
+        status, said = stage("release", "--to", str(to), f"root={chain}", *arguments)
+        assert not (tmp_path / "new").exists()
+        return status, said
+
+    data = chain / "smoke/render"
+    assert_one_line(*refused(f"data.folder={data}"), "only models of scenes drawn here are released")
+    assert_one_line(*refused("name=other"), "has no evaluator yet", "make evaluator")
+    assert_one_line(*refused(to=chain / "smoke"), "another folder than the experiment's")
+    (tmp_path / "full").mkdir()
+    assert_one_line(*refused(to=tmp_path / "full"), "something else than a release")
+    assert_one_line(*refused("--report", str(tmp_path / "no.json")), "no.json is missing")
+    (tmp_path / "no.json").write_text("{}")
+    assert_one_line(*refused("--report", str(tmp_path / "no.json")), "is no report.json of `make eval`")
+
+
+def test_more_than_the_limit_is_refused(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "LIMIT", 1_000_000)
+    arguments = Namespace(config=SMOKE, to=str(tmp_path / "new"), report=[])
+    with pytest.raises(UserError, match="more than the 1 MB that a clone may carry"):
+        release.main(replace(context_with(f"root={chain}"), arguments=arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_of_other_pictures_are_not_released(chain_copy, tmp_path):
+    file = chain_copy / "smoke/vae/config.yaml"
+    file.write_text(file.read_text().replace("folder: null", "folder: /data/iclevr"))
+    arguments = Namespace(config=SMOKE, to=str(tmp_path / "new"), report=[])
+    with pytest.raises(UserError, match="data that are not drawn here"):
+        release.main(replace(context_with(f"root={chain_copy}"), arguments=arguments))
+
+
+def test_every_hash_of_a_parent_is_replaced_and_nothing_else():
+    """As of a model whose parents are others too, and the settings it was made with."""
+    weights = {"w": torch.randn(2, 2), "layouts.1": torch.rand(3, 2)}
+    about = {"sha256": "old vae", "identity": {"seed": 0}, "parents": {"data": "d"}}
+    child = {"sha256": "old x", "parents": {"vae": "old vae", "guide": "of another", "eval.seeds": [0, 1]}}
+    made = release.rounded(
+        {"vae": (weights, about), "x": (weights, child | {"identity": {"parent vae": "old vae"}})}, torch.float16
+    )
+    new = release.sha256_of(made["vae"][0])
+    assert made["x"][1]["parents"] == {"vae": new, "guide": "of another", "eval.seeds": [0, 1]}
+    assert made["x"][1]["identity"] == {"parent vae": new} and made["vae"][1]["parents"] == {"data": "d"}
+    assert torch.equal(made["x"][0]["layouts.1"], weights["layouts.1"])
+
+
+def test_the_type_that_loses_less_is_chosen():
+    small = {"vae": ({"a": torch.randn(4, 4) * 1e-3}, {})}
+    assert release.rounding_error(small, torch.float16) < release.rounding_error(small, torch.bfloat16) < 0.01
+    large = {"vae": ({"a": torch.full((2, 2), 1e6)}, {})}
+    assert release.rounding_error(large, torch.bfloat16) < 0.01 < release.rounding_error(large, torch.float16)
+
+
+def test_the_weights_in_the_box():
+    """What this repository ships: whole, small, and it draws."""
+    folder = HERE / SHIPPED
+    if not (folder / MANIFEST).is_file():
+        pytest.skip("checkpoints/scenes has no weights yet: `make release` writes them")
+    refuse_tampered(folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert sum(of["bytes"] for of in manifest.values()) <= release.LIMIT
+    exports = {str(path.relative_to(folder)) for path in Path(folder).rglob("export.safetensors")}
+    assert exports <= manifest.keys() and {"README.md", "config.yaml"} <= manifest.keys()
+    model = load("scenes", device="cpu")
+    for name in model.models:
+        (picture,) = model.draw("red cube, cyan sphere", count=1, batch=1, model=name)
+        assert picture.size == (model.size, model.size)
