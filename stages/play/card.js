@@ -66,7 +66,7 @@ export class Card {
   done(event) {
     this.pictures = event.pictures;
     this.verdicts = event.verdicts;
-    this.time.textContent = `${event.seconds.toFixed(event.seconds < 10 ? 1 : 0)} s`;
+    this.time.textContent = event.seconds < 1 ? `${Math.round(1000 * event.seconds)} ms` : `${event.seconds.toFixed(1)} s`;
     this.png.disabled = this.gif.disabled = false;
     if (this.frames.length > 1) {
       Object.assign(this.scrub, { max: this.frames.length, value: this.frames.length, hidden: false });

@@ -162,6 +162,7 @@ async function draw() {
   for (const name of asked.models) cards.set(name, new Card(facts(name), asked, gif));
   $("results").replaceChildren(...[...cards.values()].map((card) => card.element));
   refresh();
+  if (matchMedia("(max-width: 820px)").matches) $("results").scrollIntoView({ block: "nearest" });
   const finished = await run(asked, (event) => {
     const card = cards.get(event.model);
     if (event.event === "step") {
