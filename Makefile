@@ -31,12 +31,12 @@ STAGE  = @$(PY) -m stages.$(1) $(ARGS) $(2) -- $(SETS)
 SAYS   = $$($(PY) -m stages.engine.config --config "$(CONFIG)" --print $(1) $(SETS))
 AGAIN  = --no-print-directory FRESH=
 # Of these targets, those on the command line run first, with FRESH=1 if it is given.
-NAMED  = $(filter scenes evaluator reader vae ldm gan ddpm,$(MAKECMDGOALS))
+NAMED  = $(filter scenes evaluator reader vae ldm gan ddpm onestep,$(MAKECMDGOALS))
 EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-out reproduce pace
 
 # Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample play release browser bench growth test lint faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample play release browser bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -88,6 +88,9 @@ gan: for-gan ## train the conditional WGAN-GP (and first the VAE, if gan.space i
 ddpm: evaluator ## train diffusion on pictures (needs a configuration with a ddpm section)
 	$(call STAGE,ddpm)
 
+onestep: ldm ## distil the LDM into a generator of one step (needs a configuration with a onestep section)
+	$(call STAGE,onestep)
+
 # An experiment's command line and configuration are checked before anything is trained for it.
 checked-%: setup
 	@$(PY) -m stages.experiments.$(subst -,_,$*) --config "$(CONFIG)" --check $(FLAGS) $(OF_DENOISER) -- $(SETS)
@@ -116,7 +119,7 @@ SAMPLE  = $(PY) -m stages.use.sample --config "$(or $(SHIPPED),$(CONFIG))" --lab
 checked-sample: setup
 	@$(SAMPLE) --check -- $(SETS)
 
-sample: $(if $(SHIPPED),setup,checked-sample for-drawer) ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm] [OUT=sample.png|x.gif|folder/]
+sample: $(if $(SHIPPED),setup,checked-sample for-drawer) ## draw LABELS="red cube at 0.3 0.6, cyan sphere" [COUNT=8] [SEED=0] [MODEL=ldm|gan|ddpm|onestep] [OUT=sample.png|x.gif|folder/]
 	$(if $(SHIPPED),@echo "weights: checkpoints/scenes (CONFIG=configs/demo.yaml draws with those of make demo)" >&2)
 	@$(SAMPLE) -- $(SETS)
 

@@ -5,11 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import to_unit
+from data.joined import Rows
 
 
-def median_picture(images: Tensor, device: torch.device) -> Tensor:
+def median_picture(images: Rows, device: torch.device) -> Tensor:
     """Returns the median picture (1, 3, s, s) in [-1, 1] of a sample of the set: the scenery without objects."""
-    chosen = torch.linspace(0, len(images) - 1, min(len(images), 501), device=images.device).long()
+    exact = torch.float64 if len(images) > 2**24 else torch.float32  # which holds no larger integers
+    chosen = torch.linspace(0, len(images) - 1, min(len(images), 501), dtype=exact, device=images.device).long()
     # on the CPU: a GPU has no deterministic median
     return to_unit(images[chosen]).cpu().median(dim=0).values[None].to(device)
 

@@ -31,7 +31,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 PICTURES = ("images", "iclevr")  # what the folder of the pictures may be called
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content, not by name: decoders of other formats may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
-VERSION = 4  # raised when `read_folder` reads the same files differently: 4 added places from the pictures
+VERSION = 5  # raised when packs of the same files would differ: 5 keeps labels as indices
 UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown places
 
 
@@ -39,28 +39,37 @@ UNKNOWN = -1  # fills `objects` after a picture's last object, and unknown place
 class ImageSet:
     """Pictures, their objects and their places; the held-out (validation) pictures come last.
 
-    `images` (n, 3, s, s) uint8; `labels` (n, k) uint8, multi-hot; `held_out` (n,) bool; `objects` (n, m) int64,
-    indices in the order of the picture's list, then -1; `places` (n, m, 2) float32, x to the right and y downwards in
-    [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
+    `images` (n, 3, s, s) uint8; `held_out` (n,) bool; `objects` (n, m), indices in the order of the picture's list,
+    then -1, in the smallest type that holds the vocabulary (`index_type`); `places` (n, m, 2) float32, x to the right
+    and y downwards in [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
+    `content`: a key of the files that were read.
     """
 
     images: Tensor
-    labels: Tensor
     held_out: Tensor
     objects: Tensor
     places: Tensor
     vocabulary: Vocabulary
     source: str
+    content: str = ""
 
     def part(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the images, objects and places of the training or the held-out pictures.
+        """Returns views of the images, objects and places of the training or the held-out pictures."""
+        trained = len(self.held_out) - int(self.held_out.sum())
+        rows = slice(trained, None) if held_out else slice(trained)
+        return self.images[rows], self.objects[rows], self.places[rows]
 
-        The images are a view if those pictures are contiguous, so an array mapped from a file stays mapped.
-        """
-        (chosen,) = (self.held_out == held_out).nonzero(as_tuple=True)
-        first, last = int(chosen[0]), int(chosen[-1]) + 1
-        images = self.images[first:last] if last - first == len(chosen) else self.images[chosen]
-        return images, self.objects[chosen], self.places[chosen]
+    @property
+    def labels(self) -> Tensor:
+        """The labels, multi-hot (n, k) uint8."""
+        return torch.cat([*self.labels_in_parts()])
+
+    def labels_in_parts(self, size: int = 2**16) -> Iterator[Tensor]:
+        """Yields the labels, multi-hot uint8, of `size` pictures at a time: together they may not fit into memory."""
+        for objects in self.objects.split(size):
+            slots = objects.long() % (len(self.vocabulary) + 1)  # -1 becomes a last column, which is cut off
+            found = torch.zeros(len(objects), len(self.vocabulary) + 1, dtype=torch.uint8)
+            yield found.scatter_(1, slots, 1)[:, :-1].contiguous()
 
     def found(self) -> str:
         """Returns how many places are known and their source, in words."""
@@ -85,7 +94,7 @@ def _place_of_pictures(folder: Path) -> Path:
     return one[0]
 
 
-class _Pictures:
+class PictureFiles:
     """The picture files of a folder or a zip, by their path in it: sub-folders are allowed, with / between."""
 
     def __init__(self, folder: Path):
@@ -93,6 +102,7 @@ class _Pictures:
         self._archive: zipfile.ZipFile | None = None
         self._files: dict[str, Path] = {}
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self._digests: dict[str, bytes] = {}
         if self.where.is_dir():
             self._files = dict(self._found())
         else:
@@ -145,11 +155,25 @@ class _Pictures:
 
     def read(self, name: str) -> bytes:
         try:
-            return self._archive.read(self._members[name]) if self._archive else self._files[name].read_bytes()
+            found = self._archive.read(self._members[name]) if self._archive else self._files[name].read_bytes()
         except MemoryError:
             raise
         except Exception as error:  # each compression raises different exceptions
             raise DataError(f"{self.where}: {name} cannot be read ({error}); restore it") from None
+        self._digests[name] = hashlib.sha256(found).digest()
+        return found
+
+    def content(self) -> str:
+        """Returns a key of the names and content of all pictures that were read."""
+        digest = hashlib.sha256()
+        for name in sorted(self._digests):
+            digest.update(name.encode(errors="surrogateescape") + b"\n" + self._digests[name])
+        return digest.hexdigest()
+
+    def sizes(self) -> Iterator[str]:
+        """Yields what is known of each picture without reading it, and is the same in a copy."""
+        for name in sorted(self.names):
+            yield f"{name} {self._members[name].file_size if self._archive else self._files[name].stat().st_size}"
 
     def stamps(self) -> Iterator[str]:
         """Yields what changes with a picture: a zip's checksums, or the folder's path and the files' sizes, times."""
@@ -245,35 +269,25 @@ def _hold_out(names: list[str], every: int) -> Tensor:
     return torch.tensor([order[group] % every == every - 1 for group in groups])
 
 
-def fingerprint(folder: Path, validation_every: int, size: int = SIZE) -> str:
-    """Returns a quick key for what `read_folder` would return now, without reading any picture.
-
-    Raises DataError if the folder is incomplete.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
-    digest = hashlib.sha256(f"{VERSION} {validation_every} {size}\n".encode())
-    for stamp in _Pictures(folder).stamps():
-        digest.update(stamp.encode(errors="surrogateescape") + b"\n")
-    for name in ("objects.json", "train.json", "validation.json", "places.json"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8)
 
 
-def _as_tensors(lists: list[list[int]], places: list[list[Place | None]]) -> tuple[Tensor, Tensor]:
+def index_type(classes: int) -> torch.dtype:
+    """Returns the smallest integer type that holds -1 and the indices below `classes`."""
+    return next(kind for kind in (torch.int8, torch.int16, torch.int32) if classes - 1 <= torch.iinfo(kind).max)
+
+
+def _as_tensors(lists: list[list[int]], places: list[list[Place | None]], classes: int) -> tuple[Tensor, Tensor]:
     """Converts lists of indices and places, one per picture, to `objects` and `places` of an ImageSet."""
-    objects = torch.full((len(lists), max(map(len, lists))), UNKNOWN)
+    objects = torch.full((len(lists), max(map(len, lists))), UNKNOWN, dtype=index_type(classes))
     where = torch.full((*objects.shape, 2), float(UNKNOWN))
-    for i, row in enumerate(lists):
-        objects[i, : len(row)] = torch.tensor(row)
-        for j, place in enumerate(places[i]):
-            if place is not None:
-                where[i, j] = torch.tensor(place)
+    slots = torch.arange(objects.shape[1]) < torch.tensor([len(row) for row in lists])[:, None]
+    objects[slots] = torch.tensor([index for row in lists for index in row], dtype=objects.dtype)
+    known = [(i, j, place) for i, row in enumerate(places) for j, place in enumerate(row) if place is not None]
+    if known:
+        rows, columns, found = zip(*known, strict=True)
+        where[list(rows), list(columns)] = torch.tensor(found)
     return objects, where
 
 
@@ -303,7 +317,7 @@ def read_folder(
     vocabulary = read_vocabulary(folder / "objects.json")
     listed, apart = _both(folder, vocabulary)
     known = read_places(folder / "places.json", listed)
-    pictures = _Pictures(folder)
+    pictures = PictureFiles(folder)
     missing = [name for name in listed if name not in pictures.names]
     if strange := [name for name in missing if PurePosixPath(name).suffix.lower() not in SUFFIXES]:
         kinds = ", ".join(SUFFIXES)
@@ -325,12 +339,11 @@ def read_folder(
     for i, name in enumerate(progress(names)):
         images[i] = torch.from_numpy(decode(pictures.read(name), f"{pictures.where}/{name}", size).copy())
     lists = [listed[name] for name in names]
-    objects, places = _as_tensors(lists, [(known or {}).get(name, []) for name in names])
+    objects, places = _as_tensors(lists, [(known or {}).get(name, []) for name in names], len(vocabulary))
     source = "from places.json"
     if known is None:
         places, source = recovered(images, objects, list(map(_scene, names))), "from the differences between pictures"
-    labels = vocabulary.multi_hot(lists).to(torch.uint8)
-    return ImageSet(images, labels, held_out, objects, places, vocabulary, source)
+    return ImageSet(images, held_out, objects, places, vocabulary, source, pictures.content())
 
 
 def read_test_sets(folder: Path, vocabulary: Vocabulary, names: Iterable[str]) -> dict[str, list[list[int]]]:

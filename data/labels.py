@@ -182,18 +182,32 @@ def _is_label_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def withheld(labels: Tensor, share: float) -> Tensor:
-    """Marks a fixed `share` of the sets of two or more labels, chosen by hash: (n, k) multi-hot -> (n,) bool.
+def distinct(objects: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the label sets of lists (n, m), -1 for none: sorted rows (u, m) int64, and each list's set (n,) int64."""
+    ordered, base = objects.long().sort(dim=1).values, int(objects.max()) + 2 if len(objects) else 2
+    if base ** objects.shape[1] >= 2**62:
+        return torch.unique(ordered, dim=0, return_inverse=True)
+    powers = base ** torch.arange(objects.shape[1])  # a row as one number: ten times as fast
+    numbers, which = torch.unique(((ordered + 1) * powers).sum(1), return_inverse=True)
+    return numbers[:, None] // powers % base - 1, which
 
-    Whether a set is marked depends only on the set.
+
+def withheld(objects: Tensor, share: float) -> Tensor:
+    """Marks a fixed `share` of the sets of two or more labels, chosen by hash: lists (n, m), -1 for none -> (n,) bool.
+
+    Whether a set is marked depends only on the set, not on the order of its list.
     """
 
     def place(row: list[int]) -> float:
         digest = hashlib.sha256(" ".join(map(str, row)).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
-    rows = [row.nonzero().flatten().tolist() for row in labels]
-    return torch.tensor([len(row) > 1 and place(row) < share for row in rows], dtype=torch.bool)
+    def marked(rows: Tensor) -> Tensor:
+        sets, which = distinct(rows)
+        lists = [[index for index in row if index >= 0] for row in sets.tolist()]
+        return torch.tensor([len(row) > 1 and place(row) < share for row in lists], dtype=torch.bool)[which]
+
+    return torch.cat([marked(rows) for rows in objects.split(2**20)])
 
 
 def read_conditions(path: Path, vocabulary: Vocabulary) -> list[list[int]]:

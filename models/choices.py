@@ -6,11 +6,12 @@ plural lists all.
 
 from typing import Literal, get_args
 
-Model = Literal["ldm", "gan", "ddpm"]
+Model = Literal["ldm", "gan", "ddpm", "onestep"]
 MODELS = {  # what draws pictures, and what its stage does: stages/models.py
     "ldm": "Stage 2: trains the latent diffusion model on the autoencoder's latents.",
     "gan": "Trains the conditional WGAN-GP.",
     "ddpm": "Trains a DDPM on pictures.",
+    "onestep": "Distils the latent diffusion model into a generator of one step.",
 }
 DIFFUSION = ("ldm", "ddpm")  # those of them that denoise
 EVERY_TIMESTEP = ("ancestral",)  # the samplers that take no number of steps
@@ -21,6 +22,7 @@ Sampler = Literal["ddim", "dpm-solver++", "ancestral"]  # models/samplers.py
 Spacing = Literal["trailing", "uniform", "quadratic"]  # of a sampler's timesteps: models/samplers.py
 Quantizer = Literal["codebook", "fsq", "residual"]  # models/quantizer.py
 Backbone = Literal["vgg", "alex", "squeeze"]  # of LPIPS: models/perceptual.py
+Distance = Literal["l2", "huber"]  # of a distilled generator from its teacher: models/distillation.py
 Loss = Literal["wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan"]  # adversarial: models/adversarial.py
 AuxiliarySchedule = Literal["constant", "rising", "falling"]  # of the label loss's weight: models/adversarial.py
 Body = Literal["residual", "dcgan"]  # of generator and critic: models/wgan.py
@@ -33,6 +35,7 @@ SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 QUANTIZERS: tuple[str, ...] = get_args(Quantizer)
 BACKBONES: tuple[str, ...] = get_args(Backbone)
+DISTANCES: tuple[str, ...] = get_args(Distance)
 LOSSES: tuple[str, ...] = get_args(Loss)
 AUXILIARY_SCHEDULES: tuple[str, ...] = get_args(AuxiliarySchedule)
 BODIES: tuple[str, ...] = get_args(Body)

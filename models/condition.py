@@ -18,7 +18,8 @@ class Condition:
 
     `objects` (b, m) int64: indices into the vocabulary in the order of the label list, then -1. `places` (b, m, 2)
     float32: x to the right and y downwards in [0, 1] of the picture, -1 where unknown. `classes`: the size of the
-    vocabulary. A row may have places for all, some or none of its objects.
+    vocabulary. A row may have places for all, some or none of its objects. A whole set may keep `objects` in a smaller
+    type: rows that are taken from it are int64.
     """
 
     objects: Tensor
@@ -53,7 +54,7 @@ class Condition:
 
     def __getitem__(self, rows: Tensor | slice | list[int]) -> "Condition":
         """Returns the chosen rows, indexed like a tensor; the number of slots m stays the same."""
-        return replace(self, objects=self.objects[rows], places=self.places[rows])
+        return replace(self, objects=self.objects[rows].long(), places=self.places[rows])
 
     @property
     def slots(self) -> int:
@@ -83,7 +84,8 @@ class Condition:
     def labels(self) -> Tensor:
         """(b, classes) float32: multi-hot labels, as the judge takes them."""
         found = torch.zeros(len(self), self.classes + 1, device=self.device)
-        slots = torch.where(self.present, self.objects, self.classes)  # absent objects go into a column that is cut off
+        # absent objects go into a column that is cut off
+        slots = torch.where(self.present, self.objects.long(), self.classes)
         found = found.scatter_(1, slots, 1.0)[:, : self.classes]
         return found.contiguous()  # a product with rows that are not contiguous may round its last bit differently
 

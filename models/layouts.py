@@ -9,12 +9,14 @@ from torch import Tensor
 from models.condition import Condition
 
 PREFIX = "layouts."  # of the tensors in an export
+CHUNK = 2**20  # pictures at once: a set may be as large as memory
 CANDIDATES = 16384  # layouts drawn when no training layout fits unchanged
 
 
 def evenly(count: int, most: int) -> Tensor:
     """Returns at most `most` of {0, ..., count - 1}, spread evenly from first to last: (n,) int64."""
-    return torch.linspace(0, count - 1, min(most, count)).round().long()
+    exact = torch.float64 if count > 2**24 else torch.float32  # which holds no larger integers
+    return torch.linspace(0, count - 1, min(most, count), dtype=exact).round().long()
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,14 @@ class LayoutPrior:
     @classmethod
     def of(cls, conditions: Condition, most: int = 1024) -> "LayoutPrior":
         """Takes up to `most` layouts per number of objects, spread evenly over the rows whose places are all known."""
-        counts = conditions.present.sum(1)
-        whole = conditions.wholly_placed
-        layouts = {}
-        for number in counts[whole].unique().tolist():
-            (rows,) = (whole & (counts == number)).nonzero(as_tuple=True)
+
+        def numbers(first: int) -> Tensor:  # of objects, 0 where a place is unknown
+            part = conditions[first : first + CHUNK]
+            return (part.present.sum(1) * part.wholly_placed).to(torch.int16)
+
+        counts, layouts = torch.cat([numbers(first) for first in range(0, max(1, len(conditions)), CHUNK)]), {}
+        for number in filter(None, counts.unique().tolist()):
+            (rows,) = (counts == number).nonzero(as_tuple=True)
             chosen = rows[evenly(len(rows), most)]
             layouts[number] = conditions.places[chosen, :number].float().cpu()
         return cls(layouts)

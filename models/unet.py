@@ -144,6 +144,7 @@ class UNet(nn.Module):
             return Level(entering, leaving, embedding, heads_at(leaving), context, depth, expansion, dropout)
 
         self.inputs, self.channels, self.self_condition, self.places = inputs, channels, self_condition, places
+        self.feature_widths = [width for width in widths for _ in range(blocks)] + widths[-1:]
         self.labels = Tokens(classes, context, condition, most, order, places)
         self.time = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.pooled = nn.Linear(context, embedding) if pooled else None
@@ -176,6 +177,21 @@ class UNet(nn.Module):
 
         `estimate`, with self_condition: the last prediction of x_0 (b, inputs, h, h), zeros where there was none.
         """
+        skips, x, told = self._down(x, t, condition, keep, estimate)
+        for module in self.up:
+            x = module(torch.cat([x, skips.pop()], dim=1), *told) if isinstance(module, Level) else module(x)
+        return self.leave(x).float()
+
+    def features(self, x: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
+        """Returns the maps (b, width, h, h) after each level on the way down and after the middle: `feature_widths`."""
+        skips, middle, _ = self._down(x, t, condition)
+        levels = [skip for module, skip in zip(self.down, skips[1:], strict=True) if isinstance(module, Level)]
+        return [*levels, middle]
+
+    def _down(
+        self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None, estimate: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Returns what the way up is given: the skips, the middle's map, and embedding, tokens and their mask."""
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], dim=1)
         if keep is None:
@@ -193,9 +209,4 @@ class UNet(nn.Module):
             x = module(x, embedding, context, mask) if isinstance(module, Level) else module(x)
             skips.append(x)
         x = self.middle_end(self.middle(x, embedding, context, mask), embedding)
-        for module in self.up:
-            if isinstance(module, Level):
-                x = module(torch.cat([x, skips.pop()], dim=1), embedding, context, mask)
-            else:
-                x = module(x)
-        return self.leave(x).float()
+        return skips, x, (embedding, context, mask)

@@ -42,15 +42,18 @@ def _check_sample(a: argparse.Namespace, config: Config) -> None:
         raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
     check_output(a.out, a.animate, a.model or config.drawer)
     if not config.uses:
-        _check_labels(a.labels, config.data.folder)
+        _check_labels(a.labels, config.data.folders)
 
 
-def _check_labels(text: str, folder: str | None) -> None:
-    """Checks the objects asked for against those of the data: before a model is trained to draw them."""
+def _check_labels(text: str, folders: Sequence[str]) -> None:
+    """Checks the objects asked for against those of the data, unless all are packs: before a model is trained."""
     from data.labels import CLEVR, DataError, read_vocabulary  # takes torch, which the other commands' checks do not
 
+    plain = [folder for folder in folders if not folder.endswith(".safetensors")]
+    if folders and not plain:
+        return
     try:
-        vocabulary = read_vocabulary(Path(folder) / "objects.json") if folder else CLEVR
+        vocabulary = read_vocabulary(Path(plain[0]) / "objects.json") if plain else CLEVR
         vocabulary.parse(text)
     except DataError as error:
         raise UserError(str(error)) from None
@@ -174,7 +177,10 @@ def _growth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", default="18000,180000,1800000", metavar="N,...", help="sizes of made-up packs, 12 KiB per picture"
     )
-    _add_only(parser, [*GROWTH_AXES, "pictures", "processes"])
+    parser.add_argument(
+        "--labels", default="18000,1800000", metavar="N,...", help="sizes of packs without pixels, 28 bytes per picture"
+    )
+    _add_only(parser, [*GROWTH_AXES, "pictures", "labels", "processes"])
     _add_seconds(parser)
     add_fresh(parser)
 

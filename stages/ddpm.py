@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from data.joined import Rows
 from models.layouts import LayoutPrior
 from models.multiply_add_unet import MultiplyAddUNet
 from models.patches import PatchUNet
@@ -12,6 +13,7 @@ from stages.engine import distributed
 from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network
 from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.draws import Coming
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.run import Run
@@ -37,7 +39,7 @@ def build_ddpm(settings: Ddpm, classes: int, most: int, size: int) -> MultiplyAd
     return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths, settings.places)
 
 
-def pixel_scale(images: Tensor) -> tuple[Tensor, Tensor]:
+def pixel_scale(images: Rows) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation (3, s, s) of each pixel over pictures (n, 3, s, s) uint8, scaled to [-1, 1].
 
     The sums are of integers and exact in float64 (up to 10^11 pictures), so the size of the parts changes no bit.
@@ -122,8 +124,8 @@ class DdpmTask(DiffusionTask[MultiplyAddUNet | PatchUNet]):
         if isinstance(network, PatchUNet):
             network.set_scale(*pixel_scale(dataset.images))
 
-            def clean(index: Tensor) -> Tensor:
-                return network.normalised(dataset.pictures(index))
+            def clean(index: Tensor, coming: Coming | None = None) -> Tensor:
+                return network.normalised(dataset.pictures(index, coming))
 
         evaluator, _ = load_evaluator(context, classes)
         guide = guide_of(context, classes)

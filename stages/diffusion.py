@@ -14,8 +14,9 @@ from models.self_condition import Remembering, first_estimate, predict
 from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.compiled import compile_network
-from stages.engine.dataset import Dataset, drawn_rows
-from stages.engine.draws import Draws
+from stages.engine.dataset import Dataset
+from stages.engine.drawn import Drawn
+from stages.engine.draws import Coming, Draws
 from stages.engine.ema import Ema, Network
 from stages.engine.errors import UserError
 from stages.engine.learnable import diffusion_of
@@ -100,12 +101,30 @@ class DiffusionSampler:
     def takes_places(self) -> bool:
         return takes_places(self.network)
 
-    @torch.no_grad()
     def sample(self, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
         """Samples n pictures (n, 3, s, s) in [-1, 1], one for each condition and key.
 
         `watch` is called at each step with t and the pictures of x and of the predicted x_0. Raises UserError.
         """
+        return self._sampled(condition, keys, how, lambda x: self.decode(x).float().clamp(-1, 1), watch)
+
+    def undecoded(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
+        """Samples as `sample` does, and returns x (n, *shape) as it is before it is decoded."""
+        return self._sampled(condition, keys, how, lambda x: x)
+
+    def with_places(self, condition: Condition, keys: list[tuple], how: Eval) -> Condition:
+        """Returns what `sample` gives the network: with a place for each object, if it reads places."""
+        return with_chosen_places(condition, keys, self.layouts, how) if self.takes_places else condition
+
+    @torch.no_grad()
+    def _sampled(
+        self,
+        condition: Condition,
+        keys: list[tuple],
+        how: Eval,
+        finish: Callable[[Tensor], Tensor],
+        watch: Watch | None = None,
+    ) -> Tensor:
         if not SAMPLERS[how.sampler].every_timestep and how.steps > len(self.diffusion):
             raise UserError(f"eval.steps ({how.steps}) must not exceed {self.stage}.timesteps ({len(self.diffusion)})")
         if how.guidance != 1 and not self.knows_no_labels:
@@ -113,14 +132,13 @@ class DiffusionSampler:
                 f"guidance {how.guidance:g}: this {self.stage} was trained with label_dropout=0 and never saw a "
                 f"picture without labels; set guidance to 1"
             )
-        if takes_places(self.network):
-            condition = with_chosen_places(condition, keys, self.layouts, how)
+        condition = self.with_places(condition, keys, how)
 
         def make(condition: Condition, draw: Draw, wanted: int) -> Tensor:
             for t, x, x0 in self._steps(condition, how, lambda: draw(*self.shape)):
                 if watch is not None:
                     watch(t, self.decode(x)[:wanted], self.decode(x0)[:wanted])
-            return self.decode(x).float().clamp(-1, 1)
+            return finish(x)
 
         return in_batches(condition, keys, how.batch, self.context.device, make)
 
@@ -150,7 +168,7 @@ def denoising_errors(
 class DiffusionTask(Generic[Network]):
     """Trains on the weighted squared error of the prediction from noised x_0; drops conditions, and places alone.
 
-    `clean(index)` gives x_0 of those pictures; `sampler_of(network, layouts)` gives a sampler for previews.
+    `clean(index, coming)` gives x_0 of those pictures; `sampler_of(network, layouts)` gives a sampler for previews.
     """
 
     def __init__(
@@ -159,7 +177,7 @@ class DiffusionTask(Generic[Network]):
         settings: Denoising,
         dataset: Dataset,
         network: Network,
-        clean: Callable[[Tensor], Tensor],
+        clean: Callable[[Tensor, Coming], Tensor],
         sampler_of: Callable[[Network, LayoutPrior], DiffusionSampler],
         accuracy: Callable[[Tensor, Tensor], float],
         facts: dict,
@@ -179,13 +197,13 @@ class DiffusionTask(Generic[Network]):
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
-        self.rows = drawn_rows(dataset.labels, settings.picture_draws)
+        self.rows = Drawn(dataset.conditions, settings.picture_draws)
         every = torch.arange(settings.timesteps, device=context.device)
         self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound, settings.log_snr)
 
     def step(self, step: int, draws: Draws) -> dict[str, Metric]:
-        s, index = self.settings, self.rows[draws.indices(len(self.rows))]
-        x0, condition = self.clean(index), self.dataset.conditions[index]
+        s, (index, coming) = self.settings, draws.pictures(self.rows)
+        x0, condition = self.clean(index, coming), self.dataset.conditions[index]
         (t, weights), noise = self._timesteps(draws), draws.normal(*x0.shape[1:])
         keep = draws.uniform() >= s.label_dropout
         if takes_places(self.network):

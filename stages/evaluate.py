@@ -182,10 +182,10 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
         samples[model][name] = _captioned(images, condition.labels, judge, dataset, context)
         (folder / f"{model}-{name}.png").write_bytes(png(grid(images), page_scale(dataset.size)))
         (folder / f"{model}-{name}-captioned.png").write_bytes(captioned(samples[model][name]))
-    if not distributed.is_main():
-        return
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
     own = _evaluate_placing(samplers, results, judge, dataset, context) if "reader" in exports else None
+    if not distributed.is_main():
+        return
     strip, strip_labels = None, ""
     denoisers = (sampler for name in DIFFUSION if isinstance(sampler := samplers.get(name), DiffusionSampler))
     if denoiser := next(denoisers, None):

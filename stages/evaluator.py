@@ -68,10 +68,10 @@ class EvaluatorTask:
             self.parts["cells"] = self.cells
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
-        s, index = self.settings, draws.indices(len(self.dataset.images))
-        pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
+        s, (index, coming) = self.settings, draws.pictures(self.dataset.once)
+        pictures, condition = self.dataset.pictures(index, coming), self.dataset.conditions[index]
         images, condition = augmented(pictures, condition, s.low_resolution, draws)
-        images, labels = images.contiguous(memory_format=torch.channels_last), self.dataset.labels[index]
+        images, labels = images.contiguous(memory_format=torch.channels_last), self.dataset.labels(index)
         parts, found = parts_of(len(images), s.accumulate), []
         if self.cells:
             shown = cell_labels(condition, images.shape[-1] // 8)

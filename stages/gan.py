@@ -21,10 +21,12 @@ from models.vqvae import VQVAE
 from models.wgan import Critic, Generator
 from stages.commands import COMMANDS
 from stages.engine import distributed
+from stages.engine.ahead import Batches
 from stages.engine.command import Context, run_command
-from stages.engine.dataset import Dataset, drawn_rows, load_dataset
+from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
-from stages.engine.draws import Draws
+from stages.engine.drawn import Drawn
+from stages.engine.draws import Coming, Draws
 from stages.engine.ema import Ema
 from stages.engine.optim import Optimizer
 from stages.engine.parts import means, parts_of
@@ -33,7 +35,7 @@ from stages.engine.sampling import Draw, in_batches, preview, takes_places, with
 from stages.engine.schema import Eval, Gan
 from stages.engine.trained import load_trained
 from stages.judge import accuracy_by, load_evaluator
-from stages.vae import encode_set, load_vae, load_vae_of
+from stages.vae import latents_kind, latents_of, load_vae, load_vae_of
 
 
 def _shape(settings: Gan, latent_channels: int, size: int) -> tuple[int, int]:
@@ -129,11 +131,13 @@ def auxiliary_weight(settings: Gan, step: int) -> float:
 class GanTask:
     """Trains by `critic_steps` critic updates, each with one combined backward pass, then one generator update."""
 
-    def __init__(self, context: Context, dataset: Dataset, vae: VQVAE | None):
+    def __init__(self, context: Context, dataset: Dataset, vae: VQVAE | None, vae_sha256: str = ""):
         self.context, self.dataset, self.settings, self.vae = context, dataset, context.config.gan, vae
         s = self.settings
-        self.loss, self.rows = LOSSES[s.loss], drawn_rows(dataset.labels, s.picture_draws)
-        self.latents = None if vae is None else encode_set(vae, dataset.images, context)
+        self.loss, self.rows = LOSSES[s.loss], Drawn(dataset.conditions, s.picture_draws)
+        self.latents = None
+        if vae is not None:
+            self.latents = Batches(latents_of(vae, vae_sha256, dataset, context), context.device)
         self.latent_channels = vae.latent_mean.numel() if vae is not None else 0
         torch.manual_seed(context.config.seed)
         build = (s, len(dataset.vocabulary), self.latent_channels, dataset.size)
@@ -156,11 +160,11 @@ class GanTask:
         self.layouts = LayoutPrior.of(dataset.conditions) if takes_places(self.generator) else LayoutPrior()
         self.evaluator, _ = load_evaluator(context, len(dataset.vocabulary))
 
-    def _real_batch(self, index: Tensor) -> Tensor:
+    def _real_batch(self, index: Tensor, coming: Coming | None) -> Tensor:
         if self.latents is not None:
-            batch = self.latents[index]
+            batch = self.latents(index, coming).float()
         else:
-            batch = F.pixel_unshuffle(self.dataset.pictures(index), self.settings.stem)
+            batch = F.pixel_unshuffle(self.dataset.pictures(index, coming), self.settings.stem)
         return batch.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -187,9 +191,11 @@ class GanTask:
         with self.context.autocast():
             return self.critic(x, condition)
 
-    def _critic_step(self, step: int, draws: Draws, index: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def _critic_step(
+        self, step: int, draws: Draws, index: Tensor, fake: Tensor, coming: Coming | None = None
+    ) -> dict[str, Tensor]:
         s = self.settings
-        real, condition = self._real_batch(index), self.dataset.conditions[index]
+        real, condition = self._real_batch(index, coming), self.dataset.conditions[index]
         first, last = s.gamma
         gamma = last + (first - last) * (1 + math.cos(math.pi * step / s.steps)) / 2
         mix = draws.uniform(1, 1, 1) if self.loss.penalised else None
@@ -223,16 +229,16 @@ class GanTask:
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s = self.settings
         parts = s.critic_steps + 1
-        *shown, last = (self.rows[draws.indices(len(self.rows), part, parts)] for part in range(parts))
-        for index, fake in zip(shown, self._fakes(shown, draws), strict=True):
-            metrics = self._critic_step(step, draws, index, fake)
-        metrics |= self._generator_step(step, last, draws)
+        *shown, last = (draws.pictures(self.rows, part, parts) for part in range(parts))
+        for (index, coming), fake in zip(shown, self._fakes([index for index, _ in shown], draws), strict=True):
+            metrics = self._critic_step(step, draws, index, fake, coming)
+        metrics |= self._generator_step(step, *last, draws)
         self.ema.update(step)
         return metrics
 
-    def _generator_step(self, step: int, index: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def _generator_step(self, step: int, index: Tensor, coming: Coming, draws: Draws) -> dict[str, Tensor]:
         condition, noise, found = self.dataset.conditions[index], self._noise(draws), []
-        real = self._real_batch(index) if self.loss.paired else None
+        real = self._real_batch(index, coming) if self.loss.paired else None
         parts, average = parts_of(len(noise), self.settings.accumulate), self._average(condition)
         for rows in parts:
             asked, real_scores = condition[rows], None
@@ -275,12 +281,12 @@ def main(context: Context) -> None:
     parents, vae = {"data": dataset.sha256}, None
     if context.config.gan.space == "latents":
         vae, about = load_vae(context)
-        parents["vae"] = about["sha256"]
+        parents |= {"vae": about["sha256"], **latents_kind(vae, dataset, context)}
     if context.config.gan.needs_places:
         parents["places"] = dataset.places_sha256
     run = Run(context, "gan", parents)
     if not run.finished():
-        run.train(GanTask(context, dataset, vae))
+        run.train(GanTask(context, dataset, vae, parents.get("vae", "")))
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import to_unit
+from data.joined import Rows
 from models.condition import Condition
 from models.evaluator import Evaluator, accuracy, top_k_hits
 from models.reader import Found, Reader, found, label_scores, placing
 from stages.diffusion import DiffusionSampler
-from stages.engine import distributed
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.errors import UserError
 from stages.engine.export import load_export, refuse_other_size
-from stages.engine.sampling import Sampler, without_places
+from stages.engine.sampling import Sampler, sample_shared, without_places
 from stages.engine.schema import Reader as ReaderSection
 from stages.engine.trained import filled, load_trained
 
@@ -43,7 +43,7 @@ def load_reader(context: Context) -> tuple[Reader, dict]:
 
 
 @torch.no_grad()
-def scores(network: Evaluator, images: Tensor, context: Context, batch: int = 256) -> Tensor:
+def scores(network: Evaluator, images: Rows, context: Context, batch: int = 256) -> Tensor:
     """Maps (n, 3, s, s), uint8 or in [-1, 1], to logits (n, classes), in float32 as the lab's: near ties matter."""
     network.eval()
     return torch.cat([network.logits(as_input(part, context)) for part in images.split(batch)])
@@ -108,7 +108,7 @@ def evaluate_set(
 ) -> tuple[dict, Tensor]:
     """Evaluates one model on one test set. Returns its figures over all seeds, and the pictures of the first.
 
-    Several processes share the seeds. With a guide its accuracy is reported beside the judge's, because the guide
+    Several processes share the pictures. With a guide its accuracy is reported beside the judge's, because the guide
     steered the sampling.
     """
     how, labels, per_seed, by_guide, all_hits = context.config.eval, condition.labels, [], [], []
@@ -142,21 +142,15 @@ def _warm_up(sampler: Sampler, condition: Condition, context: Context) -> None:
 
 
 def _sampled(sampler: Sampler, name: str, condition: Condition, context: Context) -> tuple[Tensor, float]:
-    """Samples all seeds' pictures (seeds, n, 3, s, s), each in one process. Returns them and pictures per second."""
-    how, world, seconds, mine = context.config.eval, distributed.world_size(), 0.0, 0
-    size = context.config.data.size
-    pictures = torch.zeros(len(how.seeds), len(condition), 3, size, size)
+    """Samples all seeds' pictures (seeds, n, 3, s, s), shared by the processes. Returns them and pictures a second."""
+    how, size = context.config.eval, context.config.data.size
+    pictures = torch.empty(len(how.seeds), len(condition), 3, size, size)
     _warm_up(sampler, condition, context)
-    for place, seed in enumerate(how.seeds):
-        if place % world == distributed.rank():
-            began = time.perf_counter()
-            made = sampler.sample(condition, [(seed, name, i) for i in range(len(condition))], how)
-            pictures[place] = made.cpu()  # waits for the device
-            seconds, mine = seconds + time.perf_counter() - began, mine + len(condition)
-    rate = torch.tensor(mine / seconds if mine else 0.0, device=context.device)
-    if world > 1:  # each picture comes from one process; the others hold zeros
-        pictures = distributed.total(pictures.to(context.device)).cpu()
-    return pictures, distributed.total(rate).item()
+    asked = [(condition, [(seed, name, i) for i in range(len(condition))]) for seed in how.seeds]
+    began = time.perf_counter()
+    for place, made in enumerate(sample_shared(sampler, asked, how, size, context.device)):
+        pictures[place] = made.cpu()  # waits for the device
+    return pictures, len(how.seeds) * len(condition) / (time.perf_counter() - began)
 
 
 def evaluate_held_out(
@@ -171,7 +165,8 @@ def evaluate_held_out(
     keys = [(how.seeds[0], "held out", i) for i in range(len(asked))]
 
     def drawn(condition: Condition) -> tuple[Tensor, float]:
-        images = sampler.sample(condition, keys, how).cpu()
+        (made,) = sample_shared(sampler, [(condition, keys)], how, context.config.data.size, context.device)
+        images = made.cpu()
         return images, accuracy(scores(judge, images, context).cpu(), asked.labels)
 
     (images, chosen), given, shown = drawn(without_places(asked)), None, without_places(asked)

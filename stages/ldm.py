@@ -3,14 +3,15 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
+from data.joined import Rows
 from models.layouts import LayoutPrior
 from models.sizes import CELL
 from models.unet import UNet
 from models.vqvae import VQVAE
 from stages.commands import COMMANDS
 from stages.diffusion import DiffusionSampler, DiffusionTask, LogProbability
+from stages.engine.ahead import Batches
 from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network
 from stages.engine.dataset import Dataset, load_dataset
@@ -18,7 +19,7 @@ from stages.engine.run import Run
 from stages.engine.schema import Ldm
 from stages.engine.trained import load_trained
 from stages.judge import accuracy_by, guide_of, load_evaluator
-from stages.vae import decoder_of, encode_set, load_vae, load_vae_of
+from stages.vae import decoder_of, latents_kind, latents_of, load_vae, load_vae_of
 
 
 def build_unet(settings: Ldm, inputs: int, classes: int, most: int) -> UNet:
@@ -27,12 +28,18 @@ def build_unet(settings: Ldm, inputs: int, classes: int, most: int) -> UNet:
 
 
 def latent_sampler(
-    context: Context, unet: UNet, vae: VQVAE, settings: Ldm, layouts: LayoutPrior, guide: LogProbability | None
+    context: Context,
+    unet: UNet,
+    vae: VQVAE,
+    settings: Ldm,
+    layouts: LayoutPrior,
+    guide: LogProbability | None,
+    stage: str = "ldm",
 ) -> DiffusionSampler:
-    """Returns a sampler of pictures for a network on latents."""
+    """Returns a sampler of pictures for a network on latents, of the `stage` that errors name."""
     side = context.config.data.size // CELL
     shape, decode = (unet.inputs, side, side), decoder_of(vae, context)
-    return DiffusionSampler(context, "ldm", unet, settings, shape, decode, layouts, guide)
+    return DiffusionSampler(context, stage, unet, settings, shape, decode, layouts, guide)
 
 
 def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
@@ -46,9 +53,10 @@ def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
     return latent_sampler(context, unet, load_vae_of(context, "ldm", about), settings, layouts, guide), about
 
 
-def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) -> DiffusionTask[UNet]:
+def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Rows) -> DiffusionTask[UNet]:
     """Returns the task of diffusion on the set's latents (n, c, s/8, s/8), which were encoded once."""
     settings = context.config.ldm
+    batches = Batches(latents, context.device)
     inputs, classes, most = latents.shape[1], len(dataset.vocabulary), dataset.most_objects
     torch.manual_seed(context.config.seed)
     network = context.on_device(build_unet(settings, inputs, classes, most))
@@ -59,7 +67,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Tensor) ->
         settings,
         dataset,
         network,
-        latents.__getitem__,
+        lambda index, coming: batches(index, coming).float(),
         lambda average, layouts: latent_sampler(context, average, vae, settings, layouts, guide),
         accuracy_by(evaluator, context),
         {"inputs": inputs, "classes": classes, "most": most, "objects": dataset.vocabulary.names},
@@ -70,12 +78,12 @@ def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset = load_dataset(context.config, context.device)
     dataset.must_know_places(context.config.places_of("ldm"))  # `models` may not list it
     vae, about = load_vae(context)
-    parents = {"data": dataset.sha256, "vae": about["sha256"]}
+    parents = {"data": dataset.sha256, "vae": about["sha256"], **latents_kind(vae, dataset, context)}
     if context.config.ldm.network.wants_layouts:
         parents |= dataset.layouts
     run = Run(context, "ldm", parents)
     if not run.finished():
-        run.train(ldm_task(context, dataset, vae, encode_set(vae, dataset.images, context)), until)
+        run.train(ldm_task(context, dataset, vae, latents_of(vae, about["sha256"], dataset, context)), until)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stages import ddpm, gan, ldm
+from stages import ddpm, gan, ldm, onestep
 from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context
 from stages.engine.sampling import Sampler
@@ -57,6 +57,14 @@ MODELS: dict[str, Model] = {
         ((["loss"], "pixel diffusion", True),),
         "pixel diffusion",
         "ddpm.places=true",
+    ),
+    "onestep": Model(
+        onestep.main,
+        onestep.load_onestep,
+        lambda config: "One-step LDM",
+        ((["distance"], "one-step generator, distance from its teacher's latents", True),),
+        "one-step generator",
+        "ldm.network.places=true",
     ),
 }
 

@@ -12,6 +12,7 @@ from stages.engine import distributed
 from stages.engine.command import Context, run_command
 from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.distributed import with_global_batch_norms
+from stages.engine.drawn import Drawn
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.log import say
@@ -50,7 +51,7 @@ class ReaderTask:
 
     def __init__(self, context: Context, dataset: Dataset):
         self.context, self.dataset, self.settings = context, dataset, context.config.reader
-        self.rows = dataset.conditions.wholly_placed.nonzero()[:, 0]
+        self.rows = Drawn(dataset.conditions, "uniform", only=dataset.conditions.wholly_placed.nonzero()[:, 0])
         torch.manual_seed(context.config.seed)
         network = context.on_device(Reader(len(dataset.vocabulary)))
         self.network, self.ema = with_global_batch_norms(network), Ema(network, self.settings.ema)
@@ -58,8 +59,8 @@ class ReaderTask:
         self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
-        index = self.rows[draws.indices(len(self.rows))]
-        pictures, condition = self.dataset.pictures(index), self.dataset.conditions[index]
+        index, coming = draws.pictures(self.rows)
+        pictures, condition = self.dataset.pictures(index, coming), self.dataset.conditions[index]
         images, condition = augmented(pictures, condition, self.settings.low_resolution, draws)
         images = images.contiguous(memory_format=torch.channels_last)
         parts, found = parts_of(len(images), self.settings.accumulate), []

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from data.foreground import difference_error, median_picture, pixel_weights
 from data.images import to_unit
+from data.joined import Rows
 from models.adversarial import LOSSES
 from models.condition import cell_labels, cell_loss
 from models.evaluator import Evaluator, accuracy
@@ -23,6 +24,7 @@ from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
 from stages.engine.latent_parts import step_in_parts
+from stages.engine.latents import BATCH, from_pack, in_memory, in_pack
 from stages.engine.log import say
 from stages.engine.lpips import load_perceptual
 from stages.engine.optim import Optimizer
@@ -66,18 +68,37 @@ def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
 
 
 @torch.no_grad()
-def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context) -> Iterator[Tensor]:
+def encoded(encode: Callable[[Tensor], Tensor], images: Rows, context: Context) -> Iterator[Tensor]:
     """Encodes a set (n, 3, s, s) uint8, which may be on another device, in parts: yields (at most 256, c, s/8, s/8)."""
-    for part in images.split(256):
+    for part in images.split(BATCH):
         pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
         with context.autocast():
             latents = encode(pictures)
         yield latents
 
 
-def encode_set(vae: VQVAE, images: Tensor, context: Context) -> Tensor:
-    """Encodes a whole set (n, 3, s, s) uint8 to normalised latents (n, c, s/8, s/8) float32 on the device."""
-    return torch.cat([*encoded(vae.encode, images, context)])
+def _latent_shape(vae: VQVAE, dataset: Dataset) -> tuple[int, int, int]:
+    return vae.latent_mean.numel(), dataset.size // CELL, dataset.size // CELL
+
+
+def latents_kind(vae: VQVAE, dataset: Dataset, context: Context) -> dict[str, str]:
+    """Returns the parent that a run has if its latents are in files: they are rounded to bfloat16 there."""
+    return {"latents": "bfloat16"} if in_pack(context, len(dataset.images), _latent_shape(vae, dataset)) else {}
+
+
+def latents_of(vae: VQVAE, sha256: str, dataset: Dataset, context: Context) -> Rows:
+    """Returns the training pictures' normalised latents (n, c, s/8, s/8), float32 on the device or bfloat16 in files.
+
+    `sha256`: the autoencoder's. Each picture is encoded once, by one of the processes.
+    """
+
+    def encode(images: Tensor) -> Tensor:
+        (latents,) = encoded(vae.encode, images, context)
+        return latents
+
+    if latents_kind(vae, dataset, context):
+        return from_pack(context, encode, dataset.images, {"data": dataset.sha256, "vae": sha256})
+    return in_memory(encode, dataset.images, _latent_shape(vae, dataset), context.device)
 
 
 def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
@@ -187,8 +208,8 @@ class VaeTask:
 
     def step(self, step: int, draws: Draws) -> dict[str, Tensor]:
         s, d = self.settings, self.settings.discriminator
-        index = draws.indices(len(self.dataset.images))
-        images, condition = self.dataset.pictures(index), self.dataset.conditions[index]
+        index, coming = draws.pictures(self.dataset.once)
+        images, condition = self.dataset.pictures(index, coming), self.dataset.conditions[index]
         weights = pixel_weights(images, self.background, s.foreground)
         shown = cell_labels(condition, self.side) if self.cells is not None else None
         if step < s.windows_until:
@@ -243,7 +264,7 @@ class VaeTask:
         """Returns the weighted losses of the heads on latents (b, c, 8, 8), and adds each to `metrics`."""
         loss: Tensor | float = 0.0
         if self.classifier is not None:
-            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels[index])
+            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels(index))
             loss = loss + self.settings.label_weight * found
             metrics["classification"] = found
         if self.cells is not None and shown is not None:
@@ -294,7 +315,8 @@ class VaeTask:
 
         quantizer, count = self.network.quantizer, len(self.dataset.images)
         assert isinstance(quantizer, Quantizer)  # `quantizer: codebook`
-        chosen = torch.linspace(0, count - 1, min(count, batches * self.settings.batch)).long()
+        exact = torch.float64 if count > 2**24 else torch.float32  # which holds no larger integers
+        chosen = torch.linspace(0, count - 1, min(count, batches * self.settings.batch), dtype=exact).long()
         with torch.no_grad(), self.context.autocast():
             parts = [self.network.latents(self.dataset.pictures(part)) for part in chosen.split(256)]
         quantizer.start(torch.cat(parts), len(chosen) / self.settings.batch)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data.images import fingerprint
+from data.fingerprints import fingerprint
 from stages.engine.config import load
 from stages.engine.lock import locked
 

@@ -115,7 +115,7 @@ def gan_row(subject: Subject, context: Context) -> Row:
     arguments = (config, subject.folder, context.device, subject.vae)
     contenders["the plain way"] = plain.gan_step(*arguments)
     if config.gan.space == "latents":
-        kept = subject.latents[: config.gan.batch], subject.dataset.labels[: config.gan.batch]
+        kept = subject.latents[: config.gan.batch], subject.dataset.conditions[: config.gan.batch].labels
         contenders["the plain way, latents kept"] = plain.gan_step(*arguments, kept)
     return Row.of(f"WGAN-GP step, 5 of the critic and 1, batch {config.gan.batch}", contenders, context)
 

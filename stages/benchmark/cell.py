@@ -18,10 +18,11 @@ from stages.benchmark.clock import Work, interleaved
 from stages.benchmark.subject import Subject
 from stages.engine.command import Context, context_of
 from stages.engine.config import Config
-from stages.engine.dataset import on_disk, placed
+from stages.engine.dataset import placed
 from stages.engine.errors import UserError, oneline
 from stages.engine.export import load_export, save_export
 from stages.engine.machine import peak_memory, reset_peak
+from stages.engine.packs import on_disk
 
 BATCH = 64  # pictures read at once
 PACK = "pack.safetensors"

@@ -15,6 +15,8 @@ import yaml
 
 from stages.benchmark.cell import AXES, BATCH, PACK, in_a_process, measured, read_pack, write_pack
 from stages.benchmark.clock import machine, measured_with, shown
+from stages.benchmark.labels import PACK as LABELS
+from stages.benchmark.labels import read_labels, write_labels
 from stages.benchmark.subject import Subject
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
@@ -28,13 +30,13 @@ from stages.engine.run import page_folder
 PROCESSES = (1, 2)
 
 
-def _sizes(text: str) -> list[int]:
+def _sizes(text: str, flag: str = "pictures") -> list[int]:
     try:
         sizes = [int(n) for n in text.split(",") if n]
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < BATCH:
-        raise UserError(f"--pictures {text!r}: give numbers of at least {BATCH}, such as 18000,180000")
+        raise UserError(f"--{flag} {text!r}: give numbers of at least {BATCH}, such as 18000,180000")
     return sizes
 
 
@@ -73,6 +75,19 @@ def picture_row(context: Context, work: Path, count: int) -> list[str]:
     return row([f"{count:,}", gibibytes(whole)], cells)
 
 
+def label_row(context: Context, work: Path, count: int) -> list[str]:
+    def cells() -> list[str]:
+        try:
+            write_labels(work / LABELS, count, context.config.data.size)
+            started, used, index, whole, held, mapped = in_a_process(read_labels, context, work)
+        finally:
+            for path in work.glob(f"*{LABELS}*"):  # its note of a check too
+                path.unlink()
+        return [shown(started), shown(used), shown(index), f"{1 / whole:,.0f}", gibibytes(held), gibibytes(mapped)]
+
+    return row([f"{count:,}"], cells)
+
+
 def process_row(config: Config, work: Path, count: int) -> list[str]:
     """Trains the LDM by `count` processes, each with its share of the cores or one GPU. Returns a table row."""
     threads, name = max(1, (os.cpu_count() or 1) // count), f"processes-{count}"
@@ -103,7 +118,7 @@ def gibibytes(count: int) -> str:
 
 def clean(work: Path) -> None:
     """Removes what an earlier run left, if it was killed: it can be as large as the largest pack."""
-    for path in work.glob(f"*{PACK}*"):  # its temporary file too
+    for path in (*work.glob(f"*{PACK}*"), *work.glob(f"*{LABELS}*")):  # its temporary file too
         path.unlink()
     for count in PROCESSES:
         shutil.rmtree(work / f"processes-{count}", ignore_errors=True)
@@ -111,6 +126,7 @@ def clean(work: Path) -> None:
 
 def main(context: Context) -> None:
     sizes, wanted = _sizes(context.arguments.pictures), context.arguments.only
+    many = _sizes(context.arguments.labels, "labels")
     clean(context.hold("growth") / "work")
     folder = page_folder(context, "growth")
     work = (folder / "work").resolve()
@@ -133,6 +149,19 @@ def main(context: Context) -> None:
             "Pictures, read at random from the mapped pack",
             ["pictures", "pack", "opened in", "pictures read a second", "a stage-1 step", "peak memory"],
             [partial(picture_row, context, work, size) for size in sizes if "pictures" in wanted],
+        ),
+        "labels": (
+            "Labels of many pictures, whose pixels are a hole in the file",
+            [
+                "pictures",
+                "start",
+                "of it CPU",
+                "a batch's indices",
+                "with labels, a second",
+                "peak memory",
+                "and mapped",
+            ],
+            [partial(label_row, context, work, size) for size in many if "labels" in wanted],
         ),
         "processes": (
             "Processes on this machine, the same global batch",

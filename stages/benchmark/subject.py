@@ -23,7 +23,7 @@ from stages.engine.draws import Draws
 from stages.engine.run import Task
 from stages.gan import GanTask
 from stages.ldm import ldm_task
-from stages.vae import VaeTask, encode_set, load_vae
+from stages.vae import VaeTask, latents_of, load_vae
 
 PICTURES = 1500
 UNTRAINED = ("evaluator", "vae")  # stages whose exports the others need, trained for one step each
@@ -87,7 +87,9 @@ class Subject:
     @cached_property
     def latents(self) -> Tensor:
         """The latents of all its pictures (n, c, s/8, s/8)."""
-        return encode_set(self.vae, self.dataset.images, self.context)
+        found = latents_of(self.vae, "", self.dataset, self.changed("data.latents=memory"))
+        assert isinstance(found, Tensor)
+        return found
 
     def stepper(self, task: Task, stage: str, batch: int) -> Work:
         """Returns a function that takes the task's next step at each call."""
@@ -133,7 +135,7 @@ class Subject:
 
         def work() -> tuple[Tensor, Tensor]:
             draws = Draws(0, "bench", next(step), batch, self.context.device)
-            index = draws.indices(len(self.dataset.images))
-            return self.dataset.pictures(index), self.dataset.labels[index]
+            index, coming = draws.pictures(self.dataset.once)
+            return self.dataset.pictures(index, coming), self.dataset.labels(index)
 
         return work

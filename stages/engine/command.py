@@ -71,6 +71,7 @@ class Context:
         c = self.config
         uses = {stage: c.uses.get(stage, c.name) for stage in SERVING if stage != "guide" or "guide" in c.uses}
         folder = c.data.folder or str(self.folder("render"))
+        folder = json.dumps(folder) if isinstance(folder, tuple) else folder
         settings = [f"name={name}", f"data.folder={folder}", f"uses={json.dumps(uses)}", *overrides]
         return replace(self, config=derive(c, settings), began=time.perf_counter(), is_variant=True)
 

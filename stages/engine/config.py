@@ -101,7 +101,8 @@ def _override(content: dict, text: str) -> None:
             raise UserError(f"override {text!r}: {part} is not a section")
         target[part] = dict(section)  # a copy: a YAML alias may share it with another section
         target = target[part]
-    target[path[-1]] = value if _is_text(path) and value != "null" else _parse(value, f"override {text!r}")
+    as_written = _is_text(path) and value != "null" and not (_is_several(path) and value.startswith("["))
+    target[path[-1]] = value if as_written else _parse(value, f"override {text!r}")
 
 
 def _is_text(path: list[str]) -> bool:
@@ -110,7 +111,12 @@ def _is_text(path: list[str]) -> bool:
         field = _section_at(tuple(path[:-1])).model_fields[path[-1]]
     except (KeyError, AttributeError):
         return False  # an unknown key is reported later, with the nearest name
-    return field.annotation in (str, str | None)
+    return field.annotation in (str, str | None) or _is_several(path)
+
+
+def _is_several(path: list[str]) -> bool:
+    """Returns True if the key holds one string or a list of them."""
+    return path == ["data", "folder"]
 
 
 def _section_at(path: tuple) -> type[BaseModel]:

@@ -1,10 +1,8 @@
 """Loads an experiment's pictures, packed once into one file and held on the device."""
 
 import json
-import math
-import mmap
 import os
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.images import ImageSet, fingerprint, read_folder, read_test_sets, to_unit
-from data.labels import DataError, Vocabulary, read_vocabulary, withheld
+from data.images import read_test_sets, to_unit
+from data.joined import Joined, Rows
+from data.labels import DataError, Vocabulary, withheld
 from models.condition import Condition
 from models.layouts import evenly
-from stages.engine import distributed
+from stages.engine.ahead import Batches
 from stages.engine.config import Config
-from stages.engine.errors import UserError, of_the_system
-from stages.engine.export import load_export, save_export, sha256_of
-from stages.engine.lock import locked
-from stages.engine.log import progress, say
+from stages.engine.drawn import Drawn
+from stages.engine.draws import Coming
+from stages.engine.errors import UserError
+from stages.engine.export import sha256_of
+from stages.engine.packs import as_int64, is_pack, load_packs, vocabulary_of
 
 PREVIEWED = 4096  # held-out pictures that a preview measures at most; what is exported is measured on all
 
@@ -31,144 +31,92 @@ class Dataset:
     """Training and held-out pictures, (n, 3, s, s) uint8, and what they show.
 
     All are on the device, except pictures that are too many for it: they stay in the pack, mapped from the disk. On a
-    CPU they always do (training pictures not with data.withhold): the system keeps in memory as much as it can.
+    CPU they always do, and so do objects and places: the system keeps in memory as much as it can. Labels are kept as
+    indices of objects; those of a batch become multi-hot.
 
     `sha256` covers pictures, label sets and split; `places_sha256` covers the objects' order and places ("" if no place
     is known). A network that is trained on label sets alone therefore stays valid when places are found.
     """
 
-    images: Tensor
+    images: Rows
     conditions: Condition
-    held_out_images: Tensor
+    held_out_images: Rows
     held_out_conditions: Condition
     test_sets: dict[str, Condition]
     vocabulary: Vocabulary
     sha256: str
     places_sha256: str
-    folder: Path
+    folder: str | Path  # where the pictures are from, in words
 
     @property
     def size(self) -> int:
         """The pictures' side s in pixels."""
         return self.images.shape[-1]
 
-    @cached_property
-    def labels(self) -> Tensor:
-        """The training pictures' labels, multi-hot (n, k) float."""
-        return self.conditions.labels
+    def labels(self, index: Tensor) -> Tensor:
+        """Returns training pictures' labels, multi-hot (b, k) float."""
+        return self.conditions[index].labels
 
     @cached_property
     def held_out_labels(self) -> Tensor:
         """The held-out pictures' labels, multi-hot (n, k) float."""
         return self.held_out_conditions.labels
 
-    def held_out(self, most: int | None = None) -> tuple[Tensor, Tensor]:
-        """Returns held-out pictures (n, 3, 64, 64) uint8 where they are, and labels; at most `most`, evenly chosen."""
-        if most is None or len(self.held_out_images) <= most:
-            return self.held_out_images, self.held_out_labels
-        rows, images, labels = evenly(len(self.held_out_images), most), self.held_out_images, self.held_out_labels
-        return images[rows.to(images.device)], labels[rows.to(labels.device)]
+    def held_out(self, most: int | None = None) -> tuple[Rows, Tensor]:
+        """Returns held-out pictures (n, 3, s, s) uint8 where they are, and labels; at most `most`, evenly chosen."""
+        images, conditions = self.held_out_images, self.held_out_conditions
+        if most is None or len(images) <= most:
+            return images, self.held_out_labels
+        rows = evenly(len(images), most)
+        return images[rows.to(images.device)], conditions[rows.to(conditions.device)].labels
 
     @cached_property
     def most_objects(self) -> int:
         """The largest number of objects in a training picture: training teaches that many slots of an order."""
-        return int(self.conditions.present.sum(1).max())
+        return int(self.conditions.present.any(0).sum())  # lists are filled from the first slot on
 
     @property
     def layouts(self) -> dict[str, str]:
         """Parent hashes of networks that read the objects' order or places. Without places, the order adds one."""
-        order = {} if self.places_sha256 else {"order": sha256_of({"objects": self.conditions.objects})}
+        order = {} if self.places_sha256 else {"order": sha256_of({"objects": as_int64(self.conditions.objects)})}
         return {"places": self.places_sha256, **order}
 
     def must_know_places(self, needs: dict[str, str]) -> None:
         """Raises UserError if no place is known and `needs`, as from `Config.places_of`, names a key that needs one."""
         if not self.places_sha256:
-            _refuse_needed_places(needs, self.folder)
+            _refuse_needed_places(needs, str(self.folder))
 
-    def pictures(self, index: Tensor) -> Tensor:
-        """Returns training pictures (b, 3, s, s) in [-1, 1] on the device."""
-        return to_unit(self.images[index.to(self.images.device)].to(self.conditions.device))
+    @cached_property
+    def _batches(self) -> Batches:
+        return Batches(self.images, self.conditions.device)
 
+    @cached_property
+    def once(self) -> Drawn:
+        """Each training picture once an epoch."""
+        return Drawn(self.conditions, "uniform")
 
-def drawn_rows(labels: Tensor, how: str) -> Tensor:
-    """Returns an epoch's picture indices from multi-hot labels (n, k): each picture once, or once per label.
-
-    Accuracy counts labels: with `by-labels` a picture of three objects counts as much as three pictures of one.
-    """
-    rows = torch.arange(len(labels), device=labels.device)
-    return rows.repeat_interleave(labels.sum(1).long()) if how == "by-labels" else rows
-
-
-def data_folder(config: Config) -> Path:
-    """Returns the folder of the pictures: the configured one, or what `stages.render` drew for this experiment."""
-    return Path(config.data.folder) if config.data.folder else Path(config.root) / config.name / "render"
+    def pictures(self, index: Tensor, coming: Coming | None = None) -> Tensor:
+        """Returns training pictures (b, 3, s, s) in [-1, 1] on the device. `coming`: what the index was drawn by."""
+        return to_unit(self._batches(index, coming))
 
 
-def _pack(config: Config, folder: Path) -> tuple[ImageSet, dict]:
-    """Returns the folder's pack, which is written first if it is missing, and the pack's description."""
-    key = fingerprint(folder, config.data.validation_every, config.data.size)
-    path = Path(config.root) / "packs" / f"{key}.safetensors"
-    remedy, packed = "run the same command again", distributed.patient_barrier()
-    if not path.is_file() and distributed.is_main():
-        with locked(path.parent, wait=True):  # one command packs, the others wait and use its pack
-            if not path.is_file():
-                _write_pack(path, config, folder)
-    packed()
-    tensors, about = load_export(path, remedy, mapped=True)
-    return ImageSet(**tensors, vocabulary=Vocabulary(about["objects"]), source=about["places"]), about
+def sources_of(config: Config) -> list[Path]:
+    """Returns the folders or packs of the pictures: those configured, or what `stages.render` drew."""
+    return list(map(Path, config.data.folders)) or [Path(config.root) / config.name / "render"]
 
 
-def _write_pack(path: Path, config: Config, folder: Path) -> None:
-    for stale in path.parent.glob(".*.tmp"):  # left by a killed command: this one holds the lock
-        stale.unlink()
-    images = read_folder(
-        folder,
-        config.data.validation_every,
-        config.data.size,
-        lambda names: progress(names, f"packing {folder}"),
-        lambda *shape: on_disk(path.parent, *shape),
-    )
-    pictures = {"images": images.images, "labels": images.labels, "held_out": images.held_out}
-    places = {"objects": images.objects, "places": images.places}
-    about = {
-        "objects": images.vocabulary.names,
-        "folder": str(folder),
-        "places": images.source,
-        "pictures_sha256": sha256_of(pictures),  # of these alone, as when a pack held nothing else
-        "places_sha256": sha256_of(places) if (images.places >= 0).any() else "",
-    }
-    save_export(path, pictures | places, about)
-    say(f"packed {len(images.images)} pictures of {folder} into {path}")
-    say(f"{folder}: {images.found()}")
-
-
-def on_disk(folder: Path, *shape: int) -> Tensor:
-    """Returns a uint8 tensor of zeros in an unnamed file of `folder`, deleted with it: it may be larger than memory."""
-    size = math.prod(shape)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, but a signal later
-            else:
-                file.truncate(size)
-            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8).view(shape)
-    except OSError as error:
-        raise of_the_system(error, f"cannot write {size} bytes into {folder}") from None
-
-
-def placed(images: Tensor, device: torch.device) -> Tensor:
+def placed(images: Rows, device: torch.device) -> Rows:
     """Moves the pictures to the device if they take at most half of its free memory, else leaves them in place."""
-    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+    if images.device == device or (device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2):
         return images
     return images.to(device)
 
 
-def _refuse_needed_places(needs: dict[str, str], folder: Path) -> None:
+def _refuse_needed_places(needs: dict[str, str], where: str) -> None:
     """Raises UserError if `needs` is not empty: {key that needs places: override that does without them}."""
     if needs:
         raise UserError(
-            f"{folder}: no object's place is known, but {', '.join(needs)} cannot work without; add a places.json "
+            f"{where}: no object's place is known, but {', '.join(needs)} cannot work without; add a places.json "
             f"(README, 'Your own data'), or do without: {' '.join(needs.values())}"
         )
 
@@ -189,37 +137,60 @@ def _refuse_smaller_scenes(folder: Path, size: int) -> None:
         )
 
 
+def _refuse_missing(config: Config, sources: Sequence[Path]) -> None:
+    """Raises UserError if a source of pictures is not there, or is of smaller pictures than data.size."""
+    if not config.data.folders and not (sources[0] / "train.json").exists():
+        raise UserError(
+            f"{sources[0]} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)"
+        )
+    for source in sources:
+        if not is_pack(source) and not source.is_dir():
+            raise UserError(f"{source}: no such data folder; set data.folder to the folder that holds train.json")
+        _refuse_smaller_scenes(source, config.data.size)
+
+
+def _test_sets(config: Config, sources: Sequence[Path], vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
+    """Reads each file of label sets from the first of the folders that has it; of a pack, from the folder it is in."""
+    folders = [source.parent if is_pack(source) else source for source in sources]
+
+    def folder_of(name: str) -> Path:
+        return next((folder for folder in folders if os.path.lexists(folder / f"{name}.json")), folders[0])
+
+    found: dict[str, list[list[int]]] = {}
+    for name in config.data.conditions:
+        found |= read_test_sets(folder_of(name), vocabulary, [name])
+    return found
+
+
 def load_dataset(config: Config, device: torch.device) -> Dataset:
     """Loads the experiment's pictures, which are packed on first use. Raises UserError that names a folder's fault."""
-    folder = data_folder(config)
-    if config.data.folder is None and not (folder / "train.json").exists():
-        raise UserError(
-            f"{folder} has no scenes yet: run `python -m stages.render`, or set data.folder (Make: DATA=...)"
-        )
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such data folder; set data.folder to the folder that holds train.json")
-    _refuse_smaller_scenes(folder, config.data.size)
+    sources = sources_of(config)
+    _refuse_missing(config, sources)
+    where = f"{sources[0]} and {len(sources) - 1} more" if len(sources) > 1 else str(sources[0])
     try:
-        vocabulary = read_vocabulary(folder / "objects.json")
-        test_sets = read_test_sets(folder, vocabulary, config.data.conditions)  # its faults before slow packing
-        images, about = _pack(config, folder)
+        vocabulary = vocabulary_of(sources)
+        test_sets = _test_sets(config, sources, vocabulary)  # its faults before slow packing
+        packs = load_packs(config, sources)
     except DataError as error:
         raise UserError(str(error)) from None
-    if not about["places_sha256"]:
-        _refuse_needed_places(config.needs_places, folder)
-    classes, digest = len(images.vocabulary), about["pictures_sha256"]
+    classes, digest, places_digest = len(vocabulary), packs.digest("pictures_sha256"), packs.digest("places_sha256")
+    if not places_digest:
+        _refuse_needed_places(config.needs_places, where)
 
-    def part(held_out: bool) -> tuple[Tensor, Condition]:
-        pictures, objects, places = images.part(held_out)
+    def part(held_out: bool) -> tuple[Rows, Condition]:
+        pictures, objects, places = packs.part(held_out)
         return pictures, Condition(objects, places, classes)
 
     pictures, conditions = part(held_out=False)
     if config.data.withhold:
-        seen = ~withheld(conditions.labels, config.data.withhold)
-        pictures, conditions, digest = pictures[seen], conditions[seen], f"{digest} withhold {config.data.withhold}"
+        seen = ~withheld(conditions.objects, config.data.withhold)
+        (rows,) = seen.nonzero(as_tuple=True)
+        parts = pictures.parts if isinstance(pictures, Joined) else [pictures]
+        pictures, digest = Joined(parts, rows.int()), f"{digest} withhold {config.data.withhold}"
+        conditions = Condition(conditions.objects[rows], conditions.places[rows], classes)
         if not len(pictures):
             raise UserError(
-                f"data.withhold={config.data.withhold:g} leaves no picture of {folder} to train on; lower it"
+                f"data.withhold={config.data.withhold:g} leaves no picture of {where} to train on; lower it"
             )
     held_out_pictures, held_out_conditions = part(held_out=True)
     return Dataset(
@@ -228,8 +199,8 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         placed(held_out_pictures, device),
         held_out_conditions.to(device),
         {name: Condition.of_lists(sets, classes) for name, sets in test_sets.items()},
-        images.vocabulary,
+        vocabulary,
         digest,
-        about["places_sha256"],
-        folder,
+        places_digest,
+        where,
     )

@@ -4,8 +4,9 @@ import hashlib
 import json
 import mmap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ DTYPES = {  # safetensors' names for the types that exports hold
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
@@ -34,20 +37,30 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def sha256_of(tensors: dict[str, Tensor]) -> str:
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that is only hashed, as if it were stored: `parts()` yields its rows in order."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    parts: Callable[[], Iterator[Tensor]]
+
+
+def sha256_of(tensors: Mapping[str, Tensor | Computed]) -> str:
     """Returns the digest of tensors' names, types, shapes and content, which identifies an export."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
+        for part in tensor.parts() if isinstance(tensor, Computed) else [tensor]:
+            digest.update(_bytes_of(part.detach().cpu().contiguous()))
     return digest.hexdigest()
 
 
-def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """Yields the parts of a safetensors file: the header's length, the header, each tensor's memory.
+def safetensors_header(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+    """Returns what a safetensors file begins with, and the order of the tensors in it, of which it needs no content.
 
-    The library would first copy all tensors into one string. Wider types come first, so that all are aligned.
+    Wider types come first, so that all are aligned.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": metadata}
@@ -58,8 +71,13 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterat
         header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
     words = json.dumps(header).encode()
     words += b" " * (-len(words) % 8)
-    yield len(words).to_bytes(8, "little")
-    yield words
+    return len(words).to_bytes(8, "little") + words, names
+
+
+def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """Yields the parts of a safetensors file. The library would first copy all tensors into one string."""
+    header, names = safetensors_header(tensors, metadata)
+    yield header
     for name in names:
         yield _bytes_of(tensors[name])
 
@@ -68,10 +86,14 @@ def save_export(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
     """Writes tensors and a JSON-able `about`. Returns their sha256, which is also written into the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = sha256_of(tensors)
-    words = json.dumps(about, sort_keys=True)
-    header = {"about": words, "about_sha256": hashlib.sha256(words.encode()).hexdigest(), "sha256": digest}
-    write_atomically(path, *_safetensors(tensors, header))
+    write_atomically(path, *_safetensors(tensors, described(about, digest)))
     return digest
+
+
+def described(about: dict, digest: str) -> dict[str, str]:
+    """Returns the metadata in an export's header."""
+    words = json.dumps(about, sort_keys=True)
+    return {"about": words, "about_sha256": hashlib.sha256(words.encode()).hexdigest(), "sha256": digest}
 
 
 def read_about(path: Path, remedy: str) -> dict:
@@ -133,10 +155,10 @@ def _mapped(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_export(path: Path, remedy: str, mapped: bool = False) -> tuple[dict[str, Tensor], dict]:
+def load_export(path: Path, remedy: str, mapped: bool = False, check: bool = True) -> tuple[dict[str, Tensor], dict]:
     """Loads an export's tensors on the CPU and its `about`, and verifies the checksum in the header.
 
-    `mapped`: the tensors stay in the file and may be larger than memory.
+    `mapped`: the tensors stay in the file and may be larger than memory. Without `check` only the header is verified.
     """
     about = read_about(path, remedy)
     try:
@@ -147,6 +169,6 @@ def load_export(path: Path, remedy: str, mapped: bool = False) -> tuple[dict[str
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
-    if sha256_of(tensors) != about["sha256"]:
+    if check and sha256_of(tensors) != about["sha256"]:
         raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
     return tensors, about

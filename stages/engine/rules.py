@@ -63,7 +63,7 @@ def check(config: Config, where: Path) -> None:
     for model in config.models:
         if getattr(config, model) is None:
             raise UserError(
-                f"{where}: models lists {model}, and there is no section {model}; see configs/{model}-*.yaml"
+                f"{where}: models lists {model}, and there is no section {model}; see configs/{model}*.yaml"
             )
     lists = {"models": config.models, "eval.seeds": config.eval.seeds, "data.conditions": config.data.conditions}
     for key, values in lists.items():

@@ -152,6 +152,7 @@ class Run:
         if self.fresh and self.folder.exists() and distributed.is_main():
             say(f"{self.title}: the old run is now {move_aside(self.folder)}")
         distributed.barrier()
+        self.fresh = False  # what is there from now on is this run's
 
     def train(self, task: Task, until: Callable[[dict], bool] | None = None) -> None:
         """Trains to the last step, from the last checkpoint if there is one, and exports.

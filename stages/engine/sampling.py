@@ -1,6 +1,6 @@
 """Shared by all samplers: batches of one size, keys instead of generators, places for objects without one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.condition import Condition, joined
 from models.layouts import LayoutPrior
+from stages.engine import distributed
 from stages.engine.dataset import Dataset
 from stages.engine.draws import sample_generator
 from stages.engine.pictures import grid
@@ -75,6 +76,32 @@ def in_batches(
     return torch.cat(pictures)
 
 
+def sample_shared(
+    sampler: Sampler,
+    asked: Sequence[tuple[Condition, list[tuple]]],
+    how: Eval,
+    size: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Yields the pictures (n, 3, size, size) of each of several conditions with their keys, as `sampler.sample` draws.
+
+    Several processes share them by whole batches, each with the same rows as in one process, so that the pictures are
+    the same bit for bit. All processes must call it, and all get all pictures.
+    """
+    batches = [(i, first) for i, (condition, _) in enumerate(asked) for first in range(0, len(condition), how.batch)]
+    world, rank = distributed.world_size(), distributed.rank()
+    mine = batches[len(batches) * rank // world : len(batches) * (rank + 1) // world]
+    for i, (condition, keys) in enumerate(asked):
+        if world == 1:
+            yield sampler.sample(condition, keys, how)
+            continue
+        pictures = torch.zeros(len(condition), 3, size, size, device=device)
+        if own := [first for of, first in mine if of == i]:
+            rows = slice(own[0], own[-1] + how.batch)
+            pictures[rows] = sampler.sample(condition[rows], keys[rows], how)
+        yield distributed.total(pictures)  # each picture is from one process, the others hold zeros
+
+
 def preview(
     sampler: Sampler, dataset: Dataset, accuracy: Callable[[Tensor, Tensor], float], how: Eval
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -82,9 +109,10 @@ def preview(
 
     `accuracy` is called with pictures and their labels.
     """
-    metrics, pictures = {}, {}
-    for name, condition in dataset.test_sets.items():
-        images = sampler.sample(condition, [("preview", name, i) for i in range(len(condition))], how)
+    metrics, pictures, sets = {}, {}, dataset.test_sets
+    asked = [(condition, [("preview", name, i) for i in range(len(condition))]) for name, condition in sets.items()]
+    drawn = sample_shared(sampler, asked, how, dataset.size, dataset.conditions.device)
+    for (name, condition), images in zip(sets.items(), drawn, strict=True):
         metrics[f"accuracy_{name}"] = accuracy(images, condition.labels)
         pictures[name] = grid(images)
     return metrics, pictures

@@ -3,7 +3,8 @@
 import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from data.sizes import SIZE, Size
 from models.choices import (
@@ -12,6 +13,7 @@ from models.choices import (
     Backbone,
     Body,
     CriticCondition,
+    Distance,
     GeneratorCondition,
     Loss,
     Model,
@@ -26,6 +28,23 @@ from models.sizes import CELL
 
 def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
+
+
+def _listed(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _folder(value):
+    """Takes a path, a list of paths or null, with ~ for the home folder."""
+    several = list(value) if isinstance(value, list | tuple) else [value]
+    if value is None:
+        return None
+    if not several or not all(isinstance(path, str) for path in several):
+        raise PydanticCustomError("folder", "should be a folder, or a list of folders such as [first, second]")
+    paths = tuple(map(os.path.expanduser, several))
+    if len(set(paths)) < len(paths):
+        raise PydanticCustomError("folder", "should name each folder once")
+    return paths[0] if isinstance(value, str) else paths
 
 
 Ints = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
@@ -45,6 +64,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something
 PlaceOnDisk = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 File = Annotated[str | None, AfterValidator(lambda path: path and os.path.expanduser(path))]
+Folder = Annotated[str | tuple[str, ...] | None, PlainValidator(_folder), PlainSerializer(_listed)]
 NonNegative = Annotated[float, Field(ge=0)]
 Gammas = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_tuple)]
 
@@ -59,11 +79,19 @@ REPORTED = ("test", "new_test")  # the reports' files of label sets, also those 
 
 
 class Data(Section):
-    folder: File = None  # a folder in the lab's layout; null: the scenes that `make scenes` renders
+    # a folder in the lab's layout, a pack, or a list of them, joined in order; null: the scenes of `make scenes`
+    folder: Folder = None
     size: Size = SIZE  # pixels a side, to which pictures are scaled when they are packed; latents have an eighth
     validation_every: Positive = 20  # without a validation.json, every n-th scene is held out of training
     conditions: Names = REPORTED  # files of label sets, NAME.json: what a model is asked to draw, and scored on
+    # of an LDM or a GAN on latents: float32 in memory, or bfloat16 in files in packs/; auto: in memory up to 2 GiB
+    latents: Literal["auto", "memory", "pack"] = "auto"
     withhold: Share = 0.0  # share of the sets of two or more labels whose pictures are not trained on
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders or packs, none for the rendered scenes."""
+        return self.folder if isinstance(self.folder, tuple) else (self.folder,) if self.folder else ()
 
 
 class Render(Section):
@@ -340,6 +368,30 @@ class Gan(Training):
         return needs | ({"critic.read=places": "critic.read=pooled"} if self.critic.read == "places" else {})
 
 
+class FeatureCritic(Section):
+    weight: NonNegative = 0.1  # of the hinge loss on the teacher's features, beside the distance; 0: none
+    channels: Positive = 64  # of the head on each map of features
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    noise: Annotated[float, Field(gt=0, le=1)] = 0.5  # latents are noised to a t below this share of T
+
+
+class Onestep(Training):
+    """A generator of one network call, distilled from the LDM."""
+
+    pairs: Positive = 10_000  # of noise and what the LDM makes of it, as `eval` says; made once
+    chosen_places: Share = 0.5  # share of the pairs whose places are drawn as at sampling, not the training picture's
+    picture_draws: PictureDraws = "uniform"  # whose objects the pairs have
+    distance: Distance = "l2"  # from the LDM's latents
+    critic: FeatureCritic = FeatureCritic()
+
+    on_latents: ClassVar = True
+
+    @property
+    def needs_places(self) -> dict[str, str]:
+        """The settings that need the objects' places: none but the LDM's."""
+        return {}
+
+
 class Eval(Section):
     seeds: Ints = (0, 1, 2, 3, 4)
     sampler: Sampler = "ddim"  # ancestral: DDPM's, every timestep
@@ -373,6 +425,7 @@ class Config(Section):
     ldm: Ldm
     gan: Gan
     ddpm: Ddpm | None = None
+    onestep: Onestep | None = None
     eval: Eval = Eval()
 
     @property

@@ -1,11 +1,12 @@
 """`make held-out`: trains LDM and GAN without some label sets, then asks for those and for four and five objects."""
 
 import random
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from data.labels import Vocabulary, withheld
+from data.labels import Vocabulary, distinct, withheld
 from models.condition import Condition
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
@@ -26,12 +27,12 @@ ASKED = ("ldm", "gan")  # the models that are trained again and asked
 def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -> dict[str, Condition]:
     """Draws up to 64 label sets of each kind: seen in training, withheld from it, of four and of five objects.
 
-    `every`: the labels (n, k) of all pictures before a `share` was withheld. Sets of all the vocabulary's objects are
+    `every`: the labels (n, k) of all label sets before a `share` was withheld. Sets of all the vocabulary's objects are
     left out: their accuracy is 1 for any picture. Raises UserError where no sets are withheld, or all.
     """
     rng = random.Random(f"{seed}/held out")
     several = torch.unique(every[every.sum(1) > 1], dim=0)
-    hidden = withheld(several, share)
+    hidden = withheld(Condition.of_labels(several).objects, share)
     if not hidden.any() or hidden.all():
         raise UserError(
             f"of {len(several)} label sets of two or more objects, data.withhold={share:g} withholds none or all; use "
@@ -51,6 +52,12 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -
     }
 
 
+def seen_sets(dataset: Dataset) -> Tensor:
+    """Returns the label sets of the training pictures, each once: multi-hot (u, k)."""
+    sets, _ = distinct(dataset.conditions.objects.cpu())
+    return replace(dataset.conditions, objects=sets).labels
+
+
 def trained_without(context: Context, model: str, share: float) -> Context:
     """Trains `model` with a `share` of the label sets withheld. Returns the variant of the experiment."""
     variant = context.derived(f"{context.config.name}-held-out", f"data.withhold={share}")
@@ -61,7 +68,7 @@ def trained_without(context: Context, model: str, share: float) -> Context:
 def main(context: Context) -> None:
     share = context.config.data.withhold or WITHHELD
     complete: Dataset = load_dataset(context.derived(context.config.name, "data.withhold=0").config, context.device)
-    sets = label_sets(complete.labels.cpu(), complete.vocabulary, share, context.config.seed)
+    sets = label_sets(seen_sets(complete), complete.vocabulary, share, context.config.seed)
     models = [model for model in context.config.models if model in ASKED]
     if not models:
         raise UserError(f"{context.arguments.config}: `models` has neither ldm nor gan; add one of them")
@@ -73,7 +80,7 @@ def main(context: Context) -> None:
         f"A fixed share of the pairs and triples, {share:g}, was withheld when the models were trained (but not the "
         f"{about['kind']} evaluator and the autoencoder, unless data.withhold is set). Accuracy over at most {SETS} "
         f"label sets, mean ± deviation over the seeds {list(context.config.eval.seeds)}. No picture has more than "
-        f"{int(complete.labels.sum(1).max())} objects.",
+        f"{complete.most_objects} objects.",
     )
     results: dict[str, dict] = {}
     figures: list[tuple[str, bytes, str]] = []

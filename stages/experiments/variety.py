@@ -24,7 +24,7 @@ def _by_label_set(conditions: Condition) -> list[Tensor]:
     rows = conditions.wholly_placed.nonzero()[:, 0]
     if not len(rows):
         return []
-    _, group, counts = conditions.labels[rows].unique(dim=0, return_inverse=True, return_counts=True)
+    _, group, counts = conditions[rows].labels.unique(dim=0, return_inverse=True, return_counts=True)
     parts = rows[group.argsort(stable=True)].split(counts.tolist())
     return [part for part in parts if len(part) > 1]
 

@@ -23,8 +23,14 @@ def configuration_of(experiment: str | PathLike[str], settings: Sequence[str] = 
 
     A relative `root` is one of the repository's folder, where the commands run. Raises UserError.
     """
-    words = fspath(experiment)
-    path = Path(words).expanduser()
+    try:
+        words = fspath(experiment)
+        path = Path(words).expanduser()
+        path.resolve()
+    except (TypeError, ValueError, RuntimeError):  # no text, no name of a file, a home that nobody has
+        raise UserError(
+            f"experiment {experiment!r}: give a name in checkpoints/, a folder or a configuration"
+        ) from None
     if path.suffix in (".yaml", ".yml"):
         path = path if path.exists() or path.is_absolute() else REPOSITORY / path
         config = load(path, settings)

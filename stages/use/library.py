@@ -209,7 +209,7 @@ class Experiment:
     def _model(self, model: str | None) -> tuple[str, Sampler, dict]:
         """Returns a model's name, its sampler, loaded at the first use, and the description in its export."""
         name = self.model if model is None else model
-        if name not in MODELS:
+        if not isinstance(name, str) or name not in MODELS:
             raise UserError(f"model {name!r}: {self.name} has no such model; choose from {', '.join(self.models)}")
         with _turn, _in_one_line(), _environment():
             if name not in self._loaded:

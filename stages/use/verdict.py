@@ -48,7 +48,7 @@ class Judge:
     ) -> list[list[Verdict]]:
         """Returns each picture's verdicts, one for each object asked for. Arguments as `Experiment.judge`."""
         images = self._tensor(pictures)
-        texts = [labels] * len(images) if isinstance(labels, str) else list(labels)
+        texts: list = list(labels) if isinstance(labels, list | tuple) else [labels] * len(images)
         if len(texts) != len(images):
             raise UserError(f"{len(texts)} labels for {len(images)} pictures: give one text, or one for each picture")
         if not len(images):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import _scene, decode, fingerprint, read_folder, read_test_sets, to_unit
+from data.fingerprints import fingerprint
+from data.images import _scene, decode, read_folder, read_test_sets, to_unit
 from data.labels import CLEVR, DataError
 from tests.data.folder import write_folder
 

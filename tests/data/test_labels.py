@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from data.labels import CLEVR, DataError, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
+from data.labels import CLEVR, DataError, Vocabulary, distinct, read_conditions, read_picture_labels, read_vocabulary
 
 
 def test_the_vocabulary_is_that_of_the_fact_sheet():
@@ -127,11 +127,30 @@ def test_withheld_sets_are_a_fixed_share_of_those_with_two_and_more():
     for row, pair in zip(rows, combinations(range(24), 2), strict=False):
         row[list(pair)] = 1
     rows[276:] = torch.eye(24)
+    dense, rows = rows, torch.full((len(rows), 2), -1, dtype=torch.int8)
+    for row, labels in zip(rows, dense, strict=True):
+        found = labels.nonzero().flatten()
+        row[: len(found)] = found.to(torch.int8)
     hidden = withheld(rows, 0.1)
     assert 14 <= hidden.sum() <= 42
     assert not hidden[276:].any()
     assert torch.equal(withheld(rows.flip(0), 0.1), hidden.flip(0))
+    assert torch.equal(withheld(rows.flip(1), 0.1), hidden), "the order of a list does not matter"
     assert (withheld(rows, 0.3) | ~hidden).all(), "a larger share withholds the same and more"
+
+
+@pytest.mark.parametrize("classes", [24, 40_000])
+def test_distinct_label_sets_whatever_their_order_and_the_size_of_the_vocabulary(classes):
+    last = classes - 1
+    lists = torch.tensor([[3, last, -1, -1, -1], [0, -1, -1, -1, -1], [last, 3, -1, -1, -1], [3, 5, 0, 1, 2]])
+    sets, which = distinct(lists)
+    assert len(sets) == 3 and which[0] == which[2]
+    assert [sorted(i for i in sets[w].tolist() if i >= 0) for w in which] == [
+        [3, last],
+        [0],
+        [3, last],
+        [0, 1, 2, 3, 5],
+    ]
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path):

@@ -4,7 +4,8 @@ import re
 import pytest
 import torch
 
-from data.images import fingerprint, read_folder
+from data.fingerprints import fingerprint
+from data.images import read_folder
 from data.labels import DataError
 from data.places import read_places, recovered
 from data.render import draw_scenes

@@ -27,6 +27,7 @@ WRITES = {  # a write to hit, where the stage makes one
     "ldm": [".step-*.tmp", ".export*.tmp"],
     "gan": [".step-*.tmp", ".export*.tmp"],
     "ddpm": [".step-*.tmp", ".export*.tmp"],
+    "onestep": [".step-*.tmp", ".export*.tmp", "pairs/.*.tmp"],
     "evaluate": [".*.tmp", PACK],
 }
 FOLDERS = {"evaluate": "eval"}

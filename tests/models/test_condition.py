@@ -77,3 +77,9 @@ def test_the_cell_loss_of_a_batch_in_two_parts_equals_that_of_the_whole():
     weight = torch.stack([torch.where(part == 5, 0.05, 1.0).sum() for part in labels]).mean()
     parts = [cell_loss(logits[i : i + 1], labels[i : i + 1], lambda value: weight) for i in range(2)]
     torch.testing.assert_close(sum(parts) / 2, cell_loss(logits, labels))
+
+
+def test_rows_of_a_set_that_is_kept_in_few_bytes_are_int64():
+    small = Condition(SOME.objects.to(torch.int8), SOME.places, SOME.classes)
+    assert small.labels.equal(SOME.labels)
+    assert small[[1]].objects.dtype == torch.int64 and small[[1]].objects.equal(SOME[[1]].objects)

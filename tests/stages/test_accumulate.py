@@ -9,6 +9,7 @@ from torch import nn
 import stages.ddpm
 import stages.gan
 import stages.ldm
+import stages.onestep
 import stages.vae
 from models.condition import Condition
 from stages.ddpm import DdpmTask
@@ -21,6 +22,7 @@ from stages.engine.run import Run
 from stages.evaluator import EvaluatorTask
 from stages.gan import GanTask
 from stages.ldm import ldm_task
+from stages.onestep import OnestepTask, Pairs
 from stages.reader import ReaderTask
 from stages.vae import VaeTask
 from tests.conftest import HERE, SMOKE
@@ -48,12 +50,24 @@ def dataset(tmp_path):
 
 def task_of(stage, dataset, *changes):
     context = context_with(f"{stage}.batch={BATCH}", *changes)
-    if stage == "ldm":
+    if stage in ("ldm", "onestep"):
         latents = torch.randn(16, 6, 8, 8, generator=torch.Generator().manual_seed(2))
-        return ldm_task(context, dataset, None, latents)
+        task = ldm_task(context, dataset, None, latents)
+        return task if stage == "ldm" else pupil_of(task, latents)
     if stage == "gan":
         return GanTask(context, dataset, None)
     return {"evaluator": EvaluatorTask, "reader": ReaderTask, "vae": VaeTask, "ddpm": DdpmTask}[stage](context, dataset)
+
+
+def pupil_of(task, latents):
+    """Returns the task of distilling an untrained LDM, whose last layer is not 0."""
+    context, network = task.context, task.ema.average
+    torch.nn.init.normal_(network.leave[-1].weight, std=0.1, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(4))
+    about = {"config": context.config.ldm.model_dump(mode="json"), **task.facts}
+    teacher = task.sampler_of(network, task.layouts)
+    pairs = Pairs(noise, latents, task.dataset.conditions)
+    return OnestepTask(context, task.dataset, teacher, about, pairs)
 
 
 def trained(stage, dataset, parts, *changes):
@@ -76,7 +90,7 @@ def trained(stage, dataset, parts, *changes):
 
 @pytest.fixture(autouse=True)
 def _no_judge(monkeypatch):
-    for module in (stages.gan, stages.vae, stages.ldm, stages.ddpm):
+    for module in (stages.gan, stages.vae, stages.ldm, stages.ddpm, stages.onestep):
         monkeypatch.setattr(module, "load_evaluator", lambda context, classes: (None, {}))
 
 
@@ -101,6 +115,8 @@ ADVERSARIAL = ("vae.discriminator.start=1", "vae.codebook.start=0", "vae.codeboo
         ("gan", ("gan.loss=wgan", "gan.generator.condition=batch-norm")),
         ("gan", PLACED),
         ("ddpm", ()),
+        ("onestep", ()),
+        ("onestep", ("onestep.distance=huber", "onestep.critic.weight=0.0")),
         ("ddpm", ("ddpm.network=patches", "ddpm.unet.channels=16", "ddpm.unet.head_width=8", "ddpm.unet.places=true")),
     ],
 )
@@ -126,7 +142,7 @@ def test_parts_are_equal_and_cover_all_rows():
         parts_of(12, 5)
 
 
-@pytest.mark.parametrize("stage", ["evaluator", "reader", "vae", "ldm", "gan", "ddpm"])
+@pytest.mark.parametrize("stage", ["evaluator", "reader", "vae", "ldm", "gan", "ddpm", "onestep"])
 def test_a_batch_that_has_no_such_parts_is_refused(stage):
     with pytest.raises(UserError, match=rf"{stage}\.batch \(8\) must be a multiple of {stage}\.accumulate \(3\)"):
         load(HERE / SMOKE, [f"{stage}.batch=8", f"{stage}.accumulate=3"])

@@ -84,17 +84,18 @@ def test_a_bench_without_a_compiler_leaves_out_what_is_compiled(stage, tmp_path,
 
 def test_growth_measures_steps_packs_and_processes(stage, tmp_path, monkeypatch):
     monkeypatch.setitem(cell.AXES, "LDM: batch", ((4, 8), cell.AXES["LDM: batch"][1]))
-    only = ("--only", "LDM: batch,pictures,processes", "--pictures", "640", "--seconds", "0")
+    only = ("--only", "LDM: batch,pictures,labels,processes", "--pictures", "640", "--labels", "5000", "--seconds", "0")
     status, said = stage("growth", f"root={tmp_path}", *only)
     assert status == 0, said
     result = json.loads((tmp_path / "smoke/growth/report.json").read_text())
     assert [row[:2] for row in result["steps"]] == [["LDM: batch", "4"], ["LDM: batch", "8"]]
     assert [row[0] for row in result["pictures"]] == ["640"]
+    assert [(row[0], len(row)) for row in result["labels"]] == [("5,000", 7)], result["labels"]
     assert [row[0] for row in result["processes"]] == ["1", "2"]
-    assert not list(tmp_path.rglob("pack.safetensors"))
+    assert not [*tmp_path.rglob("pack.safetensors"), *tmp_path.rglob("*labels.safetensors*")]
 
 
-@pytest.mark.parametrize("bad", ["--pictures=many", "--pictures=3", "--only=sleep", "--seconds=nan"])
+@pytest.mark.parametrize("bad", ["--pictures=many", "--pictures=3", "--labels=few", "--only=sleep", "--seconds=nan"])
 def test_a_wrong_flag_of_growth_is_one_line(stage, tmp_path, bad):
     assert_one_line(*stage("growth", f"root={tmp_path}", bad), bad.split("=")[1])
 

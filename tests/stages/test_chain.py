@@ -235,7 +235,7 @@ def test_make_reads_models_as_the_program_does(tmp_path):
     assert ["--fresh" in line for line in trained] == [True, False]
     assert [line.split()[0] for line in trained] == ["ldm", "gan"]
     assert "ddpm" not in "".join(stages_of("eval"))
-    for goal, verb in (("eval", "evaluate"), ("sample", "sample")):
+    for goal, verb in (("eval", "evaluate"), ("sample", "use.sample")):
         named = [line.split(" -- ")[0] for line in stages_of(goal, "vae", "FRESH=1")]
         fresh = next(i for i, line in enumerate(named) if line.startswith("vae ") and "--fresh" in line)
         assert named[-1].startswith(verb) and fresh == min(i for i, line in enumerate(named) if line.startswith("vae "))
@@ -251,7 +251,9 @@ def test_make_trains_an_autoencoder_for_a_gan_on_latents_alone():
         assert ("-m stages.vae " in result.stdout) == wanted
 
 
-@pytest.mark.parametrize("name", ["render", "evaluator", "reader", "vae", "ldm", "gan", "evaluate", "sample", "bench"])
+@pytest.mark.parametrize(
+    "name", ["render", "evaluator", "reader", "vae", "ldm", "gan", "onestep", "evaluate", "sample", "bench"]
+)
 def test_help_explains(stage, name):
     status, said = stage(name, "--help")
     assert status == 0

@@ -24,6 +24,7 @@ from stages.engine.optim import Witness
 from stages.evaluator import EvaluatorTask
 from stages.gan import GanSampler, GanTask
 from stages.ldm import ldm_task
+from stages.onestep import OnestepTask, Pairs
 from stages.reader import ReaderTask
 from stages.vae import VaeTask, build_vae
 from tests.conftest import HERE, SMOKE
@@ -42,7 +43,7 @@ def machine():
         patch.setattr(LayoutPrior, "of", lambda *unused: layouts)
         judge = Evaluator(24).to(CUDA).eval().requires_grad_(False)
         about = {"kind": "trained", "sha256": "0" * 64}
-        for stage in ("vae", "ldm", "gan", "ddpm", "judge"):
+        for stage in ("vae", "ldm", "gan", "ddpm", "onestep", "judge"):
             patch.setattr(f"stages.{stage}.load_evaluator", lambda *unused: (judge, about))
         yield machine
 
@@ -93,7 +94,13 @@ def task_of(stage, *overrides):
         vae = untrained_vae(context) if context.config.gan.space == "latents" else None
         return GanTask(context, pictures, vae), context.config
     latents = torch.zeros(len(LISTS), context.config.vae.latent_channels, 8, 8, device=CUDA)
-    return ldm_task(context, pictures, untrained_vae(context), latents), context.config
+    task = ldm_task(context, pictures, untrained_vae(context), latents)
+    if stage == "onestep":
+        about = {"config": context.config.ldm.model_dump(mode="json"), **task.facts}
+        teacher = task.sampler_of(task.ema.average, task.layouts)
+        pairs = Pairs(latents, latents, pictures.conditions)
+        return OnestepTask(context, pictures, teacher, about, pairs), context.config
+    return task, context.config
 
 
 ON_LATENTS = ["gan.space=latents", "gan.stem=1", "gan.generator.channels=[16,8]", "gan.critic.channels=[8,16]"]
@@ -131,6 +138,13 @@ VAE_LOSSES = ["vae.cell_weight=0.1", "vae.windows_until=6", "vae.unquantized=0.5
         pytest.param("gan", (0,), ["gan.loss=r3gan", "gan.generator.condition=batch-norm"], id="gan of pairs"),
         pytest.param("gan", (0,), [*ON_LATENTS, *ON_MAP, *AT_PLACES], id="gan on a map of places"),
         pytest.param("ddpm", (0,), [], id="ddpm"),
+        pytest.param("onestep", (0, 10), [], id="onestep, its second epoch too"),
+        pytest.param(
+            "onestep",
+            (0,),
+            ["onestep.critic.weight=0.0", "onestep.distance=huber", "ldm.network.self_condition=true"],
+            id="onestep without a critic",
+        ),
         pytest.param("ddpm", (0,), ["ddpm.network=patches", "ddpm.unet.channels=32"], id="ddpm on patches"),
     ],
 )
@@ -171,6 +185,11 @@ def test_the_gans_sampling_does_not_wait(machine):
     task, config = task_of("gan")
     sampler = GanSampler(task.context, task.ema.average, task.settings, task.vae, task.layouts)
     assert waits_of_sampling(machine, sampler, config) == []
+
+
+def test_the_sampling_in_one_step_does_not_wait(machine):
+    task, config = task_of("onestep")
+    assert waits_of_sampling(machine, task.sampler(), config) == []
 
 
 def waits_of_sampling(machine, sampler, config):

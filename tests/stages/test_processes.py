@@ -85,6 +85,7 @@ def assert_equal_runs(root, stage, overrides=()):
         pytest.param("ldm", (), marks=FAULTS),
         pytest.param("gan", ("gan.generator.condition=batch-norm",), marks=FAULTS),
         pytest.param("ddpm", (), marks=FAULTS),
+        pytest.param("onestep", ("uses.ldm=smoke",), marks=FAULTS),
     ],
 )
 def test_two_processes_equal_one(chain_copy, stage, overrides):

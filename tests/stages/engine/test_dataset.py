@@ -10,9 +10,11 @@ from data.labels import CLEVR
 from models.condition import Condition
 from stages.engine import dataset
 from stages.engine.config import load
-from stages.engine.dataset import Dataset, drawn_rows, load_dataset, on_disk
+from stages.engine.dataset import Dataset, load_dataset
+from stages.engine.drawn import Drawn
 from stages.engine.errors import UserError
 from stages.engine.export import load_export, save_export
+from stages.engine.packs import on_disk
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
 
@@ -49,9 +51,10 @@ def test_pictures_that_are_too_many_for_the_device_are_brought_there_by_batch(mo
 
 
 def test_pictures_are_drawn_once_or_as_often_as_they_have_labels():
-    labels = torch.tensor([[1.0, 0, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]])
-    assert drawn_rows(labels, "uniform").tolist() == [0, 1, 2]
-    assert drawn_rows(labels, "by-labels").tolist() == [0, 0, 0, 1, 2, 2]
+    conditions = Condition.of_lists([[0, 2, 3], [1], [0, 1]], 4)
+    for how, expected in (("uniform", [0, 1, 2]), ("by-labels", [0, 0, 0, 1, 2, 2])):
+        drawn = Drawn(conditions, how)
+        assert drawn[torch.arange(len(drawn))].tolist() == expected
 
 
 def opened(folder, *changes):
@@ -83,8 +86,14 @@ def test_a_dataset_is_known_by_its_pictures_and_label_sets_and_apart_from_those_
     packs = list((tmp_path / "packs").glob("*.safetensors"))
     assert len(packs) == 3
     tensors, _ = load_export(packs[0], "")
-    of_pictures = {name: tensors[name] for name in ("images", "labels", "held_out")}
+    assert tensors["objects"].dtype == torch.int8, "labels are kept as indices, not as floats of 0 and 1"
+    labels = Condition(tensors["objects"], tensors["places"], 24).labels
+    of_pictures = {"images": tensors["images"], "labels": labels.to(torch.uint8), "held_out": tensors["held_out"]}
     assert save_export(tmp_path / "as-before", of_pictures, {}) == plain.sha256, "the hash of a pack with only these"
+    of_places = {"objects": placed.conditions.objects, "places": placed.conditions.places}
+    of_places |= {name: torch.cat([of_places[name], getattr(placed.held_out_conditions, name)]) for name in of_places}
+    of_places["objects"] = of_places["objects"].long()
+    assert save_export(tmp_path / "places", of_places, {}) == placed.places_sha256, "and the places', of int64"
 
 
 def test_conditions_are_the_lists_in_order_with_their_places(tmp_path):
@@ -96,9 +105,11 @@ def test_conditions_are_the_lists_in_order_with_their_places(tmp_path):
     for names, rows in ((trained, dataset.conditions), (apart, dataset.held_out_conditions)):
         lists = [[CLEVR.index[name] for name in labels[n]] for n in names]
         expected = Condition.of_lists(lists, 24, [places[n] for n in names])
-        assert torch.equal(rows.objects, expected.objects)
+        assert torch.equal(rows.objects.long(), expected.objects)
         torch.testing.assert_close(rows.places, expected.places)
-    assert torch.equal(dataset.labels, CLEVR.multi_hot([[CLEVR.index[n] for n in labels[name]] for name in trained]))
+    every = torch.arange(len(trained))
+    expected = CLEVR.multi_hot([[CLEVR.index[n] for n in labels[name]] for name in trained])
+    assert torch.equal(dataset.labels(every), expected)
     assert dataset.held_out_labels.sum(1).tolist() == [1, 2, 3] * 2
     assert list(dataset.test_sets) == ["test", "new_test"]
     sets = dataset.test_sets["test"]
@@ -131,12 +142,14 @@ def test_what_is_withheld_is_withheld_of_pictures_and_conditions_alike(tmp_path)
     folder = write_folder(tmp_path / "d", scenes=20)
     (folder / "places.json").write_text(json.dumps(places_for(folder)))
     every, seen = opened(folder), opened(folder, "data.withhold=0.5")
-    assert 14 <= len(seen.images) == len(seen.conditions) == len(seen.labels) < len(every.images)
+    assert 14 <= len(seen.images) == len(seen.conditions) < len(every.images)
     whole = {image.numpy().tobytes(): i for i, image in enumerate(every.images)}
-    rows = [whole[image.numpy().tobytes()] for image in seen.images]
+    rows = [whole[image.numpy().tobytes()] for image in seen.images[:]]
     assert torch.equal(seen.conditions.objects, every.conditions.objects[rows])
     assert torch.equal(seen.conditions.places, every.conditions.places[rows])
-    assert torch.equal(seen.labels, every.labels[rows])
+    index = torch.arange(len(rows))
+    assert torch.equal(seen.labels(index), every.labels(torch.tensor(rows)))
+    assert torch.equal(seen.pictures(index), every.pictures(torch.tensor(rows)))
     assert seen.sha256 == f"{every.sha256} withhold 0.5"
 
 

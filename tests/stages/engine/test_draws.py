@@ -1,7 +1,8 @@
+import pytest
 import torch
 
-from stages.engine import distributed
-from stages.engine.draws import Draws, batch_indices, sample_generator, seed_of
+from stages.engine import distributed, draws
+from stages.engine.draws import Draws, batch_indices, computed_order, sample_generator, seed_of
 
 CPU = torch.device("cpu")
 
@@ -10,6 +11,37 @@ def test_epochs_are_permutations_laid_end_to_end():
     order = torch.cat([batch_indices(0, "x", step, 7, 10) for step in range(10)])
     for epoch in order.view(7, 10):
         assert sorted(epoch.tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1000, 4097])
+def test_a_computed_order_is_a_permutation_that_depends_on_the_epoch(size):
+    orders = [computed_order(torch.arange(size), size, 0, "x", epoch) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(size))
+    assert size < 10 or not torch.equal(*orders)
+
+
+def test_a_computed_order_looks_random():
+    """Neighbours, positions and pairs of batches are as little related as in a random order."""
+    size = 200_000
+    order = computed_order(torch.arange(size), size, 1, "x", 3).double()
+    other = computed_order(torch.arange(size), size, 1, "x", 4).double()
+    for a, b in ((order[1:], order[:-1]), (order, torch.arange(size)), (order, other)):
+        assert abs(torch.corrcoef(torch.stack([a, b.double()]))[0, 1]) < 4 / size**0.5
+    tenths = torch.bincount((order[: size // 10] * 10 / size).long(), minlength=10)
+    assert ((tenths - size / 100).abs() < 4 * (size / 100) ** 0.5).all()
+
+
+def test_beyond_sixteen_million_pictures_epochs_are_computed_and_laid_end_to_end(monkeypatch):
+    monkeypatch.setattr(draws, "LISTED", 9)
+    order = torch.cat([batch_indices(0, "x", step, 7, 10) for step in range(10)])
+    for epoch in order.view(7, 10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert torch.equal(order[:10], computed_order(torch.arange(10), 10, 0, "x", 0))
+    monkeypatch.undo()
+    assert draws.LISTED == 2**24, "runs on more pictures would draw them in another order"
+    last = batch_indices(0, "x", 10**8 // 64, 64, 10**8)  # of the first epoch and the next
+    assert last.unique().numel() == 64 and last.min() >= 0 and last.max() < 10**8
 
 
 def test_a_batch_larger_than_the_set_wraps():
@@ -25,14 +57,39 @@ def test_a_step_draws_the_same_whenever_it_is_computed():
     assert not torch.equal(drawn(5), drawn(6))
 
 
-def test_processes_share_the_global_batch(monkeypatch):
-    whole = Draws(0, "x", 3, 4, CPU).normal(2)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    halves = []
-    for rank in (0, 1):
+@pytest.mark.parametrize(("batch", "world"), [(4, 2), (draws.WIDE, 2), (draws.WIDE + 4, 4), (3 * draws.WIDE, 6)])
+def test_processes_share_the_global_batch(monkeypatch, batch, world):
+    def drawn():
+        d = Draws(0, "x", 3, batch, CPU)
+        return torch.cat(
+            [d.normal(2), d.uniform(2), d.integers(9, 2).float(), d.stratified()[:, None].expand(-1, 2)], 1
+        )
+
+    whole = drawn()
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    parts = []
+    for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        halves.append(Draws(0, "x", 3, 4, CPU).normal(2))
-    assert torch.equal(torch.cat(halves), whole)
+        parts.append(drawn())
+    assert torch.equal(torch.cat(parts), whole)
+    assert abs(whole[:, :2].mean()) < 4 / (2 * batch) ** 0.5 and whole.unique(dim=0).shape == whole.shape
+
+
+def test_a_process_draws_only_the_blocks_of_its_rows(monkeypatch):
+    drawn, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda rows, *rest, **more: drawn.append(rows) or randn(rows, *rest, **more))
+    monkeypatch.setattr(distributed, "world_size", lambda: 8)
+    monkeypatch.setattr(distributed, "rank", lambda: 3)
+    Draws(0, "x", 0, 8 * 512, CPU).normal(2)
+    assert drawn == [256, 256], "not the 4,096 rows of the global batch"
+
+
+def test_batches_of_the_recipes_are_drawn_as_they_always_were():
+    generator = torch.Generator().manual_seed(seed_of(0, "x", 3))
+    expected = torch.randn(192, 3, generator=generator), torch.rand(192, generator=generator)
+    d = Draws(0, "x", 3, 192, CPU)
+    assert torch.equal(d.normal(3), expected[0])
+    assert torch.equal(d.stratified(), (torch.arange(192) + expected[1]) / 192)
 
 
 def test_seeds_differ_by_key_and_stay_as_they_are():

@@ -210,11 +210,15 @@ def test_faults_of_loading_and_judging_are_one_line(chain, experiment, tmp_path)
     calls = [
         (lambda: load("nowhere"), "no trained model"),
         (lambda: load(tmp_path), "no trained model"),
+        (lambda: load(3), "experiment 3: give a name"),
+        (lambda: load("a\0b"), "give a name in checkpoints/"),
         (lambda: load(tmp_path / "x.yaml"), "no configuration"),
         (lambda: load(chain / "smoke", "ldm.stepz=3"), "unknown key ldm.stepz"),
         (lambda: load(chain / "smoke", device="quantum"), "device 'quantum' cannot be used"),
         (lambda: experiment.denoising("red cube", model="gan"), "use model='ldm'"),
         (lambda: experiment.judge(3, "red cube"), "give Pillow images"),
+        (lambda: experiment.judge(torch.zeros(1, 3, 64, 64), 3), "labels 3: give a text"),
+        (lambda: experiment.draw("red cube", model=["gan"]), "choose from ldm, gan"),
         (lambda: experiment.judge(torch.zeros(1, 3, 32, 32), "red cube"), "must be (n, 3, 64, 64)"),
         (lambda: experiment.judge(torch.zeros(2, 3, 64, 64), ["red cube"]), "1 labels for 2 pictures"),
     ]
