@@ -203,9 +203,9 @@ function surprise() {
   if (!running && chosenModels().length) draw();
 }
 
-function modelChoice(model, i) {
+function modelChoice(model) {
   const label = document.createElement("label");
-  const box = Object.assign(document.createElement("input"), { type: "checkbox", value: model.name, checked: i === 0 });
+  const box = Object.assign(document.createElement("input"), { type: "checkbox", value: model.name, checked: true });
   label.className = "pill";
   label.append(box, model.title);
   label.title = model.places ? "" : "Takes no places: it chooses them";
@@ -227,7 +227,7 @@ function limits() {
 async function start() {
   experiment = await (await fetch("/api/experiment")).json();
   $("experiment").textContent = `${experiment.name}, ${experiment.size}×${experiment.size} pixels, on this machine`;
-  $("models").append(...experiment.models.map(modelChoice));
+  $("models").append(...experiment.models.map((model) => modelChoice(model)));
   limits();
   scene = new Scene(experiment.objects, experiment.limits.objects, (words) => (say(words), refresh()));
   const restore = () => {

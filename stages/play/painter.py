@@ -33,6 +33,7 @@ class LibraryPainter:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
+        experiment.judge([], experiment.objects[0])  # loads it: without a judge nothing is served
         self.models = {model: experiment.facts(model) for model in experiment.models}
         self.about = {
             "name": experiment.name,

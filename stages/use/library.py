@@ -29,7 +29,8 @@ from stages.engine.errors import UserError, is_out_of_memory, of_the_system, one
 from stages.engine.pictures import image_of
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
-from stages.models import MODELS, title
+from stages.models import MODELS
+from stages.use.facts import Facts, facts_of
 from stages.use.find import available, configuration_of, refuse_tampered
 from stages.use.verdict import Judge, Verdict
 
@@ -53,21 +54,6 @@ class Frame:
     t: int
     x: Pictures
     predicted: Pictures
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a model of an experiment can do.
-
-    `title`: its name for people. `takes_places`: whether it reads places. `steps`: its sampling steps by default,
-    `most_steps` the most it takes; None for a model that draws at once. `guidance`: by default; None if it has none.
-    """
-
-    title: str
-    takes_places: bool
-    steps: int | None = None
-    most_steps: int | None = None
-    guidance: float | None = None
 
 
 class Experiment:
@@ -196,11 +182,7 @@ class Experiment:
     def facts(self, model: str | None = None) -> Facts:
         """Returns what a model of `models` can do; the first one by default. Loads it. Raises UserError."""
         name, sampler, _ = self._model(model)
-        words, how = title(name, self._context.config), self._context.config.eval
-        if not isinstance(sampler, DiffusionSampler):
-            return Facts(words, sampler.takes_places)
-        guidance = how.guidance if sampler.knows_no_labels else None
-        return Facts(words, sampler.takes_places, len(sampler.times(how)), len(sampler.diffusion), guidance)
+        return facts_of(name, sampler, self._context.config)
 
     @cached_property
     def _judge(self) -> Judge:

@@ -196,7 +196,7 @@ def test_no_text_of_a_link_becomes_part_of_the_page(opened):
 def test_a_stopped_drawing_and_a_server_that_is_gone_are_said_in_words(browser):
     from tests.stages.playing import FakePainter
 
-    painter = FakePainter(seconds=0.3)
+    painter = FakePainter(seconds=2.0)  # long enough to be stopped on a loaded machine
     painter.about = {
         "name": "fake",
         "size": 64,
