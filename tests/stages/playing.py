@@ -3,14 +3,18 @@
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stages.play.asked import read
+from tests.conftest import HERE, SMOKE
 
 NAMES = ["red cube", "cyan sphere", "gray cylinder"]
+TWO = {"objects": [{"name": "red cube", "place": [0.3, 0.6]}, {"name": "cyan sphere"}]}
 RED = {"objects": [{"name": "red cube"}], "models": ["fake"]}
 
 
@@ -42,6 +46,12 @@ class FakePainter:
             tell({"event": "done", "model": "fake", "seed": asked.seed})
         finally:
             self.now -= 1
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """Starts the command on the smoke configuration, at a free port."""
+    command = [sys.executable, "-m", "stages.play", "--config", SMOKE, "--port", "0", *arguments]
+    return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @contextmanager

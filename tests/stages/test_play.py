@@ -1,23 +1,21 @@
-"""`make play`: what it refuses, how it queues, who may ask, how it starts and ends."""
+"""`make play`: what it refuses, how it queues, who may ask."""
 
+import asyncio
 import base64
 import io
 import json
 import re
 import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
-from stages.engine.errors import UserError
-from tests.conftest import HERE, SMOKE, finish, make
-from tests.helpers import assert_one_line
-from tests.stages.playing import RED, FakePainter, ask, events_of, serving
+from tests.conftest import HERE, SMOKE, finish
+from tests.stages.playing import RED, TWO, FakePainter, ask, events_of, serving, start
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
 pytest.importorskip("starlette", reason="the extra [play] is not installed: make play")
@@ -28,11 +26,6 @@ def fake():
     painter = FakePainter()
     with serving(painter) as port:
         yield painter, port
-
-
-def start(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "stages.play", "--config", SMOKE, "--port", "0", *arguments]
-    return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -244,15 +237,36 @@ def test_a_request_that_never_ends_is_given_up(monkeypatch):
         assert ask(port)[0] == 200
 
 
+def test_a_client_that_takes_nothing_is_given_up_and_frees_its_place(monkeypatch):
+    from stages.play.line import Worker
+    from stages.play.server import Drawing
+
+    monkeypatch.setattr("stages.play.server.SLOW", 0.2)
+    worker, body = Worker(), [{"type": "http.request", "body": json.dumps(RED).encode()}]
+    threading.Thread(target=worker.run, daemon=True).start()
+
+    async def receive():
+        return body.pop() if body else await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # its buffers are full
+
+    async def one() -> Drawing:
+        drawing = Drawing(FakePainter(), worker)
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+        await asyncio.wait_for(drawing(scope, receive, send), 60)
+        return drawing
+
+    assert asyncio.run(one()).line.turns == []
+
+
 def test_a_fault_of_the_server_tells_the_client_nothing_of_itself(fake, caplog):
     _, _, lines = ask(fake[1], RED | {"seed": 13})
     assert events_of(lines)[-2:] == ["error", "end"]
     assert "secret" not in "".join(lines) and "Traceback" not in "".join(lines)
     assert "a secret of the server's" in caplog.text  # its own terminal has it
     assert events_of(ask(fake[1])[2])[-1] == "end"
-
-
-TWO = {"objects": [{"name": "red cube", "place": [0.3, 0.6]}, {"name": "cyan sphere"}]}
 
 
 def picture(url: str) -> Image.Image:
@@ -301,57 +315,3 @@ def test_a_wish_that_the_models_cannot_fulfil_is_refused(playing):
     assert [model["name"] for model in about["models"]] == ["ldm", "gan"]
     assert [model["places"] for model in about["models"]] == [True, False]
     assert about["objects"][1] == {"name": "red cube", "shape": "cube", "colour": "#ad2323"}
-
-
-def test_what_cannot_be_served_ends_the_start_in_one_line(tmp_path):
-    from stages.play.__main__ import listen
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} is taken; choose another with PORT={port + 1}"):
-            listen("127.0.0.1", port)
-    with pytest.raises(UserError, match="no such address"):
-        listen("no.such.host.invalid", 0)
-    assert_one_line(*finish(start("--port", "70000")), "--port 70000")
-    assert_one_line(*finish(start(f"root={tmp_path}")), "make")
-
-
-def test_without_the_extra_it_names_the_command_that_installs_it():
-    code = (
-        "import sys, runpy; sys.modules['uvicorn'] = None\n"
-        f"sys.argv = ['play', '--config', '{SMOKE}']; runpy.run_module('stages.play', run_name='__main__')"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert_one_line(*finish(process), "uvicorn is not installed", "make play")
-
-
-def test_ctrl_c_ends_it_at_once_also_in_the_middle_of_a_drawing(chain):
-    process = start(f"root={chain}")
-    port = int(re.search(r":(\d+)", process.stdout.readline().removeprefix("play at http:"))[1])
-    with ThreadPoolExecutor(1) as pool:
-        asked = TWO | {"models": ["ldm"], "count": 8, "steps": 100}
-        answer = pool.submit(ask, port, asked)
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        status, said = finish(process)
-        assert time.monotonic() - began < 3
-        assert (status, said.split()) == (130, ["stopped"])
-        with pytest.raises(Exception):  # noqa: B017 (the connection is closed, in one of many ways)
-            answer.result(10)
-
-
-def test_others_are_let_in_only_by_name_and_with_a_warning(capsys, monkeypatch):
-    from stages.play.__main__ import announce, is_local, listen
-
-    with listen("127.0.0.1", 0) as own:
-        announce(own, "127.0.0.1")
-        assert is_local(own) and capsys.readouterr().err == ""
-    with listen("0.0.0.0", 0) as every:
-        announce(every, "0.0.0.0")
-        assert not is_local(every) and "no password" in capsys.readouterr().err
-    monkeypatch.setenv("HOST", "0.0.0.0")  # some shells export it
-    assert "--host" not in make("-n", "play").stdout
-    assert '--host "0.0.0.0"' in make("-n", "play", "HOST=0.0.0.0").stdout
