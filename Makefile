@@ -19,6 +19,10 @@ FLAGS  ?=
 PY    := .venv/bin/python
 READY := .venv/.ready
 EXPORT_READY := .venv/.ready-export
+PLAY  := .venv/.play
+INSTALL = if command -v uv >/dev/null 2>&1; \
+	  then uv pip install --quiet --python $(PY) --require-hashes -r $(1); \
+	  else $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(1); fi
 # FRESH=1 starts the targets on the command line again, but not their prerequisites.
 ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh) $(if $(filter $@,$(EXPERIMENTS)),$(FLAGS))
 SETS   = $(if $(DATA),"data.folder=$(DATA)") $(SET)
@@ -33,7 +37,7 @@ EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-o
 
 # Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
-.PHONY: help setup setup-export export demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample release bench growth test lint faults lock $(EXPERIMENTS)
+.PHONY: help setup setup-export export demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample play release browser bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -54,19 +58,15 @@ $(READY): requirements.lock
 	@$(PYTHON) -m venv --clear .venv || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 2; }
 	@echo "installing requirements.lock into .venv (a few minutes, about 6 GB) ..."
-	@if command -v uv >/dev/null 2>&1; \
-	  then uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock; \
-	  else $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; fi
+	@$(call INSTALL,requirements.lock)
 	@touch $(READY)
 
 setup-export: $(EXPORT_READY) ## also install requirements-export.lock, which `make export` needs
 
 $(EXPORT_READY): requirements-export.lock $(READY)
-	@rm -f $(EXPORT_READY)
-	@if command -v uv >/dev/null 2>&1; \
-	  then uv pip install --quiet --python $(PY) --require-hashes -r requirements-export.lock; \
-	  else $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-export.lock; fi
-	@touch $(EXPORT_READY)
+	@rm -f $@
+	@$(call INSTALL,requirements-export.lock)
+	@touch $@
 
 demo: eval ## run everything, from a bare machine to a report
 	@$(if $(FRESH),echo "FRESH=1 starts only named targets again: make vae ldm gan FRESH=1" >&2)
@@ -131,6 +131,16 @@ sample: $(if $(SHIPPED),setup,checked-sample for-drawer) ## draw LABELS="red cub
 	$(if $(SHIPPED),@echo "weights: checkpoints/scenes (CONFIG=configs/demo.yaml draws with those of make demo)" >&2)
 	@$(SAMPLE) -- $(SETS)
 
+$(PLAY): requirements-play.lock $(READY)
+	@$(call INSTALL,requirements-play.lock)
+	@touch $(PLAY)
+
+# HOST and PORT count on the command line alone: some shells export them.
+SAID = $(if $(filter command,$(origin $(1))),--$(2) "$($(1))")
+
+play: $(PLAY) ## serve a page to place objects and draw, on this machine alone [PORT=8000] [HOST=0.0.0.0 for all]
+	@$(PY) -m stages.play --config "$(or $(SHIPPED),$(CONFIG))" $(call SAID,HOST,host) $(call SAID,PORT,port) -- $(SETS)
+
 release: setup ## write the weights in 16 bits with a model card into checkpoints/scenes, FLAGS="--to folder --report report.json ..."
 	@$(PY) -m stages.use.release --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
@@ -190,9 +200,13 @@ lint: setup ## ruff's rules and format, and mypy's types
 faults: setup ## run the long tests: kills at random moments (KILLS=25 per stage), damaged files, full disks, processes
 	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
 
-lock: ## write requirements.lock and requirements-export.lock again from pyproject.toml (needs uv)
+browser: $(PLAY) ## also install what drives Chromium in the tests of `make play`
+	@$(call INSTALL,requirements-browser.lock)
+
+lock: ## write requirements.lock and those of the extras again from pyproject.toml (needs uv)
 	$(LOCK) pyproject.toml --extra dev -o requirements.lock
-	$(EXTRA) export | $(LOCK) --constraint requirements.lock - -o requirements-export.lock
+	for extra in export play browser; do \
+	  $(EXTRA) $$extra | $(LOCK) --constraint requirements.lock - -o requirements-$$extra.lock || exit; done
 LOCK  = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --quiet
 EXTRA = $(PYTHON) -c 'import sys, tomllib; from pathlib import Path; \
   print(*tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"][sys.argv[1]], sep="\n")'

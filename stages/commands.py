@@ -213,6 +213,16 @@ def _growth(parser: argparse.ArgumentParser) -> None:
     add_fresh(parser)
 
 
+def _play(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="its port, 0 for a free one (default: %(default)s)")
+
+
+def _check_play(a: argparse.Namespace, config: Config) -> None:
+    if not 0 <= a.port < 2**16:
+        raise UserError(f"--port {a.port}: give a number from 0 to {2**16 - 1}")
+
+
 TRAINED = {
     "evaluator": "Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE).",
     "reader": "Trains the reader of objects and their places, which judges placing.",
@@ -253,4 +263,5 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "benchmark.growth": Command(
         "Measures how steps grow with batch, networks, pictures, processes.", _growth, alone=True
     ),
+    "play": Command("Serves a page to draw from, until Ctrl-C.", _play, alone=True, check=_check_play),
 }

@@ -30,6 +30,7 @@ from stages.engine.pictures import image_of
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.models import MODELS
+from stages.use.facts import Facts, facts_of
 from stages.use.find import available, configuration_of, refuse_tampered
 from stages.use.verdict import Judge, Verdict
 
@@ -177,6 +178,11 @@ class Experiment:
         """
         with _turn, _in_one_line(), _environment(), self._settings():
             return self._judge.verdicts(pictures, labels)
+
+    def facts(self, model: str | None = None) -> Facts:
+        """Returns what a model of `models` can do; the first one by default. Loads it. Raises UserError."""
+        name, sampler, _ = self._model(model)
+        return facts_of(name, sampler, self._context.config)
 
     @cached_property
     def _judge(self) -> Judge:

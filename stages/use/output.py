@@ -111,19 +111,29 @@ def still(out: str, pictures: Sequence["Image.Image"]) -> None:
 
 def moving(out: str, frames: Sequence["Frame"]) -> None:
     """Writes the denoising as an animation that repeats: at most 60 frames in two seconds, the last one longer."""
+    _write(Path(out), sheets(frames))
+
+
+def sheets(frames: Sequence["Frame"]) -> list["Image.Image"]:
+    """Returns a sheet for each frame of an animation."""
     from models.layouts import evenly
 
-    _write(Path(out), [sheet(frames[i].x) for i in evenly(len(frames), MOST).tolist()])
+    return [sheet(frames[i].x) for i in evenly(len(frames), MOST).tolist()]
 
 
 def _write(path: Path, frames: Sequence["Image.Image"]) -> None:
     from stages.engine.files import write_atomically
 
-    name, options, _ = FORMATS[path.suffix.lower()]
+    write_atomically(path, encoded(path.suffix.lower(), frames))
+
+
+def encoded(suffix: str, frames: Sequence["Image.Image"]) -> bytes:
+    """Encodes a picture, or several as an animation, in the format of a suffix of FORMATS."""
+    name, options, _ = FORMATS[suffix]
     if len(frames) > 1:
         each = max(40, min(300, LENGTH // len(frames)))
         times = [each] * (len(frames) - 1) + [LAST]
         options = options | {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
     buffer = io.BytesIO()
     frames[0].save(buffer, name, **options)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -1,0 +1,94 @@
+"""`make play`: serves the page until Ctrl-C."""
+
+import errno
+import ipaddress
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+from stages.commands import COMMANDS
+from stages.engine.command import Context, run_command
+from stages.engine.errors import Interrupted, UserError, of_the_system
+
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
+CONNECTIONS = 512  # at most; further ones are answered 503 by uvicorn itself
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens there. Raises UserError."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=256)
+    except socket.gaierror:
+        raise UserError(f"HOST={host}: no such address on this machine; leave it out for 127.0.0.1") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} is taken; choose another with PORT={port + 1}") from None
+        raise of_the_system(error, f"HOST={host} PORT={port}") from None
+
+
+def is_local(listening: socket.socket) -> bool:
+    """Returns True if only this machine reaches the socket."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
+def main(context: Context) -> None:
+    a = context.arguments
+    try:
+        import uvicorn
+
+        from stages.play.server import application
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; `make play` installs it, or pip install '.[play]'") from None
+    from stages.play.line import Worker
+    from stages.play.painter import LibraryPainter
+    from stages.use.library import load
+
+    with listen(a.host, a.port) as listening:  # before the weights are read: what cannot be is said at once
+        painter, worker = LibraryPainter(load(a.config, *a.overrides)), Worker()
+        hosts = LOCAL | {a.host.lower()} if is_local(listening) else None
+        app = application(painter, worker, hosts)
+        settings = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            limit_concurrency=CONNECTIONS,
+        )
+        server = uvicorn.Server(settings)
+        announce(listening, a.host)
+        threading.Thread(target=_serve, args=(server, listening), daemon=True).start()  # it leaves signals to this one
+        try:
+            painter.warm_up()
+            worker.run()
+        except Interrupted as stop:
+            print("stopped", file=sys.stderr, flush=True)
+            os._exit(stop.exit_status)  # nothing is to be saved, and a drawing may hold the server's thread
+
+
+def _serve(server: Any, listening: socket.socket) -> None:
+    """Serves for ever. If that ends, the process does: nobody would ask the worker for anything."""
+    try:
+        server.run([listening])
+    finally:
+        print("error: the server ended; its last words are above", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def announce(listening: socket.socket, host: str) -> None:
+    """Prints where the page is, and who can reach it."""
+    name = f"[{host}]" if ":" in host else host
+    print(f"play at http://{name}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+    if not is_local(listening):
+        words = "everyone who reaches this machine can use the page, and it asks for no password"
+        print(f"warning: HOST={host}: {words}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(COMMANDS["play"], main)
