@@ -10,11 +10,16 @@ COUNT  ?= 8
 SEED   ?= 0
 OUT    ?= sample.png
 KILLS  ?= 25
+# Which reports `make results` reads, such as FROM="checkpoints/iclevr/eval checkpoints/reproduce".
+FROM   ?=
 PYTHON ?= python3
 # Which model `make sample`, `progress` and `samplers` take, if not the configuration's first.
 MODEL  ?=
 # Further flags for an experiment, such as FLAGS="--steps 200".
 FLAGS  ?=
+# `make reproduce`: how many rows run at once, one a core, and after how many hours it stops.
+JOBS   ?=
+HOURS  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
@@ -28,11 +33,11 @@ SAYS   = $$($(PY) -m stages.engine.config --config "$(CONFIG)" --print $(1) $(SE
 AGAIN  = --no-print-directory FRESH=
 # Of these targets, those on the command line run first, with FRESH=1 if it is given.
 NAMED  = $(filter scenes evaluator reader vae ldm gan ddpm,$(MAKECMDGOALS))
-EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-out reproduce pace
+EXPERIMENTS := judges places placed gradnorm progress samplers ablations compare held-out reproduce pace
 
 # Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample bench growth test lint faults lock $(EXPERIMENTS)
+.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm models for-diffusion for-drawer eval sample results bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -88,7 +93,9 @@ ddpm: evaluator ## train diffusion on pictures (needs a configuration with a ddp
 
 # An experiment's command line and configuration are checked before anything is trained for it.
 checked-%: setup
-	@$(PY) -m stages.experiments.$(subst -,_,$*) --config "$(CONFIG)" --check $(FLAGS) $(OF_DENOISER) -- $(SETS)
+	@$(PY) -m stages.experiments.$(subst -,_,$*) --config "$(CONFIG)" --check $(FLAGS) $(OF_DENOISER) \
+	  $(if $(filter $*,reproduce),$(OF_REPRODUCE)) -- $(SETS)
+OF_REPRODUCE = $(if $(JOBS),--jobs $(JOBS)) $(if $(HOURS),--hours $(HOURS))
 OF_DENOISER = $(if $(filter $*,progress samplers),$(OF_MODEL))
 
 # Makes what `models` names, except targets on the command line.
@@ -140,8 +147,14 @@ compare: checked-compare eval ## compare the models: time, memory, accuracy, div
 held-out: checked-held-out vae ## train without some label sets, then ask for them, and for four and five objects
 	$(call STAGE,experiments.held_out)
 
-reproduce: checked-reproduce vae ## rebuild every system of the reports on one page (weeks on a CPU: use FLAGS="--only ... --steps ...")
-	$(call STAGE,experiments.reproduce)
+judges: checked-judges evaluator ## train evaluators of two more seeds, by which nothing is chosen; `make eval` then uses them too
+	$(call STAGE,experiments.judges)
+
+reproduce: checked-reproduce vae ## rebuild every system of the reports on one page [JOBS=2] [HOURS=3] [FLAGS="--plan"] (weeks on a CPU)
+	$(call STAGE,experiments.reproduce,$(OF_REPRODUCE))
+
+results: setup ## write the documentation's tables again, after reading FROM="checkpoints/NAME/eval checkpoints/reproduce"
+	@$(PY) -m stages.experiments.results $(FROM)
 
 ##@ Measuring
 
@@ -167,6 +180,9 @@ lint: setup ## ruff's rules and format, and mypy's types
 faults: setup ## run the long tests: kills at random moments (KILLS=25 per stage), damaged files, full disks, processes
 	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
 
-lock: ## write requirements.lock again from pyproject.toml (needs uv)
+lock: ## write requirements.lock and requirements-quality.lock again from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --quiet -o requirements.lock
+	@$(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['quality'])" | \
+	  uv pip compile - --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --quiet -o requirements-quality.lock

@@ -269,6 +269,11 @@ class GanTask:
         }
 
 
+def fresh_task(context: Context, dataset: Dataset) -> GanTask:
+    """Returns the untrained task on a data set's pictures, or on their latents."""
+    return GanTask(context, dataset, load_vae(context)[0] if context.config.gan.on_latents else None)
+
+
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     dataset.must_know_places(context.config.places_of("gan"))  # `models` may not list it
