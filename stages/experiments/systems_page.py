@@ -48,14 +48,13 @@ def short_of(key: str, result: dict, sets: tuple[str, ...]) -> str:
         return "reached"
     words = "short by " + " / ".join(f"{lack:.3f}" for lack in lacks)
     if theirs := re.match(r"[\d,]+(?= steps)", system.budget or ""):
-        share = result["steps"] / int(theirs.group().replace(",", ""))
-        words += f", after {share:.1%} of the report's steps"
+        words += f", after {result['steps']:,} of the report's {theirs.group()} steps"
     return f"{words}. {system.tried}".rstrip() if system.tried else words
 
 
-def _cell(figures: dict | None) -> str:
+def _cell(figures: dict | None) -> dict:
     guide = (figures or {}).get("accuracy_by_the_guide")
-    return "–" if figures is None else shown(figures) + (f" (guide {guide:.3f})" if guide else "")
+    return {"figure": shown(figures) if figures else "–", "guide": f"{guide:.3f}" if guide else None}
 
 
 def _row(context: Context, key: str, result: dict, sets: tuple[str, ...]) -> dict:
@@ -63,16 +62,15 @@ def _row(context: Context, key: str, result: dict, sets: tuple[str, ...]) -> dic
     system, figures = SYSTEMS[key], result.get("figures", {})
     others = [(figures.get(name) or {}).get("by_other_judges") for name in sets]
     agreements = [opinions["agreement"] for opinions in others if opinions]
-    seeds = f"{len(result['seeds'])} of 1 training" if "seeds" in result else ""
     return {
         "key": key,
         "system": result.get("system", system.words),
         "reported": " / ".join(f"{x:.3f}" for x in system.reported) if system.reported else "–",
-        "ours": [_cell(figures.get(name)) for name in sets] if figures else ["–"],
+        "ours": [_cell(figures.get(name)) for name in sets if figures] or [_cell(None)],
         "others": [f"{opinions['accuracy']:.3f}" if opinions else "–" for opinions in others] if figures else ["–"],
         "agreement": sum(agreements) / len(agreements) if agreements else None,
         "quality": cells(result.get("quality")),
-        "seeds": seeds,
+        "seeds": len(result["seeds"]) if "seeds" in result else "",
         "steps": f"{result['steps']:,}" if "steps" in result else "",
         "minutes": f"{result['minutes']:.1f}" if "minutes" in result else "",
         "short": short_of(key, result, sets),
@@ -105,6 +103,12 @@ def ordered(results: dict[str, dict], sets: tuple[str, ...]) -> dict[str, list[s
     for key in reports:
         groups.setdefault(group_of(key), []).append(key)
     return {title: sorted(keys, key=lambda key: -mean_of(results.get(key, {}), sets)) for title, keys in groups.items()}
+
+
+def _group(title: str, keys: list[str], results: dict, shown_rows: dict) -> dict:
+    """Returns a group for the templates. Rows that were never run are only named, except those of the reports."""
+    listed = [key for key in keys if key in results or SYSTEMS[key].reported]
+    return {"title": title, "rows": [shown_rows[k] for k in listed], "missing": [k for k in keys if k not in listed]}
 
 
 WORDS = (
@@ -147,7 +151,7 @@ def write_page(context: Context, results: dict[str, dict], dataset: Dataset) -> 
         "words": WORDS,
         "sets": sets,
         "judges": judges,
-        "groups": [{"title": title, "rows": [shown_rows[key] for key in keys]} for title, keys in groups.items()],
+        "groups": [_group(title, keys, results, shown_rows) for title, keys in groups.items()],
         "floor": cells(floors[-1]) if floors else None,
         "real": next((row["real_accuracy"] for row in results.values() if "real_accuracy" in row), None),
         "notes": [opinions, *quality],
