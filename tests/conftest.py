@@ -39,9 +39,9 @@ def start_stage(stage: str, *arguments: str, under: tuple[str, ...] = (), **envi
     return subprocess.Popen(command, cwd=HERE, env=os.environ | environment, **pipes)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit status and everything said."""
-    out, err = process.communicate(timeout=300)
+def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str]:
+    """Exit status and everything said, in so many seconds."""
+    out, err = process.communicate(timeout=seconds)
     return process.returncode, out + err
 
 

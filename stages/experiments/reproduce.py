@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.dataset import load_dataset
@@ -306,6 +308,8 @@ def main(context: Context) -> None:
         return
     began = time.monotonic()
     cores = cores_for(a.jobs, context.device.type == "cpu")
+    if context.device.type == "cpu":
+        torch.set_num_threads(1)  # as the rows have: they are timed here
     folder = folder_of(context)
     context.held.enter_context(locked(folder))
     results, planner = read_results(context), Planner(context, homes_of(context))

@@ -108,6 +108,17 @@ def _pixels(words: str, *changes: str) -> System:
     return System(f"pixel DDPM, {words}", "ddpm", changes)
 
 
+def _again(words: str, changes: tuple[str, ...]) -> dict[int, System]:
+    """Returns the same row from two more training seeds, which an experiment of seed 0 lacks."""
+    return {n: System(f"{words}, training seed {n}", "ddpm", (*changes, f"seed={n}"), report=3) for n in (1, 2)}
+
+
+# rows that differ in one choice, over several trainings: the page shows the difference and its standard error
+PAIRS = {
+    "conditions on both paths against the up path alone": tuple(
+        tuple(f"{key}{suffix}" for suffix in ("", "-seed1", "-seed2")) for key in ("ddpm-multiply-add", "ddpm-up")
+    )
+}
 IN_PIXELS = "267,328 steps of 32"
 SYSTEMS: dict[str, System] = {
     "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821), budget="534,656 steps of 32", report=1),
@@ -129,6 +140,8 @@ SYSTEMS: dict[str, System] = {
     "ddpm-up": System(
         "conditions on its up path", "ddpm", paths("up"), (0.631, 0.678), f"{IN_PIXELS}, width 256", report=3
     ),
+    **{f"ddpm-multiply-add-seed{n}": s for n, s in _again("pixel DDPM, multiply-add", paths("up+down")).items()},
+    **{f"ddpm-up-seed{n}": s for n, s in _again("conditions on its up path", paths("up")).items()},
     "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not stated", report=2),
     "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
     "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),

@@ -3,13 +3,14 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean, variance
 
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.files import write_atomically
 from stages.engine.pictures import cell_of
 from stages.engine.report import write_texts
-from stages.experiments.systems import SYSTEMS
+from stages.experiments.systems import PAIRS, SYSTEMS
 from stages.judge import shown
 from stages.models import MODELS
 from stages.quality import cells
@@ -105,6 +106,23 @@ def ordered(results: dict[str, dict], sets: tuple[str, ...]) -> dict[str, list[s
     return {title: sorted(keys, key=lambda key: -mean_of(results.get(key, {}), sets)) for title, keys in groups.items()}
 
 
+def differences_of(results: dict[str, dict], sets: tuple[str, ...]) -> list[str]:
+    """Says by how much paired rows differ: the difference of means over trainings, and its standard error."""
+    notes = []
+    for words, pair in PAIRS.items():
+        known = [[results[key]["figures"] for key in keys if "figures" in results.get(key, {})] for keys in pair]
+        if min(map(len, known)) < 2:
+            continue
+        found = []
+        for name in sets:
+            first, second = ([figures[name]["accuracy"] for figures in side] for side in known)
+            error = (variance(first) / len(first) + variance(second) / len(second)) ** 0.5
+            found.append(f"{fmean(first) - fmean(second):+.3f} ± {error:.3f}")
+        trainings = " and ".join(str(len(side)) for side in known)
+        notes.append(f"{words}, {trainings} trainings: {' / '.join(found)} (difference, standard error).".capitalize())
+    return notes
+
+
 def _group(title: str, keys: list[str], results: dict, shown_rows: dict) -> dict:
     """Returns a group for the templates. Rows that were never run are only named, except those of the reports."""
     listed = [key for key in keys if key in results or SYSTEMS[key].reported]
@@ -154,7 +172,7 @@ def write_page(context: Context, results: dict[str, dict], dataset: Dataset) -> 
         "groups": [_group(title, keys, results, shown_rows) for title, keys in groups.items()],
         "floor": cells(floors[-1]) if floors else None,
         "real": next((row["real_accuracy"] for row in results.values() if "real_accuracy" in row), None),
-        "notes": [opinions, *quality],
+        "notes": [*differences_of(results, sets), opinions, *quality],
         "pictures": pictures,
     }
     folder = Path(context.config.root) / "reproduce"

@@ -14,14 +14,15 @@ from stages.engine.command import Context
 from stages.engine.config import load
 from stages.experiments.plan import Pace, Paces, estimate, newest_step
 from stages.experiments.reproduce import Planned, homes_of, jobs_of, row_of, table_of
-from stages.experiments.systems import SYSTEMS
-from stages.experiments.systems_page import ordered, short_of, shown_sets
+from stages.experiments.systems import PAIRS, SYSTEMS
+from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets
 from tests.conftest import copy_chain, finish, start_stage
 from tests.helpers import assert_one_line, digest
 from tests.stages.test_jobs import wait_for
 
 ROWS = ("gan", "ddpm-up")
 MODELS = {"gan": "smoke/gan", "ddpm-up": "smoke-ddpm-up/ddpm"}
+PATIENCE = 900.0  # seconds for a command whose rows are children: imports and a plan take most of it
 SMALL = (
     *("gan.steps=12", "gan.checkpoint_every=1", "gan.preview_every=12", "gan.log_every=6"),
     *("ddpm.steps=3", "ddpm.batch=4", "ddpm.width=8", "ddpm.timesteps=12", "eval.seeds=[0]"),
@@ -61,23 +62,23 @@ def test_rows_end_with_the_same_bits_however_they_were_run(roots):
     """Two at a time, uninterrupted; and one at a time, planned, timed out, and with its parent killed."""
     whole, root = roots
     together = ("--jobs", "2") if len(os.sched_getaffinity(0)) > 1 else ()
-    status, said = finish(started(whole, *together))
+    status, said = finish(started(whole, *together), PATIENCE)
     assert status == 0, said
-    status, said = finish(started(root, "--plan"))
+    status, said = finish(started(root, "--plan"), PATIENCE)
     assert status == 0 and "2 of 2 rows to run" in said, said
     assert "not begun" in said and not (root / "smoke/gan").exists()
     paces = (root / "reproduce/timing.json").read_bytes()
-    status, said = finish(started(root, "--hours", "0.0001"))
+    status, said = finish(started(root, "--hours", "0.0001"), PATIENCE)
     assert status == 0 and "stopped after 0.0001 hours; the same command continues. Left:" in said, said
     assert (root / "reproduce/timing.json").read_bytes() == paces and "timing a few steps" not in said
     assert not (root / "smoke/gan").exists() and "not run yet" in (root / "reproduce/report.md").read_text()
     parent = started(root)
-    wait_for(lambda: [*(root / "smoke/gan").glob("step-*.ckpt")], 300)
+    wait_for(lambda: [*(root / "smoke/gan").glob("step-*.ckpt")], PATIENCE)
     (child,) = children_of(parent.pid)
     parent.send_signal(signal.SIGKILL)
-    finish(parent)
+    finish(parent, PATIENCE)
     wait_for(lambda: not is_alive(child), 200)
-    status, said = finish(started(root))
+    status, said = finish(started(root), PATIENCE)
     assert status == 0, said
     for model in MODELS.values():
         assert digest(root / model) == digest(whole / model)
@@ -88,7 +89,7 @@ def test_rows_end_with_the_same_bits_however_they_were_run(roots):
     assert rows[0]["gan"]["quality"].keys() >= {"frechet_distance", "precision", "recall", "coverage"}
     html = (root / "reproduce/report.html").read_text()
     assert html.count("data:image/png") == len(ROWS) * (1 + html.count('<div class="row">'))
-    status, said = finish(started(root))
+    status, said = finish(started(root), PATIENCE)
     assert status == 0 and "0 of 2 rows to run" in said, said
 
 
@@ -155,6 +156,27 @@ def test_choices_that_cost_nothing_share_a_timing(context, tmp_path, monkeypatch
     assert len(timed) == 2  # the last one's network is another
     assert Paces(tmp_path / "timing.json", lambda: None).of(homes["ldm-bound"], "ldm") == Pace(1.0, 2.0)
     assert len(timed) == 2
+
+
+def test_the_difference_of_two_choices_has_a_standard_error():
+    def row(accuracy):
+        return {"figures": {"test": {"accuracy": accuracy}}}
+
+    rows = {key: row(a) for key, a in zip(PAIRS[CHOICE][0], (0.5, 0.6, 0.7), strict=True)}
+    assert differences_of(rows, ("test",)) == []
+    rows |= {key: row(a) for key, a in zip(PAIRS[CHOICE][1], (0.4, 0.5, 0.6), strict=True)}
+    (note,) = differences_of(rows, ("test",))
+    assert "3 and 3 trainings: +0.100 ± 0.082" in note  # variances .01, .01: sqrt(.01 / 3 + .01 / 3)
+    assert set(PAIRS[CHOICE][0] + PAIRS[CHOICE][1]) <= SYSTEMS.keys()
+
+
+def test_another_training_seed_is_another_training(context):
+    homes = homes_of(context)
+    folders = {homes[key].export("ddpm") for key in PAIRS[CHOICE][1]}
+    assert {homes[key].config.seed for key in PAIRS[CHOICE][1]} == {1, 2} and len(folders) == 2  # the smoke seed is 1
+
+
+CHOICE = "conditions on both paths against the up path alone"
 
 
 def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, chain):
