@@ -10,11 +10,16 @@ COUNT  ?= 8
 SEED   ?= 0
 OUT    ?= sample.png
 KILLS  ?= 25
+# Which reports `make results` reads, such as FROM="checkpoints/iclevr/eval checkpoints/reproduce".
+FROM   ?=
 PYTHON ?= python3
 # Which model `make sample`, `progress` and `samplers` take, if not the configuration's first.
 MODEL  ?=
 # Further flags for an experiment, such as FLAGS="--steps 200".
 FLAGS  ?=
+# `make reproduce`: how many rows run at once, one a core, and after how many hours it stops.
+JOBS   ?=
+HOURS  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
@@ -33,11 +38,11 @@ SAYS   = $$($(PY) -m stages.engine.config --config "$(CONFIG)" --print $(1) $(SE
 AGAIN  = --no-print-directory FRESH=
 # Of these targets, those on the command line run first, with FRESH=1 if it is given.
 NAMED  = $(filter scenes evaluator reader vae ldm gan ddpm onestep,$(MAKECMDGOALS))
-EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-out reproduce pace
+EXPERIMENTS := judges places placed gradnorm progress samplers ablations compare held-out reproduce pace
 
 # Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
-.PHONY: help setup setup-export export demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample play release browser bench growth test lint faults lock $(EXPERIMENTS)
+.PHONY: help setup setup-export export demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample play release browser results bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -101,7 +106,9 @@ onestep: ldm ## distil the LDM into a generator of one step (needs a configurati
 
 # An experiment's command line and configuration are checked before anything is trained for it.
 checked-%: setup
-	@$(PY) -m stages.experiments.$(subst -,_,$*) --config "$(CONFIG)" --check $(FLAGS) $(OF_DENOISER) -- $(SETS)
+	@$(PY) -m stages.experiments.$(subst -,_,$*) --config "$(CONFIG)" --check $(FLAGS) $(OF_DENOISER) \
+	  $(if $(filter $*,reproduce),$(OF_REPRODUCE)) -- $(SETS)
+OF_REPRODUCE = $(if $(JOBS),--jobs $(JOBS)) $(if $(HOURS),--hours $(HOURS))
 OF_DENOISER = $(if $(filter $*,progress samplers),$(OF_MODEL))
 
 # Makes what `models` names, except targets on the command line.
@@ -173,8 +180,14 @@ compare: checked-compare eval ## compare the models: time, memory, accuracy, div
 held-out: checked-held-out vae ## train without some label sets, then ask for them, and for four and five objects
 	$(call STAGE,experiments.held_out)
 
-reproduce: checked-reproduce vae ## rebuild every system of the reports on one page (weeks on a CPU: use FLAGS="--only ... --steps ...")
-	$(call STAGE,experiments.reproduce)
+judges: checked-judges evaluator ## train evaluators of two more seeds, by which nothing is chosen; `make eval` then uses them too
+	$(call STAGE,experiments.judges)
+
+reproduce: checked-reproduce vae ## rebuild every system of the reports on one page [JOBS=2] [HOURS=3] [FLAGS="--plan"] (weeks on a CPU)
+	$(call STAGE,experiments.reproduce,$(OF_REPRODUCE))
+
+results: setup ## write the documentation's tables again, after reading FROM="checkpoints/NAME/eval checkpoints/reproduce"
+	@$(PY) -m stages.experiments.results $(FROM)
 
 ##@ Measuring
 
@@ -205,7 +218,7 @@ browser: $(PLAY) ## also install what drives Chromium in the tests of `make play
 
 lock: ## write requirements.lock and those of the extras again from pyproject.toml (needs uv)
 	$(LOCK) pyproject.toml --extra dev -o requirements.lock
-	for extra in export play browser; do \
+	for extra in export play browser quality; do \
 	  $(EXTRA) $$extra | $(LOCK) --constraint requirements.lock - -o requirements-$$extra.lock || exit; done
 LOCK  = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --quiet
 EXTRA = $(PYTHON) -c 'import sys, tomllib; from pathlib import Path; \

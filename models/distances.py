@@ -34,3 +34,32 @@ def mean_pairwise_distance(pictures: Tensor) -> float:
     distances = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
     n = len(flat)
     return (distances.sum() / (n * (n - 1))).item()
+
+
+def precision_and_recall(real: Tensor, made: Tensor, k: int = 3) -> tuple[float, float]:
+    """Returns precision and recall of features (n, d) and (m, d) (arXiv 1904.06991, section 2), in [0, 1].
+
+    A sample is taken to be of the other set's distribution if it is within the distance of one of that set's members
+    to its k-th nearest neighbour in the set. Precision is the share of `made` within `real`, and recall the share of
+    `real` within `made`. They depend on n and m: compare only figures over the same numbers, both above k.
+    """
+    between = torch.cdist(real.double(), made.double())
+    precision = (between <= _radii(real, k)[:, None]).any(dim=0)
+    recall = (between <= _radii(made, k)[None, :]).any(dim=1)
+    return precision.double().mean().item(), recall.double().mean().item()
+
+
+def coverage(real: Tensor, made: Tensor, k: int = 5) -> float:
+    """Returns the share of `real` (n, d) that has one of `made` (m, d) within its k-th neighbour's distance.
+
+    Coverage of arXiv 2002.09797 (eq. 4), in [0, 1]. Its balls are around real samples only, so that an outlier among
+    `made` covers nothing, as it does in recall.
+    """
+    between = torch.cdist(real.double(), made.double())
+    return (between <= _radii(real, k)[:, None]).any(dim=1).double().mean().item()
+
+
+def _radii(features: Tensor, k: int) -> Tensor:
+    """Returns each sample's distance to its k-th nearest neighbour among the others: (n, d) -> (n,), n above k."""
+    distances = torch.cdist(features.double(), features.double()).fill_diagonal_(torch.inf)
+    return distances.kthvalue(k, dim=1).values

@@ -42,17 +42,33 @@ class Evaluator(nn.Module):
         return self.logits(images).sigmoid()
 
 
-def top_k_hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """Counts how many of each row's k highest scores are among its k labels: (b,) int64.
+def found_labels(scores: Tensor, labels: Tensor) -> Tensor:
+    """Marks each row's labels that are among its k highest scores: (b, classes) bool.
 
     scores: (b, classes); labels: (b, classes) multi-hot, k = labels.sum(1), which may differ between rows.
     """
     order = scores.argsort(dim=1, descending=True)
     counts = labels.sum(dim=1, keepdim=True)
     within = torch.arange(labels.shape[1], device=labels.device) < counts
-    return (labels.gather(1, order) * within).sum(dim=1).long()
+    best = torch.zeros_like(labels, dtype=torch.bool).scatter(1, order, within)
+    return best & labels.bool()
+
+
+def top_k_hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """Counts each row's labels that `found_labels` marks: (b,) int64."""
+    return found_labels(scores, labels).sum(dim=1)
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
     """Returns accuracy by the lab's rule: hits over all pictures divided by labels over all pictures."""
     return (top_k_hits(scores, labels).sum() / labels.sum()).item()
+
+
+def agreement(found: list[Tensor], labels: Tensor) -> float:
+    """Returns the share of all labels on which several judges agree: all found it, or none did.
+
+    found: what each judge's `found_labels` marks, (b, classes) each; labels: (b, classes) multi-hot.
+    """
+    votes = torch.stack(found).sum(dim=0)
+    alike = (votes == 0) | (votes == len(found))
+    return (alike[labels.bool()].sum() / labels.sum()).item()

@@ -154,7 +154,19 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
     rows = f"rows to run (default: all): {', '.join(SYSTEMS)}"
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM", help=rows)
     parser.add_argument("--steps", type=int, help="most steps per training (default: the configurations')")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at once, one a core (default: %(default)s)")
+    parser.add_argument("--hours", type=float, help="stop at a checkpoint after this time (default: at the end)")
+    parser.add_argument("--plan", action="store_true", help="only say what is missing and how long it will take")
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)  # this is a child, of the row --only
     add_fresh(parser)
+
+
+def _check_reproduce(a: argparse.Namespace, config: Config) -> None:
+    _check_steps(a, config)
+    if a.jobs < 1:
+        raise UserError(f"--jobs {a.jobs}: must be at least 1")
+    if a.hours is not None and not 0 < a.hours < math.inf:
+        raise UserError(f"--hours {a.hours:g}: give a positive number of hours, such as 0.5")
 
 
 def _add_seconds(parser: argparse.ArgumentParser) -> None:
@@ -256,8 +268,9 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "experiments.pace": Command(
         "Measures the time until the LDM passes an accuracy.", _pace, alone=True, check=_check_pace
     ),
+    "experiments.judges": Command("Trains evaluators of two more seeds, by which nothing is chosen.", alone=True),
     "experiments.reproduce": Command(
-        "Runs every system of the reports and compares them.", _reproduce, alone=True, check=_check_steps
+        "Runs every system of the reports and compares them.", _reproduce, alone=True, check=_check_reproduce
     ),
     "benchmark.bench": Command("Measures the steps against the plain way and other packages.", _bench, alone=True),
     "benchmark.growth": Command(

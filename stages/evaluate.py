@@ -13,12 +13,12 @@ from torch import Tensor
 
 from models.choices import DIFFUSION
 from models.condition import Condition
-from models.evaluator import Evaluator
+from models.evaluator import Evaluator, found_labels
 from models.layouts import evenly
 from stages.commands import COMMANDS
 from stages.diffusion import DiffusionSampler
 from stages.engine import distributed
-from stages.engine.command import Context, run_command
+from stages.engine.command import JUDGES, Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about, refuse_other_size
@@ -33,6 +33,7 @@ from stages.judge import (
     evaluate_held_out,
     evaluate_set,
     load_evaluator,
+    load_other_judges,
     load_reader,
     refuse_other_pictures,
     scores,
@@ -71,11 +72,10 @@ def denoising_strip(sampler: DiffusionSampler, dataset: Dataset, context: Contex
 
 def _captioned(images: Tensor, labels: Tensor, judge: Evaluator, dataset: Dataset, context: Context) -> list[dict]:
     """Returns each picture as a PNG with its labels, and whether the judge found each label."""
-    found = scores(judge, images, context).cpu()
+    found = found_labels(scores(judge, images, context).cpu(), labels)
     pictures = []
-    for image, row, score in zip(images, labels, found, strict=True):
-        best = set(score.topk(int(row.sum())).indices.tolist())
-        names = [{"name": dataset.vocabulary.names[i], "hit": i in best} for i in row.nonzero().flatten().tolist()]
+    for image, row, hits in zip(images, labels, found.tolist(), strict=True):
+        names = [{"name": dataset.vocabulary.names[i], "hit": hits[i]} for i in row.nonzero().flatten().tolist()]
         pictures.append({"png": png((image + 1) / 2), "labels": names})
     return pictures
 
@@ -163,6 +163,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     guided = context.config.eval.classifier_guidance > 0
     guide = load_evaluator(context, len(dataset.vocabulary), "guide")[0] if guided else None
+    others = load_other_judges(context, len(dataset.vocabulary))
     samplers: dict[str, Sampler] = {
         name: MODELS[name].load(context)[0] for name in context.config.models if name in exports
     }
@@ -176,7 +177,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     jobs = [(model, name) for model in samplers for name in dataset.test_sets]
     for model, name in progress(jobs, f"{context.config.name}/eval: {len(jobs)} sets of pictures", len(jobs)):
         condition = dataset.test_sets[name]
-        results[model][name], images = evaluate_set(samplers[model], judge, name, condition, context, guide)
+        results[model][name], images = evaluate_set(samplers[model], judge, name, condition, context, guide, others)
         if not distributed.is_main():
             continue
         samples[model][name] = _captioned(images, condition.labels, judge, dataset, context)
@@ -201,6 +202,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
             "real_accuracy": about["real_accuracy"],
             "real_pictures": len(dataset.held_out_images),
         },
+        "other_judges": {role: exports[role]["real_accuracy"] for role in others},
         "results": results,
         **({"reader": own} if own else {}),
         "vae": _measure_vae(judge, dataset, context) if "vae" in exports else None,
@@ -263,9 +265,12 @@ def _eval_of(provenance: dict) -> Eval | None:
         return None
 
 
-def main(context: Context) -> None:
-    exports = {}
-    models = context.config.models
+def exports_of(context: Context) -> dict[str, dict]:
+    """Returns the descriptions of the exports that an evaluation reads, by stage. Raises UserError if one is missing.
+
+    A model that is missing is left out, and so are judges that were not trained.
+    """
+    exports, models = {}, context.config.models
     reader = ["reader"] if context.export("reader").exists() else []
     for stage in ("evaluator", *reader, *(["vae"] if context.config.needs_vae else []), *models):
         path = context.export(stage)
@@ -277,7 +282,6 @@ def main(context: Context) -> None:
             refuse_other_size(path, exports[stage], context.config.data.size)
     if not set(models) & exports.keys():
         raise UserError(f"nothing to evaluate in {context.folder('')}: run {context.make(' '.join(models))} first")
-    dataset = load_dataset(context.config, context.device)
     if context.config.eval.classifier_guidance:
         exports["guide"] = read_about(context.export("guide"), "train the evaluator of that experiment")
         if exports["guide"]["sha256"] == exports["evaluator"]["sha256"]:
@@ -285,28 +289,42 @@ def main(context: Context) -> None:
                 f"{context.export('guide')} is the judge itself; uses.guide must name an experiment whose evaluator "
                 f"was trained from another seed"
             )
+    for role in JUDGES:
+        if context.export(role).exists():
+            exports[role] = read_about(context.export(role), f"run {context.make('judges')}")
+    return exports
+
+
+def is_current(context: Context, dataset: Dataset, exports: dict[str, dict]) -> bool:
+    """Returns whether eval/ has a report of just these pictures, exports and settings."""
+    report = context.folder("eval") / "report.json"
+    if not report.exists():
+        return False
+    try:
+        old = dict(json.loads(report.read_text())["provenance"])
+    except (ValueError, KeyError, TypeError):
+        old = {}
+    now = _provenance(context, dataset, exports)
+    was = old.get("parents", {})
+    if "vae" not in now["parents"]:  # an older report names one even if none was needed
+        was.pop("vae", None)
+    # an older report hashed the label sets without their order, which no model read then
+    if old.get("test_sets_sha256") == _digest_of_sets(dataset, lambda asked: asked.labels):
+        old["test_sets_sha256"] = now["test_sets_sha256"]
+    same = ("data_sha256", "test_sets_sha256", "parents", "precision")
+    unchanged = _eval_of(old) == context.config.eval
+    return unchanged and not differences({k: old.get(k) for k in same}, {k: now[k] for k in same})
+
+
+def main(context: Context) -> None:
+    exports = exports_of(context)
+    dataset = load_dataset(context.config, context.device)
     refuse_other_pictures(context, exports, dataset)
-    folder = context.hold("eval")
-    report = folder / "report.json"
-    if report.exists() and not context.arguments.fresh:
-        try:
-            old = dict(json.loads(report.read_text())["provenance"])
-        except (ValueError, KeyError, TypeError):
-            old = {}
-        now = _provenance(context, dataset, exports)
-        was = old.get("parents", {})
-        if "vae" not in now["parents"]:  # an older report names one even if none was needed
-            was.pop("vae", None)
-        # an older report hashed the label sets without their order, which no model read then
-        if old.get("test_sets_sha256") == _digest_of_sets(dataset, lambda asked: asked.labels):
-            old["test_sets_sha256"] = now["test_sets_sha256"]
-        same = ("data_sha256", "test_sets_sha256", "parents", "precision")
-        unchanged = _eval_of(old) == context.config.eval
-        if unchanged and not differences({k: old.get(k) for k in same}, {k: now[k] for k in same}):
-            say(f"{context.config.name}/eval: finished already")
-            _say_results(context)
-            return
-    evaluate(context, dataset, exports)
+    context.hold("eval")
+    if not context.arguments.fresh and is_current(context, dataset, exports):
+        say(f"{context.config.name}/eval: finished already")
+    else:
+        evaluate(context, dataset, exports)
     _say_results(context)
 
 

@@ -275,6 +275,14 @@ class GanTask:
         }
 
 
+def fresh_task(context: Context, dataset: Dataset) -> GanTask:
+    """Returns the untrained task on a data set's pictures, or on their latents."""
+    if not context.config.gan.on_latents:
+        return GanTask(context, dataset, None)
+    vae, about = load_vae(context)
+    return GanTask(context, dataset, vae, about["sha256"])
+
+
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     dataset.must_know_places(context.config.places_of("gan"))  # `models` may not list it

@@ -1,7 +1,7 @@
 """Loads and applies the two judges, evaluator and reader, and measures models over sampling seeds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,10 @@ from torch import Tensor
 from data.images import to_unit
 from data.joined import Rows
 from models.condition import Condition
-from models.evaluator import Evaluator, accuracy, top_k_hits
+from models.evaluator import Evaluator, accuracy, agreement, found_labels, top_k_hits
 from models.reader import Found, Reader, found, label_scores, placing
 from stages.diffusion import DiffusionSampler
-from stages.engine.command import Context
+from stages.engine.command import JUDGES, Context
 from stages.engine.dataset import Dataset
 from stages.engine.errors import UserError
 from stages.engine.export import load_export, refuse_other_size
@@ -23,7 +23,7 @@ from stages.engine.trained import filled, load_trained
 
 
 def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> tuple[Evaluator, dict]:
-    """Loads the experiment's evaluator or guide, frozen on the device, and its export's metadata."""
+    """Loads the experiment's evaluator, its guide or one of JUDGES, frozen on the device, and its metadata."""
     remedy = f"run {context.make('evaluator')}" if role == "evaluator" else "train the evaluator of that experiment"
     tensors, about = load_export(context.export(role), remedy)
     refuse_other_size(context.export(role), about, context.config.data.size)
@@ -34,6 +34,12 @@ def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> t
             f"{context.export(role)} was made for other objects; run {context.make('evaluator FRESH=1')}"
         ) from None
     return context.on_device(network.eval().requires_grad_(False)), about
+
+
+def load_other_judges(context: Context, classes: int) -> dict[str, Evaluator]:
+    """Loads those of JUDGES that `make judges` has trained."""
+    trained = (role for role in JUDGES if context.export(role).exists())
+    return {role: load_evaluator(context, classes, role)[0] for role in trained}
 
 
 def load_reader(context: Context) -> tuple[Reader, dict]:
@@ -107,11 +113,12 @@ def evaluate_set(
     condition: Condition,
     context: Context,
     guide: Evaluator | None = None,
+    others: Mapping[str, Evaluator] | None = None,
 ) -> tuple[dict, Tensor]:
     """Evaluates one model on one test set. Returns its figures over all seeds, and the pictures of the first.
 
     Several processes share the pictures. With a guide its accuracy is reported beside the judge's, because the guide
-    steered the sampling.
+    steered the sampling. `others`: further judges, by which nothing was chosen.
     """
     how, labels, per_seed, by_guide, all_hits = context.config.eval, condition.labels, [], [], []
     everything, rate = _sampled(sampler, name, condition, context)
@@ -129,7 +136,23 @@ def evaluate_set(
         "by_objects": by_objects(torch.cat(all_hits), counts.repeat(len(how.seeds))),
         "images_per_second": rate,
         **({"accuracy_by_the_guide": sum(by_guide) / len(by_guide)} if by_guide else {}),
+        **({"by_other_judges": by_others(judge, others, everything, labels, context)} if others else {}),
     }, everything[0]
+
+
+def by_others(
+    judge: Evaluator, others: Mapping[str, Evaluator], everything: Tensor, labels: Tensor, context: Context
+) -> dict:
+    """Returns what further judges find in pictures (seeds, n, 3, s, s), and how far all of them agree.
+
+    `accuracy` is the mean of `per_judge`; `agreement` is the share of labels that all judges found, or none did.
+    """
+    pictures, asked = everything.flatten(0, 1), labels.repeat(len(everything), 1)
+    found = {name: found_labels(scores(j, pictures, context).cpu(), asked) for name, j in others.items()}
+    per_judge = {name: (marked.sum() / asked.sum()).item() for name, marked in found.items()}
+    every = [found_labels(scores(judge, pictures, context).cpu(), asked), *found.values()]
+    mean = sum(per_judge.values()) / len(per_judge)
+    return {"accuracy": mean, "per_judge": per_judge, "agreement": agreement(every, asked)}
 
 
 def _warm_up(sampler: Sampler, condition: Condition, context: Context) -> None:

@@ -74,6 +74,12 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Rows) -> D
     )
 
 
+def fresh_task(context: Context, dataset: Dataset) -> DiffusionTask[UNet]:
+    """Returns the untrained task on the latents of a data set's pictures."""
+    vae, about = load_vae(context)
+    return ldm_task(context, dataset, vae, latents_of(vae, about["sha256"], dataset, context))
+
+
 def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset = load_dataset(context.config, context.device)
     dataset.must_know_places(context.config.places_of("ldm"))  # `models` may not list it

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from stages import ddpm, gan, ldm, onestep
 from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context
+from stages.engine.dataset import Dataset
+from stages.engine.run import Task
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Config
 
@@ -16,12 +18,14 @@ Curve = tuple[list[str], str, bool]  # metrics in one plot, its title, whether i
 class Model:
     """Describes a model. Its name is its section in the configuration and its folder in an experiment.
 
-    `train(context)` is its stage; `load(context)` returns a sampler and its export's metadata; `title(config)` is its
-    name for people; `curves` are its plots in a report, before that of its accuracy, and `short` is its name there;
-    `placing` is the override that makes it take places.
+    `train(context)` is its stage; `task(context, dataset)` is what that trains, before its first step; `load(context)`
+    returns a sampler and its export's metadata; `title(config)` is its name for people; `curves` are its plots in a
+    report, before that of its accuracy, and `short` is its name there; `placing` is the override that makes it take
+    places.
     """
 
     train: Callable[[Context], None]
+    task: Callable[[Context, Dataset], Task]
     load: Callable[[Context], tuple[Sampler, dict]]
     title: Callable[[Config], str]
     curves: tuple[Curve, ...]
@@ -36,6 +40,7 @@ def _title_of_gan(config: Config) -> str:
 MODELS: dict[str, Model] = {
     "ldm": Model(
         ldm.main,
+        ldm.fresh_task,
         ldm.load_sampler,
         lambda config: "Latent diffusion",
         ((["loss"], "latent diffusion", True),),
@@ -44,6 +49,7 @@ MODELS: dict[str, Model] = {
     ),
     "gan": Model(
         gan.main,
+        gan.fresh_task,
         gan.load_gan,
         _title_of_gan,
         ((["wasserstein", "score_gap"], "GAN, the critic's gap between real and fake", False),),
@@ -52,6 +58,7 @@ MODELS: dict[str, Model] = {
     ),
     "ddpm": Model(
         ddpm.main,
+        ddpm.DdpmTask,
         ddpm.load_ddpm,
         lambda config: "Pixel diffusion",
         ((["loss"], "pixel diffusion", True),),
@@ -60,6 +67,7 @@ MODELS: dict[str, Model] = {
     ),
     "onestep": Model(
         onestep.main,
+        onestep.fresh_task,
         onestep.load_onestep,
         lambda config: "One-step LDM",
         ((["distance"], "one-step generator, distance from its teacher's latents", True),),

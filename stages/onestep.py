@@ -104,6 +104,13 @@ class Pairs(NamedTuple):
     conditions: Condition
 
 
+def pairs_of(tensors: dict[str, Tensor], dataset: Dataset, context: Context) -> Pairs:
+    """Returns the pairs that the tensors of `make_part` hold, on the device."""
+    on_device = {name: values.to(context.device) for name, values in tensors.items()}
+    conditions = Condition(on_device["objects"], on_device["places"], len(dataset.vocabulary))
+    return Pairs(on_device["noise"], on_device["latents"], conditions)
+
+
 def make_part(
     context: Context, teacher: DiffusionSampler, dataset: Dataset, rows: Tensor, first: int
 ) -> dict[str, Tensor]:
@@ -145,9 +152,7 @@ def made_pairs(run: Run, teacher: DiffusionSampler, dataset: Dataset) -> Pairs:
             save_export(paths[i], part, {"pairs": identity})
     made()
     parts = [load_export(path, f"run {context.make('onestep')} again")[0] for path in paths]
-    whole = {name: torch.cat([part[name] for part in parts]).to(context.device) for name in parts[0]}
-    conditions = Condition(whole["objects"], whole["places"], len(dataset.vocabulary))
-    return Pairs(whole["noise"], whole["latents"], conditions)
+    return pairs_of({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, dataset, context)
 
 
 class OnestepTask:
@@ -272,6 +277,15 @@ def parents_of(context: Context, dataset: Dataset, teacher: dict) -> dict[str, o
         parents["guide"] = read_about(context.export("guide"), "train the evaluator of that experiment")["sha256"]
     not_it = ("eval.seeds", "eval.compile")
     return parents | {k: v for k, v in flatten(how, "eval.").items() if k not in not_it}
+
+
+def fresh_task(context: Context, dataset: Dataset) -> OnestepTask:
+    """Returns the task before its first step, with pairs for one batch only."""
+    teacher, about = load_sampler(context)
+    refuse_unfit(context, teacher)
+    rows = torch.arange(section_of(context).batch) % len(dataset.images)
+    pairs = pairs_of(make_part(context, teacher, dataset, rows, 0), dataset, context)
+    return OnestepTask(context, dataset, teacher, about, pairs)
 
 
 def main(context: Context) -> None:

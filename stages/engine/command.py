@@ -28,6 +28,7 @@ from stages.engine.terminal import ending_signals, forgiving_output, ignore_sign
 
 Network = TypeVar("Network", bound=nn.Module)
 SERVING = ("evaluator", "reader", "guide", "vae")  # stages whose exports an experiment's variants reuse
+JUDGES = ("judge1", "judge2")  # evaluators of other seeds, by which nothing is chosen
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,23 @@ class Context:
     def folder(self, stage: str) -> Path:
         return Path(self.config.root) / self.config.name / stage
 
-    def export(self, stage: str) -> Path:
-        """Returns the path of the stage's export, in this experiment or in the one that `uses` names.
+    def experiment_of(self, stage: str) -> str:
+        """Returns the experiment whose export serves as the stage's: this one, or one that `uses` names.
 
-        The `guide` of classifier guidance is another experiment's evaluator, because it must not be the judge.
+        Each of JUDGES is an experiment of its own beside the one whose evaluator judges.
         """
-        experiment = self.config.uses.get(stage, self.config.name)
-        folder = "evaluator" if stage == "guide" else stage
-        return Path(self.config.root) / experiment / folder / "export.safetensors"
+        if stage in JUDGES:
+            return f"{self.experiment_of('evaluator')}-{stage}"
+        return self.config.uses.get(stage, self.config.name)
+
+    def export(self, stage: str) -> Path:
+        """Returns the path of the stage's export.
+
+        JUDGES and the `guide` of classifier guidance are evaluators of other experiments, because they must not be the
+        judge.
+        """
+        folder = "evaluator" if stage in ("guide", *JUDGES) else stage
+        return Path(self.config.root) / self.experiment_of(stage) / folder / "export.safetensors"
 
     def derived(self, name: str, *overrides: str) -> "Context":
         """Returns a variant: this experiment with changes, under another name. `overrides` as on the command line.

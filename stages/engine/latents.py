@@ -16,9 +16,7 @@ from stages.engine.log import progress, say
 from stages.engine.packs import TRUSTED, note_checked, was_checked
 
 BATCH = 256  # pictures encoded at once
-IN_MEMORY = (
-    2 * 2**30
-)  # bytes of float32 latents, 1.4 million pictures of 64x64, up to which `auto` keeps them in memory
+IN_MEMORY = 2 * 2**30  # bytes of float32 latents that `auto` keeps in memory: of 1.4 million pictures of 64x64
 PART = 2**16  # pictures a file: what a kill loses at most of each process; a multiple of BATCH
 
 Encode = Callable[[Tensor], Tensor]  # pictures (b, 3, s, s) uint8 -> normalised latents (b, c, s/8, s/8) float32

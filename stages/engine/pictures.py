@@ -19,6 +19,18 @@ def grid(images: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
     return rearrange(images, "(r k) c h w -> c (r h) (k w)", k=columns)
 
 
+def cell_of(sheet: bytes, place: int, size: int, columns: int = 8, gap: int = 2) -> bytes:
+    """Cuts picture number `place` out of a PNG of `grid`, enlarged as a page has it, as a PNG file.
+
+    `size`: a picture's side before it was enlarged.
+    """
+    image, scale = Image.open(io.BytesIO(sheet)), page_scale(size)
+    left, top = (n * (size + gap) * scale for n in (place % columns, place // columns))
+    buffer = io.BytesIO()
+    image.crop((left, top, left + size * scale, top + size * scale)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def png(picture: Tensor, scale: int = 1) -> bytes:
     """Encodes (3, h, w) in [0, 1] as a PNG file, each pixel enlarged to `scale` x `scale`."""
     buffer = io.BytesIO()

@@ -1,6 +1,5 @@
 """`make compare`: compares an experiment's models by time, memory, accuracy, diversity and likeness."""
 
-import torch
 from torch import Tensor
 
 from models.distances import frechet_distance, mean_pairwise_distance
@@ -16,17 +15,12 @@ from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.engine.sampling import Sampler, without_places
 from stages.experiments.variety import variety, variety_of_real
-from stages.judge import as_input, evaluate_sets, load_evaluator, refuse_other_pictures, shown
+from stages.judge import evaluate_sets, load_evaluator, refuse_other_pictures, shown
 from stages.models import MODELS, title
+from stages.quality import HEAD, Quality, cells, features, load_quality
 
 PICTURES = 300  # for the Fréchet distance
 ALIKE = 16  # pictures of one label set, for diversity
-
-
-@torch.no_grad()
-def features(judge: Evaluator, images: Tensor, context: Context) -> Tensor:
-    """Maps (n, 3, s, s), uint8 or in [-1, 1], to the evaluator's last layer but one (n, 512), on the CPU."""
-    return torch.cat([judge.features(as_input(part, context)).cpu() for part in images.split(256)])
 
 
 def alike_sets(sets: int) -> range:
@@ -45,8 +39,10 @@ def diversity(sampler: Sampler, dataset: Dataset, context: Context) -> tuple[flo
     return sum(found) / len(found), pictures[0]
 
 
-def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, context: Context) -> tuple[dict, Tensor]:
-    """Returns one model's figures and its pictures of one label set."""
+def measure(
+    model: str, judge: Evaluator, real: Tensor, quality: Quality | None, dataset: Dataset, context: Context
+) -> tuple[dict, Tensor]:
+    """Returns one model's figures and its pictures of one label set. `real`: the judge's features of real pictures."""
     sampler, about = MODELS[model].load(context)
     refuse_other_pictures(context, {model: about}, dataset)
     sets = evaluate_sets(sampler, judge, dataset, context)
@@ -59,9 +55,10 @@ def measure(model: str, judge: Evaluator, real: Tensor, dataset: Dataset, contex
         "training_seconds": about["seconds"],
         "training_memory_bytes": about.get("peak_memory_bytes"),
         "pictures_per_second": min(f["images_per_second"] for f in sets.values()),
-        "frechet_distance_on_evaluator_features": frechet_distance(features(judge, made, context), real),
+        "frechet_distance_on_evaluator_features": frechet_distance(features(judge.features, made, context), real),
         "mean_pairwise_distance": varied,
         "variety": variety(sampler, dataset, context),
+        "quality": quality.of(sampler) if quality else None,
     }, pictures
 
 
@@ -75,13 +72,14 @@ def main(context: Context) -> None:
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")
     count = min(context.arguments.pictures, len(dataset.held_out_images))
-    real = features(judge, dataset.held_out_images[:count], context)
+    real = features(judge.features, dataset.held_out_images[:count], context)
+    quality = load_quality(context, dataset, judge, count)
     first, asked = next(iter(dataset.test_sets.items()))
     alike = len(alike_sets(len(asked)))
     results, grids = {}, {}
     for model in progress(models, f"{context.config.name}/compare"):
-        results[model], grids[model] = measure(model, judge, real, dataset, context)
-    results["real"] = {"variety": variety_of_real(dataset)}
+        results[model], grids[model] = measure(model, judge, real, quality, dataset, context)
+    results["real"] = {"variety": variety_of_real(dataset), "quality": quality.floor if quality else None}
     page = Page(
         f"{context.config.name}: models side by side",
         f"Accuracy: mean ± deviation over the seeds {list(context.config.eval.seeds)}, by the {about['kind']} "
@@ -98,6 +96,12 @@ def main(context: Context) -> None:
     rows = [_row(title(m, context.config), results[m]) for m in models]
     rows.append(["real pictures", *[None] * (len(head) - 3), *results["real"]["variety"].values()])
     page.add_table("Side by side", head, rows)
+    if quality:
+        names = {m: title(m, context.config) for m in models} | {"real": "real pictures, the floor"}
+        page.add_table(
+            "Quality beside the judge", ["", *HEAD], [[n, *cells(results[m]["quality"])] for m, n in names.items()]
+        )
+        page.add_words(quality.words)
     for model, pictures in grids.items():
         labels = dataset.vocabulary.describe(next(iter(dataset.test_sets.values()))[:1].labels)[0]
         page.add_figure(

@@ -1,26 +1,41 @@
-"""`make reproduce`: runs the reports' systems and choices that are missing; shows ours beside the reports' figures."""
+"""`make reproduce`: plans and runs the reports' systems that are missing; shows ours beside the reports' figures.
+
+Each row is trained and evaluated by a child process, so that several can run at once, one a core.
+"""
 
 import argparse
 import json
 import shlex
 import time
-from dataclasses import replace
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+
+import torch
 
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
+from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
+from stages.engine.files import write_atomically
 from stages.engine.lock import locked
 from stages.engine.log import say
-from stages.engine.report.page import Page
-from stages.engine.schema import REPORTED, Config
+from stages.engine.schema import Config
+from stages.evaluate import exports_of, is_current
 from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
 from stages.experiments.ablations import lacks, section_of
+from stages.experiments.jobs import Job, cores_for, end_with_the_parent, run_jobs
+from stages.experiments.judges import another_evaluator
+from stages.experiments.plan import Paces, estimate, guide_minutes, newest_step
 from stages.experiments.systems import GUIDED, MULTIPLY_ADD, SYSTEMS, System
-from stages.judge import shown
+from stages.experiments.systems_page import mean_of, write_page
+from stages.judge import load_evaluator
 from stages.models import MODELS
+from stages.quality import load_quality
 
 
 def asked_of(context: Context, system: System) -> list[str]:
@@ -55,20 +70,26 @@ def named(context: Context, key: str) -> str:
     return f"{context.config.name}-{key.replace('+', '-')}"
 
 
+def unrefreshed(context: Context) -> Context:
+    """Returns the context without --fresh, which starts rows again but not what they share."""
+    return replace(context, arguments=argparse.Namespace(**vars(context.arguments) | {"fresh": False}))
+
+
 def homes_of(context: Context) -> dict[str, Context]:
     """Returns where each row's model is trained: the first experiment with its section, so that none is trained twice.
 
     A row with the experiment's section uses the experiment's model, which --fresh does not touch.
     """
-    itself = replace(context, arguments=argparse.Namespace(**vars(context.arguments) | {"fresh": False}))
-    learned: dict[str, list[tuple[object, Context]]] = {m: [(getattr(context.config, m), itself)] for m in MODELS}
+    itself = unrefreshed(context)
+    here = context.config
+    learned: dict[str, list[tuple[object, Context]]] = {m: [((here.seed, getattr(here, m)), itself)] for m in MODELS}
     homes = {}
     for key, system in SYSTEMS.items():
         try:
             row = context.derived(named(context, key), *changes_of(context, key))
         except UserError:  # reported when that row is run
             continue
-        section = getattr(row.config, system.model)
+        section = row.config.seed, getattr(row.config, system.model)
         alike = [home for other, home in learned[system.model] if other == section]
         learned[system.model].append((section, row))
         homes[key] = alike[0] if alike else row
@@ -83,33 +104,54 @@ def told_of(config: Config, model: str) -> str:
     return f" (trained with places; asked by labels only, places {places})"
 
 
+def row_of(context: Context, key: str, homes: dict[str, Context]) -> Context:
+    """Returns the experiment in which a row is evaluated; it uses the model of the row's home."""
+    system, name = SYSTEMS[key], named(context, key)
+    changes = changes_of(context, key)
+    if (home := homes[key]).config.name != name:
+        changes.append(f"uses.{system.model}={home.experiment_of(system.model)}")
+    return context.derived(name, *changes)
+
+
 def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
     """Trains and evaluates what a row lacks. Returns what the page shows of the row."""
-    system, name = SYSTEMS[key], named(context, key)
-    row = context.derived(name, *changes_of(context, key))
-    if (home := homes[key]).config.name != name:
-        lender = home.config.uses.get(system.model, home.config.name)
-        row = context.derived(name, *changes_of(context, key), f"uses.{system.model}={lender}")
-    if GUIDED in system.changes:
-        other = ("uses={}", f"seed={context.config.seed + 1}", "evaluator.checkpoint=null")
-        train_evaluator(context.derived(f"{context.config.name}-guide", *other))
+    system, home, row = SYSTEMS[key], homes[key], row_of(context, key, homes)
+    if "guide" in row.config.uses:
+        train_evaluator(another_evaluator(unrefreshed(context), row.experiment_of("guide"), 1))
     MODELS[system.model].train(replace(home, began=time.perf_counter()))
     evaluate(row)
     report = json.loads((row.folder("eval") / "report.json").read_text())
     about = read_about(row.export(system.model), "")
     return {
         "system": system.words + told_of(row.config, system.model),
+        "experiment": row.config.name,
         "reported": system.reported,
         "figures": report["results"][system.model],
         "configuration": recipe_of(context, system) or context.arguments.config,
         "settings": [*asked_of(context, system), *system.changes],
         "seeds": list(row.config.eval.seeds),
+        "training_seed": about["identity"]["seed"],
         "steps": about["steps"],
         "minutes": about["seconds"] / 60,
         "device": about["device"],
         "judge": report["evaluator"]["kind"],
+        "real_accuracy": report["evaluator"]["real_accuracy"],
+        "date": report["provenance"]["date"],
+        "export_sha256": about["sha256"],
+        **quality_of(row, system.model),
         "command": command_of(context, key),
     }
+
+
+def quality_of(row: Context, model: str) -> dict:
+    """Returns a row's quality beside the judge, with that of real pictures and words for the page; maybe nothing."""
+    dataset = load_dataset(row.config, row.device)
+    judge, _ = load_evaluator(row, len(dataset.vocabulary))
+    if (quality := load_quality(row, dataset, judge)) is None:
+        return {}
+    sampler, _ = MODELS[model].load(row)
+    say(f"{row.config.name}: quality beside the judge, {len(quality.asked)} pictures")
+    return {"quality": quality.of(sampler), "floor": quality.floor, "quality_words": quality.words}
 
 
 def command_of(context: Context, key: str) -> str:
@@ -121,87 +163,188 @@ def command_of(context: Context, key: str) -> str:
 
 
 def missing(key: str, fault: str, command: str | None = None) -> dict:
-    """Returns what the page shows of a row without figures. A row that was not asked for has no command either."""
+    """Returns what the page shows of a row without figures."""
     system = SYSTEMS[key]
-    return {
-        "system": system.words,
-        "reported": system.reported,
-        "fault": fault,
-        "command": command,
-    }
+    return {"system": system.words, "reported": system.reported, "fault": fault, "command": command}
 
 
-def how_of(result: dict) -> str | None:
-    """Describes a row's configuration and the changes to it."""
-    return ", ".join([*filter(None, [result.get("configuration")]), *result.get("settings", [])]) or None
+def folder_of(context: Context) -> Path:
+    return Path(context.config.root) / "reproduce"
 
 
-def judged_on(result: dict) -> str:
-    """Describes where a row was trained, and which evaluator judged it."""
-    return f"{result['device']}, {result['judge']} evaluator"
+def result_file(context: Context, key: str) -> Path:
+    """Returns where a child leaves what it found."""
+    return folder_of(context) / "rows" / f"{key}.json"
 
 
-def row_of(key: str, result: dict, alike: bool, sets: tuple[str, ...]) -> list:
-    """Returns a table row; a guide's accuracy follows the judge's. `alike`: all rows have one device and judge.
+def run_row(context: Context, key: str) -> None:
+    """Runs one row, in a child of the command: it ends when its parent does."""
+    end_with_the_parent()
+    found: dict = {}
+    try:
+        found = run(context, key, homes_of(context))
+    except UserError as error:
+        found = {"fault": f"not run: {error}"}
+        raise
+    finally:
+        if found:
+            write_atomically(result_file(context, key), json.dumps(found).encode())
 
-    `sets`: the test sets that have a column; a row of an earlier command may lack one.
+
+@dataclass(frozen=True)
+class Planned:
+    """A row that is not finished: minutes of one core until it is, how far it is, what it may gain by the report."""
+
+    key: str
+    minutes: float
+    state: str
+    gain: float
+    model: Path  # the folder that its model is trained in
+    folders: frozenset[Path]  # that no other row may work in at the same time
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        return -self.gain / max(self.minutes, 1.0), self.minutes
+
+
+class Planner:
+    """Says which rows are missing, in the order of gain: accuracy that the report has and ours has not, per minute.
+
+    Rows without a report's figure follow, the shortest first.
     """
 
-    def with_guide(figures: dict | None) -> str | None:
-        if figures is None:
-            return None
-        guide = figures.get("accuracy_by_the_guide")
-        return shown(figures) + (f" (guide {guide:.3f})" if guide else "")
+    def __init__(self, context: Context, homes: dict[str, Context]):
+        self.context, self.homes = context, homes
+        self.dataset = cache(lambda: load_dataset(context.config, context.device))
+        self.paces = Paces(folder_of(context) / "timing.json", self.dataset)
 
-    reported = [*(result["reported"] or [None, None]), SYSTEMS[key].budget]
-    if "fault" in result:
-        return [result["system"], *reported, result["fault"], *[None] * len(sets)]
-    budget = f"{result['steps']:,} steps, {result['minutes']:.1f} min" + ("" if alike else f", {judged_on(result)}")
-    ours = [with_guide(result["figures"].get(part)) for part in sets]
-    return [result["system"], *reported, *ours, budget]
+    def finished(self, key: str, results: dict[str, dict]) -> bool:
+        """Returns whether a row's figures are of its present models, judges, pictures and command."""
+        result = results.get(key, {})
+        if key not in self.homes or self.context.arguments.fresh or "figures" not in result:
+            return False
+        row = row_of(self.context, key, self.homes)
+        try:
+            current = is_current(row, self.dataset(), exports_of(row))
+        except UserError:
+            return False
+        return current and result.get("command") == command_of(self.context, key)
+
+    def of(self, keys: Iterable[str], results: dict[str, dict]) -> list[Planned]:
+        """Returns the rows of `keys` that are not finished, in the order in which they will run."""
+        unfinished = [key for key in keys if not self.finished(key, results)]
+        first = sorted((self._planned(key, results, frozenset()) for key in unfinished), key=lambda row: row.rank)
+        trained, plan = frozenset[Path](), []
+        for row in first:  # again in that order: a training that two rows share counts in the first
+            plan.append(self._planned(row.key, results, trained))
+            trained |= row.folders
+        return plan
+
+    def _planned(self, key: str, results: dict[str, dict], trained: frozenset[Path]) -> Planned:
+        system = SYSTEMS[key]
+        reported = sum(system.reported or ()) / 2
+        gain = max(0.0, reported - max(0.0, mean_of(results.get(key, {}), self.context.config.data.conditions)))
+        if key not in self.homes:  # its child says why
+            return Planned(key, 0.0, "not a valid configuration", gain, Path(), frozenset())
+        home, row = self.homes[key], row_of(self.context, key, self.homes)
+        folders = {model := home.export(system.model).parent}
+        if "guide" in row.config.uses:
+            folders.add(row.export("guide").parent)
+        steps, done = getattr(home.config, system.model).steps, newest_step(home, system.model)
+        state = "to be evaluated" if done == steps else f"at step {done:,} of {steps:,}" if done else "not begun"
+        try:
+            found = estimate(row, home, system.model, self.paces.of(home, system.model), self.dataset())
+        except UserError as error:
+            return Planned(key, 0.0, f"cannot be timed: {error}", gain, model, frozenset(folders))
+        minutes = found.evaluation
+        if model not in trained:
+            minutes += found.training
+        if row.export("guide").parent not in trained:
+            minutes += guide_minutes(row)
+        return Planned(key, minutes, state, gain, model, frozenset(folders))
 
 
-def write_page(context: Context, results: dict[str, dict]) -> Path:
-    """Writes the page of all rows: those that this command and earlier ones ran, and those still to be run."""
-    rows = {key: results.get(key) or missing(key, "not run yet") for key in SYSTEMS}
-    where = {judged_on(result) for result in results.values() if "figures" in result}
-    page = Page(
-        "The reports' systems, side by side",
-        "Ours: mean ± deviation over the sampling seeds of one training, five unless report.json names others, fixed "
-        f"before the run; {' or '.join(sorted(where)) or 'none yet'}. The reports' figures are mostly their best "
-        "epoch, by the lab's evaluator. A budget covers the model's training only; autoencoder and evaluator are the "
-        "experiment's. Where ours scores lower, compare the budgets first. The reports' models were told label sets "
-        "only; a row of ours that was trained with places says so.",
-    )
-    first, *others = sets = context.config.data.conditions
-    head = ["", f"report: {REPORTED[0]}", REPORTED[1], "its budget", f"ours: {first}", *others, "our budget"]
-    page.add_table("Systems", head, [row_of(key, row, len(where) < 2, sets) for key, row in rows.items()])
-    again = [[row["system"], how_of(row), row["command"]] for row in rows.values()]
-    page.add_table("What each row is, and the command that repeats it", ["", "configuration", "command"], again)
-    return page.write(Path(context.config.root) / "reproduce", results)
+def table_of(plan: list[Planned], results: dict[str, dict], sets: tuple[str, ...]) -> str:
+    """Returns the plan as lines of text: minutes, row, the report's accuracy, ours, and how far it is."""
+    lines = [f"{'minutes':>8}  {'row':<36} {'report':<12} {'ours':<12} state"]
+    for row in plan:
+        reported = " / ".join(f"{x:.3f}"[1:] for x in SYSTEMS[row.key].reported or ()) or "-"
+        found = results.get(row.key, {}).get("figures", {})
+        ours = " / ".join(f"{found[name]['accuracy']:.3f}"[-4:] for name in sets if name in found) or "-"
+        lines.append(f"{row.minutes:8.1f}  {row.key:<36} {reported:<12} {ours:<12} {row.state}")
+    return "\n".join(lines)
+
+
+def read_results(context: Context) -> dict[str, dict]:
+    """Returns the rows of this command's earlier runs, with what children left that no parent has read yet."""
+    try:
+        results = dict(json.loads((folder_of(context) / "report.json").read_text()))
+    except (OSError, ValueError):
+        results = {}
+    for key in SYSTEMS:
+        with suppress(OSError, ValueError):
+            found = json.loads(result_file(context, key).read_text())
+            if "figures" in found:
+                results[key] = found
+    return results
+
+
+def jobs_of(context: Context, plan: list[Planned]) -> list[Job]:
+    """Returns the children's commands: this one, with --row. A model that rows share starts again in the first only."""
+    a, jobs, begun = context.arguments, list[Job](), frozenset[Path]()
+    for row in plan:
+        words = ["-m", "stages.experiments.reproduce", "--config", a.config, "--row", "--only", row.key]
+        words += ["--steps", str(a.steps)] if a.steps else []
+        words += ["--fresh"] if a.fresh and row.model not in begun else []
+        begun |= {row.model}
+        jobs.append(Job(row.key, (*words, "--", *a.overrides), row.folders))
+    return jobs
 
 
 def main(context: Context) -> None:
-    folder = Path(context.config.root) / "reproduce"
+    a = context.arguments
+    if a.row:
+        run_row(context, a.only[0])
+        return
+    began = time.monotonic()
+    cores = cores_for(a.jobs, context.device.type == "cpu")
+    if context.device.type == "cpu":
+        torch.set_num_threads(1)  # as the rows have: they are timed here
+    folder = folder_of(context)
     context.held.enter_context(locked(folder))
-    try:
-        results = json.loads((folder / "report.json").read_text())
-    except (OSError, ValueError):
-        results = {}
-    homes, failed = homes_of(context), []
-    for key in context.arguments.only:
-        say(f"{context.config.name}/reproduce: {key}, {SYSTEMS[key].words}")
+    results, planner = read_results(context), Planner(context, homes_of(context))
+    plan, sets = planner.of(a.only, results), context.config.data.conditions
+    print(table_of(plan, results, sets))
+    total = sum(row.minutes for row in plan)
+    print(f"{len(plan)} of {len(a.only)} rows to run: {total:.0f} minutes of one core, {a.jobs} at a time", flush=True)
+    if a.plan:
+        return
+    failed: dict[str, str] = {}
+
+    def ended(key: str, status: int) -> None:
         try:
-            results[key] = run(context, key, homes)
-        except UserError as error:  # one row's failure must not stop the others
-            say(f"warning: {key}: {error}")
-            failed.append(key)
-            if "figures" not in results.get(key, {}):  # a row keeps its earlier figures
-                results[key] = missing(key, f"not run: {error}", command_of(context, key))
-        path = write_page(context, results)
-    print(path)
+            found = json.loads(result_file(context, key).read_text())
+        except (OSError, ValueError):
+            found = {"fault": f"ended with status {status} before its figures; the same command continues it"}
+        if "fault" in found:
+            failed[key] = found["fault"]
+            say(f"warning: {key}: {found['fault']}")
+            found = missing(key, found["fault"], command_of(context, key))
+        if "figures" in found or "figures" not in results.get(key, {}):  # a row keeps its earlier figures
+            results[key] = found
+        write_page(context, results, planner.dataset())
+
+    for row in plan:
+        result_file(context, row.key).unlink(missing_ok=True)
+    deadline = None if a.hours is None else began + 3600 * a.hours
+    left = run_jobs(jobs_of(context, plan), cores, deadline, ended, say)
+    print(write_page(context, results, planner.dataset()))
+    if left:
+        again = "the same command" + (" without --fresh" if a.fresh else "")
+        print(f"stopped after {a.hours:g} hours; {again} continues. Left:")
+        print(table_of(planner.of(left, results), results, sets))
     if failed:
-        raise UserError(f"{len(failed)} of {len(context.arguments.only)} rows were not run, see above: {failed}")
+        raise UserError(f"{len(failed)} of {len(a.only)} rows were not run, see above: {[*failed]}")
 
 
 if __name__ == "__main__":

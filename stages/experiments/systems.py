@@ -72,7 +72,8 @@ COSINE = ("ddpm.schedule=beta-cosine", "ddpm.timesteps=500")
 class System:
     """Holds a row: its words, the model trained, what differs from the experiment, the report's (test, new_test).
 
-    `budget`: the report's training. `recipe`: the configuration from which this row takes the model's section, sampler
+    `report`: which of the reports has it. `budget`: that report's training. `tried`: what was tried where a row is
+    short of it. `recipe`: the configuration from which this row takes the model's section, sampler
     and guidance instead of the experiment's. An experiment without a ddpm section borrows that of MULTIPLY_ADD.
     """
 
@@ -82,6 +83,8 @@ class System:
     reported: tuple[float, float] | None = None
     budget: str | None = None
     recipe: str | None = None
+    report: int | None = None
+    tried: str = ""
 
 
 # GANs that are told the label set only, as in the reports
@@ -105,25 +108,41 @@ def _pixels(words: str, *changes: str) -> System:
     return System(f"pixel DDPM, {words}", "ddpm", changes)
 
 
+def _again(words: str, changes: tuple[str, ...]) -> dict[int, System]:
+    """Returns the same row from two more training seeds, which an experiment of seed 0 lacks."""
+    return {n: System(f"{words}, training seed {n}", "ddpm", (*changes, f"seed={n}"), report=3) for n in (1, 2)}
+
+
+# rows that differ in one choice, over several trainings: the page shows the difference and its standard error
+PAIRS = {
+    "conditions on both paths against the up path alone": tuple(
+        tuple(f"{key}{suffix}" for suffix in ("", "-seed1", "-seed2")) for key in ("ddpm-multiply-add", "ddpm-up")
+    )
+}
 IN_PIXELS = "267,328 steps of 32"
 SYSTEMS: dict[str, System] = {
-    "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821), budget="534,656 steps of 32"),
+    "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821), budget="534,656 steps of 32", report=1),
     "ldm-guided": System(
-        "the same, classifier guidance through the decoder", "ldm", (GUIDED,), (0.75, 0.78), budget="the same"
+        "the same, classifier guidance through the decoder", "ldm", (GUIDED,), (0.75, 0.78), "the same", report=1
     ),
-    "gan": System("WGAN-GP", "gan", (), (0.527, 0.678), budget="26,733 steps, 5 of the critic each, of 64"),
+    "gan": System("WGAN-GP", "gan", (), (0.527, 0.678), "26,733 steps, 5 of the critic each, of 64", report=1),
     "gan-auxiliary": System(
         "auxiliary-classifier WGAN-GP",
         "gan",
         (*POOLED, "gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising"),
         (0.972, 0.845),
         budget="not stated",
+        report=2,
     ),
     "ddpm-multiply-add": System(
-        "pixel DDPM, multiply-add", "ddpm", paths("up+down"), (0.653, 0.726), f"{IN_PIXELS}, width 256"
+        "pixel DDPM, multiply-add", "ddpm", paths("up+down"), (0.653, 0.726), f"{IN_PIXELS}, width 256", report=3
     ),
-    "ddpm-up": System("conditions on its up path", "ddpm", paths("up"), (0.631, 0.678), f"{IN_PIXELS}, width 256"),
-    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not stated"),
+    "ddpm-up": System(
+        "conditions on its up path", "ddpm", paths("up"), (0.631, 0.678), f"{IN_PIXELS}, width 256", report=3
+    ),
+    **{f"ddpm-multiply-add-seed{n}": s for n, s in _again("pixel DDPM, multiply-add", paths("up+down")).items()},
+    **{f"ddpm-up-seed{n}": s for n, s in _again("conditions on its up path", paths("up")).items()},
+    "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not stated", report=2),
     "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
     "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),
     "gan-placed": System("WGAN-GP on a map of places", "gan", (*MAP, *READ)),

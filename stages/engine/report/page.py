@@ -24,6 +24,10 @@ class Page:
         """Adds a PNG, saved beside the page as <name>.png."""
         self.parts.append({"kind": "figure", "name": name, "picture": picture, "caption": caption})
 
+    def add_words(self, words: str) -> None:
+        """Adds a paragraph."""
+        self.parts.append({"kind": "words", "words": words})
+
     def write(self, folder: Path, result: dict) -> Path:
         """Writes the files. report.json, which holds `result`, is last: it marks the page as complete."""
         for part in self.parts:

@@ -1,0 +1,153 @@
+"""Estimates how many minutes the rows of `make reproduce` take, from a few steps of each kind, timed once."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.samplers import SAMPLERS
+from stages.engine.command import Context
+from stages.engine.dataset import Dataset
+from stages.engine.draws import Draws
+from stages.engine.errors import UserError
+from stages.engine.export import read_about
+from stages.engine.files import write_atomically
+from stages.engine.log import say
+from stages.engine.machine import describe_device
+from stages.models import MODELS
+from stages.quality import PICTURES
+from stages.reader import EVALUATED
+
+TIMED, LONGEST = 3, 10.0  # steps that are timed after one to warm up; seconds after which no more are
+SHOWN = 128  # training pictures that the timing loads: their number does not matter for a step
+CALLS = 2  # network calls of the timed sampling
+START_UP = 0.3  # minutes until a child trains: imports, latents
+# keys of a model's section that say how it learns, not how much there is to compute
+FREE = {
+    *("steps", "warmup", "decay", "log_every", "preview_every", "checkpoint_every", "keep", "compile", "ema", "clip"),
+    *("learning_rate", "critic_learning_rate", "betas", "weight_decay", "plateau_factor", "plateau_patience"),
+    *("prediction", "schedule", "zero_terminal_snr", "timesteps", "min_snr", "log_snr", "bound", "timestep_draws"),
+    *("picture_draws", "label_dropout", "place_dropout", "penalty", "weight_clip", "gamma"),
+    *("auxiliary", "auxiliary_schedule", "layer_norms"),
+}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a training step, and of one network call in sampling one batch of pictures."""
+
+    step: float
+    call: float
+
+
+def newest_step(home: Context, model: str) -> int:
+    """Returns the step of a training's newest checkpoint, 0 if it has not begun, its last step if it is exported."""
+    steps = getattr(home.config, model).steps
+    if home.export(model).exists():
+        return steps
+    found = sorted(home.folder(model).glob("step-*.ckpt"))
+    return min(steps, int(found[-1].stem.removeprefix("step-"))) if found else 0
+
+
+class Paces:
+    """The paces that were measured on this kind of machine, in a file."""
+
+    def __init__(self, path: Path, dataset: Callable[[], Dataset]):
+        self.path, self.dataset = path, dataset
+        try:
+            self._known = dict(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of(self, home: Context, model: str) -> Pace:
+        """Returns a model's pace, which is measured if no equally costly model's is known. Raises UserError."""
+        cost = _cost_of(home, model)
+        key = hashlib.sha256(json.dumps(cost, sort_keys=True).encode()).hexdigest()[:16]
+        if key not in self._known:
+            say(f"timing a few steps of {home.config.name}/{model} ...")
+            found = _measured(home, model, self.dataset())
+            self._known[key] = {"step": found.step, "call": found.call, "of": f"{home.config.name}/{model}"}
+            write_atomically(self.path, json.dumps(self._known, indent=2).encode())
+        return Pace(self._known[key]["step"], self._known[key]["call"])
+
+
+def _cost_of(home: Context, model: str) -> dict:
+    """Returns what a model's time depends on."""
+    section = getattr(home.config, model).model_dump(mode="json")
+    how = home.config.eval
+    return {
+        "model": model,
+        "section": {key: value for key, value in section.items() if key not in FREE},
+        "guided": [how.guidance not in (0, 1), how.classifier_guidance > 0, how.batch],
+        "size": home.config.data.size,
+        "on": [describe_device(home.device), str(home.dtype)],
+    }
+
+
+def _measured(home: Context, model: str, dataset: Dataset) -> Pace:
+    """Times a few steps and one batch of samples of an untrained model."""
+    first, asked = next(iter(dataset.test_sets.items()))
+    few = replace(
+        dataset,
+        images=dataset.images[:SHOWN],
+        conditions=dataset.conditions[:SHOWN],
+        test_sets={first: asked[: home.config.eval.batch]},
+    )
+    # in memory: files of latents are named after the whole set
+    changes = ["data.latents=memory", "eval.sampler=ddim", f"eval.steps={CALLS}", "eval.spacing=trailing"]
+    if hasattr(getattr(home.config, model), "compile"):
+        changes.append(f"{model}.compile=false")
+    uses = json.dumps(home.config.uses)
+    context = home.derived(home.config.name, *changes, f"uses={uses}")
+    task = MODELS[model].task(context, few)
+    settings, seconds = getattr(context.config, model), list[float]()
+    while len(seconds) < 1 + TIMED and sum(seconds) < LONGEST:
+        began = time.perf_counter()
+        step = len(seconds)
+        metrics = task.step(step, Draws(context.config.seed, model, step, settings.batch, context.device))
+        sum(float(value[0] if isinstance(value, tuple) else value.detach()) for value in metrics.values())  # waits
+        seconds.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    task.preview(0)
+    return Pace(min(seconds[1:] or seconds), (time.perf_counter() - began) / CALLS)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Minutes of one core that are left of a row: training its model, and evaluating it."""
+
+    training: float
+    evaluation: float
+
+    @property
+    def minutes(self) -> float:
+        return self.training + self.evaluation
+
+
+def estimate(row: Context, home: Context, model: str, pace: Pace, dataset: Dataset) -> Estimate:
+    """Estimates what a row lacks. A training goes on from its newest checkpoint."""
+    section, how = getattr(home.config, model), row.config.eval
+    solver = SAMPLERS[how.sampler]
+    timesteps = getattr(section, "timesteps", None)
+    calls = CALLS if timesteps is None else timesteps if solver.every_timestep else how.steps  # a GAN's one, as timed
+    batches = sum(math.ceil(len(asked) / how.batch) for asked in dataset.test_sets.values())
+    done = newest_step(home, model)
+    previews = section.steps // section.preview_every - done // section.preview_every
+    seconds = (section.steps - done) * pace.step + previews * batches * min(20, calls) * pace.call
+    training = seconds / 60 + START_UP if done < section.steps else 0.0
+    pictures = min(PICTURES, len(dataset.held_out_images) // 2) + 2 * min(EVALUATED, len(dataset.held_out_images))
+    more = math.ceil(pictures / how.batch)
+    return Estimate(training, (batches * len(how.seeds) + more) * calls * pace.call / 60 + START_UP)
+
+
+def guide_minutes(row: Context) -> float:
+    """Returns the minutes of training the guide that a row lacks, as long as the judge's own; 0 if it is there."""
+    if "guide" not in row.config.uses or row.export("guide").exists():
+        return 0.0
+    try:
+        return read_about(row.export("evaluator"), "")["seconds"] / 60
+    except UserError:
+        return 0.0

@@ -1,0 +1,201 @@
+"""`make results`: reads report.json files into docs/results.json, and writes the documentation's tables from it.
+
+docs/results.json holds figures and where they come from, never weights or pictures. `entries` are measurements by name,
+such as "iclevr/ldm"; `tables` are heads and rows of text, in which {iclevr/ldm:test} stands for a figure. A table is
+written between `<!-- results:NAME -->` and `<!-- end -->` of a page.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from stages.engine.errors import UserError
+from stages.engine.files import write_atomically
+from stages.experiments.systems import SYSTEMS
+
+PAGES = ("README.md", "docs/results.md")
+FILE = "docs/results.json"
+ROWS = "reproduce/"  # what the entries of `make reproduce` begin with; TABLE shows all of them
+TABLE = "systems"
+MARKED = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+FIGURE = re.compile(r"\{([^{}:]+):([\w.]+)\}")
+KEPT = (  # of a row of `make reproduce`
+    *("seeds", "training_seed", "steps", "device", "judge", "real_accuracy", "date", "settings", "quality", "command"),
+    *("configuration", "export_sha256"),
+)
+COUNTED = ("no", "one", "two", "three", "four")
+
+
+def said(value: object) -> str:
+    """Returns a value as a table shows it: a share without the zero, mean ± deviation, thousands with a comma."""
+    if isinstance(value, dict) and "accuracy" in value:
+        return said(value["accuracy"]) + (f" ± {said(value['std'])}" if value.get("std") is not None else "")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}".removeprefix("0") if 0 <= value < 1 else f"{value:.3f}"
+
+
+def figure_of(entries: dict, name: str, field: str) -> str:
+    """Returns a field of an entry as text, "not measured" without it.
+
+    A field is a key, keys within keys with dots between, or `budget`: steps and minutes. `minutes.whole` has no
+    decimals, and a last part such as `d1` says how many decimals a number has.
+    """
+    value = entries.get(name)
+    if field == "budget":
+        steps, minutes = (figure_of(entries, name, part) for part in ("steps", "minutes"))
+        return f"{steps} steps" + (f", {minutes}" if (value or {}).get("minutes") is not None else "")
+    for part in field.split("."):
+        if part == "whole" and isinstance(value, float):
+            return f"{value:.0f} min"
+        if re.fullmatch(r"d\d", part) and isinstance(value, float):
+            return f"{value:.{part[1]}f}".removeprefix("0" if value < 1 else "")
+        value = value.get(part) if isinstance(value, dict) else None
+    if value is None:
+        return "not measured"
+    return f"{value:.1f} min" if field == "minutes" else said(value)
+
+
+def table_of(table: dict, entries: dict) -> str:
+    """Returns a table as Markdown. Raises UserError if a row has other cells than the head."""
+    lines = []
+    for row in [table["head"], ["---"] * len(table["head"]), *table["rows"]]:
+        if len(row) != len(table["head"]):
+            raise UserError(f"{FILE}: a row of {len(row)} cells below a head of {len(table['head'])}: {row[0]}")
+        cells = [FIGURE.sub(lambda found: figure_of(entries, *found.groups()), cell) for cell in row]
+        ruled = "|---" * len(cells) + "|"
+        lines.append(ruled if row[0] == "---" else "|" + "|".join(f" {c} " if c else " " for c in cells) + "|")
+    return "\n".join(lines)
+
+
+def written(page: str, text: str, results: dict) -> str:
+    """Returns a page's text with its tables written again. Raises UserError for a table that is not in the file."""
+
+    def again(found: re.Match) -> str:
+        begin, name, end = found.groups()
+        if name not in results["tables"]:
+            raise UserError(f"{page}: no table {name} in {FILE}; it has {', '.join(results['tables'])}")
+        return f"{begin}\n{table_of(results['tables'][name], results['entries'])}\n\n{end}"
+
+    return MARKED.sub(again, text)
+
+
+def _cores(device: str) -> str:
+    """Returns "one core" of a CPU's description, which ends in its threads; of a GPU its name."""
+    if not (number := re.search(r", (\d+) threads$", device)):
+        return device
+    count = int(number.group(1))
+    return f"{COUNTED[count] if count < len(COUNTED) else count} core{'s' * (count != 1)}"
+
+
+def _trained(provenance: dict, stage: str) -> dict:
+    made = provenance["made_with"].get(stage) or {}
+    return {
+        "steps": provenance["steps"][stage],
+        "minutes": round(provenance["seconds"][stage] / 60, 1),
+        "device": made.get("device"),
+        "cores": _cores(made.get("device") or ""),
+    }
+
+
+def _sets(figures: dict) -> dict:
+    """Returns accuracy, deviation and the other judges' mean on each test set."""
+    found = {}
+    for name, values in figures.items():
+        if name == "held_out":
+            found[name] = values
+            continue
+        found[name] = {"accuracy": values["accuracy"], "std": values["std"], "by_objects": values["by_objects"]}
+        if opinions := values.get("by_other_judges"):
+            found[name] |= {"other_judges": opinions["accuracy"], "agreement": opinions["agreement"]}
+    return found
+
+
+def _of_eval(report: dict, source: str) -> dict[str, dict]:
+    """Returns the entries of an evaluation's report.json: its models, its judge and its autoencoder."""
+    provenance = report["provenance"]
+    name = provenance["experiment"]
+    common = {
+        "date": provenance["date"],
+        "judge": report["evaluator"]["kind"],
+        "configuration_sha256": provenance["configuration_sha256"],
+        "code_sha256": provenance["code_sha256"],
+        "source": source,
+    }
+    seeds = {"seeds": provenance["seeds"]}
+    found = {f"{name}/{m}": _sets(f) | _trained(provenance, m) | seeds | common for m, f in report["results"].items()}
+    real = {"real_accuracy": report["evaluator"]["real_accuracy"]}
+    found[f"{name}/evaluator"] = real | _trained(provenance, "evaluator") | common
+    if report.get("vae"):
+        found[f"{name}/vae"] = report["vae"] | _trained(provenance, "vae") | common
+    return found
+
+
+def _of_rows(rows: dict, source: str) -> dict[str, dict]:
+    """Returns the entries of `make reproduce`'s report.json: the rows with figures."""
+    found = {}
+    for key, row in rows.items():
+        if "figures" in row:
+            found[ROWS + key] = _sets(row["figures"]) | {name: row[name] for name in KEPT if name in row}
+            reported = " / ".join(map(said, row["reported"])) if row.get("reported") else "–"
+            found[ROWS + key] |= {"system": row["system"], "reported": reported, "minutes": round(row["minutes"], 1)}
+            found[ROWS + key] |= {"cores": _cores(row["device"]), "source": source}
+    return found
+
+
+def entries_of(path: Path) -> dict[str, dict]:
+    """Reads a report.json, or the one in a folder. Raises UserError if it is of neither `make eval` nor `reproduce`."""
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(path.read_text())
+        if "provenance" in report:
+            return _of_eval(report, path.as_posix())
+        if report and report.keys() <= SYSTEMS.keys():
+            return _of_rows(report, path.as_posix())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: no report of `make eval` or `make reproduce` ({error!r:.80})") from None
+    raise UserError(
+        f"{path}: no report of `make eval` or `make reproduce`; give a folder such as checkpoints/demo/eval"
+    )
+
+
+def with_entries(results: dict, found: dict[str, dict]) -> dict:
+    """Returns the results with new entries; rows of `make reproduce` that no row of TABLE names are added to it."""
+    entries, tables = results["entries"] | found, dict(results["tables"])
+    if TABLE in tables:
+        named = {name for row in tables[TABLE]["rows"] for cell in row for name, _ in FIGURE.findall(cell)}
+        more = [_row(name) for name in found if name.startswith(ROWS) and name not in named]
+        tables[TABLE] = tables[TABLE] | {"rows": [*tables[TABLE]["rows"], *more]}
+    return {"entries": entries, "tables": tables}
+
+
+def _row(name: str) -> list[str]:
+    fields = [f"{{{name}:{field}}}" for field in ("reported", "test", "new_test", "budget")]
+    return [f"{{{name}:system}}", f"`{name.removeprefix(ROWS)}`", *fields, f"{{{name}:date}}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes the documentation's tables from docs/results.json.")
+    parser.add_argument("reports", nargs="*", type=Path, metavar="FOLDER", help="reports that are read into it first")
+    arguments = parser.parse_args()
+    try:
+        results = json.loads(Path(FILE).read_text())
+        for path in arguments.reports:
+            found = entries_of(path)
+            results = with_entries(results, found)
+            print(f"{path}: {', '.join(found)}")
+        texts = {page: written(page, Path(page).read_text(), results) for page in PAGES}
+        write_atomically(Path(FILE), (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
+        for page, text in texts.items():
+            write_atomically(Path(page), text.encode())
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {FILE} or a page cannot be read ({error}); run this in the project's folder\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""`make reproduce` plans, runs rows as children one a core, survives kills, and stops at a given hour."""
+
+import json
+import os
+import signal
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.engine.command import Context
+from stages.engine.config import load
+from stages.experiments.plan import Pace, Paces, estimate, newest_step
+from stages.experiments.reproduce import Planned, homes_of, jobs_of, row_of, table_of
+from stages.experiments.systems import PAIRS, SYSTEMS
+from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets
+from tests.conftest import copy_chain, finish, start_stage
+from tests.helpers import assert_one_line, digest
+from tests.stages.test_jobs import wait_for
+
+ROWS = ("gan", "ddpm-up")
+MODELS = {"gan": "smoke/gan", "ddpm-up": "smoke-ddpm-up/ddpm"}
+PATIENCE = 900.0  # seconds for a command whose rows are children: imports and a plan take most of it
+SMALL = (
+    *("gan.steps=12", "gan.checkpoint_every=1", "gan.preview_every=12", "gan.log_every=6"),
+    *("ddpm.steps=3", "ddpm.batch=4", "ddpm.width=8", "ddpm.timesteps=12", "eval.seeds=[0]"),
+)
+
+
+@pytest.fixture
+def roots(chain, tmp_path):
+    """Returns two roots with the chain's scenes, evaluator and autoencoder, but none of its models."""
+
+    def skip(folder: str, names: list[str]) -> list[str]:
+        return [n for n in names if n in ("ldm", "gan", "eval") or n.startswith("step-")]
+
+    for name in ("a", "b"):
+        copy_chain(chain, tmp_path / name, skip)
+    return tmp_path / "a", tmp_path / "b"
+
+
+def started(root, *flags):
+    return start_stage("reproduce", "--only", *ROWS, *flags, "--", f"root={root}", *SMALL)
+
+
+def children_of(pid: int) -> list[int]:
+    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_rows_end_with_the_same_bits_however_they_were_run(roots):
+    """Two at a time, uninterrupted; and one at a time, planned, timed out, and with its parent killed."""
+    whole, root = roots
+    together = ("--jobs", "2") if len(os.sched_getaffinity(0)) > 1 else ()
+    status, said = finish(started(whole, *together), PATIENCE)
+    assert status == 0, said
+    status, said = finish(started(root, "--plan"), PATIENCE)
+    assert status == 0 and "2 of 2 rows to run" in said, said
+    assert "not begun" in said and not (root / "smoke/gan").exists()
+    paces = (root / "reproduce/timing.json").read_bytes()
+    status, said = finish(started(root, "--hours", "0.0001"), PATIENCE)
+    assert status == 0 and "stopped after 0.0001 hours; the same command continues. Left:" in said, said
+    assert (root / "reproduce/timing.json").read_bytes() == paces and "timing a few steps" not in said
+    assert not (root / "smoke/gan").exists() and "not run yet" in (root / "reproduce/report.md").read_text()
+    parent = started(root)
+    wait_for(lambda: [*(root / "smoke/gan").glob("step-*.ckpt")], PATIENCE)
+    (child,) = children_of(parent.pid)
+    parent.send_signal(signal.SIGKILL)
+    finish(parent, PATIENCE)
+    wait_for(lambda: not is_alive(child), 200)
+    status, said = finish(started(root), PATIENCE)
+    assert status == 0, said
+    for model in MODELS.values():
+        assert digest(root / model) == digest(whole / model)
+    rows = [json.loads((r / "reproduce/report.json").read_text()) for r in roots]
+    for key in ROWS:
+        first, second = (found[key]["figures"]["test"]["per_seed"] for found in rows)
+        assert first == second and rows[0][key]["device"].endswith(" 1 threads")
+    assert rows[0]["gan"]["quality"].keys() >= {"frechet_distance", "precision", "recall", "coverage"}
+    html = (root / "reproduce/report.html").read_text()
+    assert html.count("data:image/png") == len(ROWS) * (1 + html.count('<div class="row">'))
+    status, said = finish(started(root), PATIENCE)
+    assert status == 0 and "0 of 2 rows to run" in said, said
+
+
+def test_wrong_flags_are_one_line(stage, tmp_path):
+    for flags, words in ((("--jobs", "0"), "--jobs 0"), (("--hours", "0"), "--hours 0"), (("--jobs", "999"), "cores")):
+        assert_one_line(*stage("reproduce", "--only", "gan", *flags, "--", f"root={tmp_path}"), words)
+
+
+@pytest.fixture
+def context(tmp_path):
+    arguments = Namespace(config="configs/smoke.yaml", steps=None, overrides=[], fresh=True, only=[])
+    config = load("configs/smoke.yaml", [f"root={tmp_path}"])
+    return Context(config, torch.device("cpu"), torch.float32, arguments, 0.0, ExitStack())
+
+
+def test_a_training_that_rows_share_starts_again_only_once(context):
+    folders = [Path("x/gan"), Path("x/gan"), Path("y/gan")]
+    plan = [Planned(k, 1.0, "", 0.0, f, frozenset({f})) for k, f in zip("abc", folders, strict=True)]
+    assert ["--fresh" in job.words for job in jobs_of(context, plan)] == [True, False, True]
+
+
+def test_rows_of_reports_come_first_by_accuracy_per_minute():
+    def planned(minutes, gain):
+        return Planned("gan", minutes, "", gain, Path(), frozenset())
+
+    small, large, chosen = planned(10.0, 0.2), planned(100.0, 0.9), planned(2.0, 0.0)
+    assert sorted([chosen, large, small], key=lambda row: row.rank) == [small, large, chosen]
+    text = table_of([small], {"gan": {"figures": {"test": {"accuracy": 0.7}}}}, ("test", "new_test"))
+    assert text.splitlines()[1].split() == ["10.0", "gan", ".527", "/", ".678", ".700"]
+
+
+def test_minutes_are_steps_previews_and_network_calls(context, chain, tmp_path):
+    from stages.engine.dataset import load_dataset
+
+    dataset = load_dataset(load("configs/smoke.yaml", [f"root={chain}"]), torch.device("cpu"))
+    homes = homes_of(context)
+    home, row = homes["ldm"], row_of(context, "ldm", homes)
+    found = estimate(row, home, "ldm", Pace(step=60.0, call=0.0), dataset)
+    assert found.training == pytest.approx(6, abs=0.5)
+    (home.folder("ldm")).mkdir(parents=True)
+    (home.folder("ldm") / "step-00000004.ckpt").touch()
+    assert newest_step(home, "ldm") == 4
+    assert estimate(row, home, "ldm", Pace(60.0, 0.0), dataset).training == pytest.approx(2, abs=0.5)
+    calls = row.config.eval.steps
+    one = estimate(row, home, "ldm", Pace(0.0, 60.0), dataset).evaluation
+    assert one >= 2 * 2 * calls  # two sets of one batch, by two seeds
+    ancestral = row.derived(row.config.name, "eval.sampler=ancestral")
+    many = estimate(ancestral, home, "ldm", Pace(0.0, 60.0), dataset).evaluation
+    assert many == pytest.approx(one * row.config.ldm.timesteps / calls, rel=0.05)
+
+
+def test_choices_that_cost_nothing_share_a_timing(context, tmp_path, monkeypatch):
+    timed = []
+
+    def measured(home, model, dataset):
+        timed.append(home.config.name)
+        return Pace(1.0, 2.0)
+
+    monkeypatch.setattr("stages.experiments.plan._measured", measured)
+    homes = homes_of(context)
+    paces = Paces(tmp_path / "timing.json", lambda: None)
+    for key in ("ldm-schedule-linear", "ldm-schedule-sigmoid", "ldm-bound", "ldm-told-the-set"):
+        assert paces.of(homes[key], "ldm") == Pace(1.0, 2.0)
+    assert len(timed) == 2  # the last one's network is another
+    assert Paces(tmp_path / "timing.json", lambda: None).of(homes["ldm-bound"], "ldm") == Pace(1.0, 2.0)
+    assert len(timed) == 2
+
+
+def test_the_difference_of_two_choices_has_a_standard_error():
+    def row(accuracy):
+        return {"figures": {"test": {"accuracy": accuracy}}}
+
+    rows = {key: row(a) for key, a in zip(PAIRS[CHOICE][0], (0.5, 0.6, 0.7), strict=True)}
+    assert differences_of(rows, ("test",)) == []
+    rows |= {key: row(a) for key, a in zip(PAIRS[CHOICE][1], (0.4, 0.5, 0.6), strict=True)}
+    (note,) = differences_of(rows, ("test",))
+    assert "3 and 3 trainings: +0.100 ± 0.082" in note  # variances .01, .01: sqrt(.01 / 3 + .01 / 3)
+    assert set(PAIRS[CHOICE][0] + PAIRS[CHOICE][1]) <= SYSTEMS.keys()
+
+
+def test_another_training_seed_is_another_training(context):
+    homes = homes_of(context)
+    folders = {homes[key].export("ddpm") for key in PAIRS[CHOICE][1]}
+    assert {homes[key].config.seed for key in PAIRS[CHOICE][1]} == {1, 2} and len(folders) == 2  # the smoke seed is 1
+
+
+CHOICE = "conditions on both paths against the up path alone"
+
+
+def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, chain):
+    def row(accuracy):
+        return {"figures": {name: {"accuracy": accuracy} for name in ("test", "new_test")}, "steps": 2000}
+
+    sets = ("test", "new_test")
+    groups = ordered({"gan": row(0.5), "ldm": row(0.9), "ldm-guided": {"fault": "x"}}, sets)
+    assert [*groups][:4] == ["The first report", "The second report", "The third report", "This project's own"]
+    assert groups["The first report"] == ["ldm", "gan", "ldm-guided"]
+    assert {key for keys in groups.values() for key in keys} == SYSTEMS.keys()
+    assert short_of("ldm", row(0.9), sets) == "reached"
+    assert short_of("gan", row(0.5), sets) == "short by 0.027 / 0.178, after 2,000 of the report's 26,733 steps"
+    assert short_of("gan-auxiliary", row(0.9), sets) == "short by 0.072 / 0.000"
+    assert short_of("gan-attention", row(0.5), sets) == ""
+    from stages.engine.dataset import load_dataset
+
+    dataset = load_dataset(load("configs/smoke.yaml", [f"root={chain}"]), torch.device("cpu"))
+    for name, place in shown_sets(dataset):
+        counts = dataset.test_sets[name].labels.sum(1)
+        assert counts[place] not in counts[:place]

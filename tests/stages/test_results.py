@@ -1,0 +1,107 @@
+"""The documentation's tables are those of docs/results.json, and reports go into it with their provenance."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from stages.engine.errors import UserError
+from stages.experiments import results as module
+from stages.experiments.results import FIGURE, FILE, PAGES, ROWS, entries_of, said, table_of, with_entries, written
+from tests.conftest import HERE
+
+RESULTS = json.loads((HERE / FILE).read_text())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_agree_with_the_committed_file(page):
+    text = (HERE / page).read_text()
+    assert "<!-- results:" in text
+    assert written(page, text, RESULTS) == text, "run `make results` and commit both"
+
+
+def test_every_table_is_on_a_page_and_no_figure_is_missing():
+    pages = "".join((HERE / page).read_text() for page in PAGES)
+    assert {name for _, name, _ in module.MARKED.findall(pages)} == RESULTS["tables"].keys()
+    for table in RESULTS["tables"].values():
+        named = FIGURE.findall(json.dumps(table))
+        assert named and all(module.figure_of(RESULTS["entries"], *figure) != "not measured" for figure in named)
+
+
+def test_no_accuracy_in_the_file_s_tables_is_typed_by_hand():
+    """Reports' figures and targets aside, which are not measured here."""
+    for name, table in RESULTS["tables"].items():
+        for row in table["rows"]:
+            assert not re.search(r"\.\d{3} ±", " ".join(row)), f"{name}: {row}"
+
+
+def test_each_measured_entry_says_where_it_is_from():
+    assert all(entry.get("source") for entry in RESULTS["entries"].values())
+    assert all(entry.get("date") or entry["source"] == "the reports" for entry in RESULTS["entries"].values())
+
+
+def test_figures_as_tables_show_them():
+    assert said({"accuracy": 0.95, "std": 0.0144}) == ".950 ± .014"
+    assert (said(1.0), said(0.0), said(2300), said(None)) == ("1.000", ".000", "2,300", "–")
+    entries = {"x/ldm": {"test": {"accuracy": 0.5, "std": None}, "minutes": 38.6, "steps": 2300, "db": 41.94}}
+    table = {"head": ["", "a"], "rows": [["**b**", "{x/ldm:test} in {x/ldm:minutes.whole}"], ["", "{y/ldm:test}"]]}
+    assert table_of(table, entries) == "| | a |\n|---|---|\n| **b** | .500 in 39 min |\n| | not measured |"
+    assert module.figure_of(entries, "x/ldm", "budget") == "2,300 steps, 38.6 min"
+    assert module.figure_of(entries, "x/ldm", "db.d1") == "41.9"
+    with pytest.raises(UserError, match="1 cells below a head of 2"):
+        table_of(table | {"rows": [["only one"]]}, entries)
+    with pytest.raises(UserError, match="no table z"):
+        written("README.md", "<!-- results:z -->\n<!-- end -->", {"tables": {}, "entries": {}})
+
+
+def test_an_evaluation_s_report_becomes_entries(chain):
+    found = entries_of(chain / "smoke/eval")
+    report = json.loads((chain / "smoke/eval/report.json").read_text())
+    assert found.keys() == {"smoke/ldm", "smoke/gan", "smoke/evaluator", "smoke/vae"}
+    ldm = found["smoke/ldm"]
+    assert ldm["test"]["accuracy"] == report["results"]["ldm"]["test"]["accuracy"]
+    assert ldm["steps"] == report["provenance"]["steps"]["ldm"] and ldm["cores"] == "one core"
+    assert ldm["source"].endswith("eval/report.json") and ldm["code_sha256"] == report["provenance"]["code_sha256"]
+    with pytest.raises(UserError, match="no report of `make eval`"):
+        entries_of(chain / "smoke/ldm/config.yaml")
+
+
+def test_a_row_that_no_table_names_is_added(tmp_path):
+    sets = {name: {"accuracy": 0.5, "std": 0.01, "by_objects": {}} for name in ("test", "new_test")}
+    row = {"system": "latent diffusion", "figures": sets, "reported": [0.819, 0.821], "steps": 7, "minutes": 1.25}
+    row |= {"device": "A CPU, 1 threads", "judge": "trained", "date": "2026-12-01", "seeds": [0]}
+    (tmp_path / "report.json").write_text(json.dumps({"ldm": row, "gan": row, "ddpm-up": {"fault": "not run"}}))
+    found = entries_of(tmp_path)
+    assert found.keys() == {ROWS + "ldm", ROWS + "gan"}
+    before = {"entries": {}, "tables": {"systems": {"head": ["x"] * 7, "rows": [[f"{{{ROWS}ldm:test}}"] * 7]}}}
+    after = with_entries(before, found)
+    assert len(after["tables"]["systems"]["rows"]) == 2
+    line = table_of(after["tables"]["systems"], after["entries"]).splitlines()[-1]
+    words = "latent diffusion | `gan` | .819 / .821 | .500 ± .010 | .500 ± .010 | 7 steps, 1.2 min | 2026-12-01"
+    assert line == f"| {words} |"
+    assert with_entries(after, found) == after
+
+
+def test_the_command_writes_the_pages_and_refuses_in_one_line(tmp_path, chain):
+    for name in (*PAGES, FILE):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(HERE / name, tmp_path / name)
+    changed = json.loads((tmp_path / FILE).read_text())
+    changed["entries"]["iclevr/ldm"]["test"]["accuracy"] = 0.123
+    (tmp_path / FILE).write_text(json.dumps(changed))
+
+    def run(*reports):
+        code = "from stages.experiments.results import main; main()"
+        command = [sys.executable, "-c", code, *map(str, reports)]
+        return subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(HERE)}, capture_output=True, text=True)
+
+    assert (done := run(chain / "smoke/eval")).returncode == 0, done.stderr
+    assert "| i-CLEVR, latent diffusion | .123 |" in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / FILE).read_text())["entries"].keys() >= {"smoke/ldm", "smoke/gan", "iclevr/ldm"}
+    before = (tmp_path / FILE).read_bytes()
+    wrong = run(tmp_path / "README.md")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1) and "error: " in wrong.stderr
+    assert (tmp_path / FILE).read_bytes() == before
