@@ -14,10 +14,10 @@ from stages.engine.pictures import grid, page_scale, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 from stages.engine.sampling import Sampler, without_places
+from stages.experiments.quality import HEAD, Quality, cells, features, load_quality
 from stages.experiments.variety import variety, variety_of_real
 from stages.judge import evaluate_sets, load_evaluator, refuse_other_pictures, shown
 from stages.models import MODELS, title
-from stages.quality import HEAD, Quality, cells, features, load_quality
 
 PICTURES = 300  # for the Fréchet distance
 ALIKE = 16  # pictures of one label set, for diversity

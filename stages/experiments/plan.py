@@ -17,8 +17,8 @@ from stages.engine.export import read_about
 from stages.engine.files import write_atomically
 from stages.engine.log import say
 from stages.engine.machine import describe_device
+from stages.experiments.quality import PICTURES
 from stages.models import MODELS
-from stages.quality import PICTURES
 from stages.reader import EVALUATED
 
 TIMED, LONGEST = 3, 10.0  # steps that are timed after one to warm up; seconds after which no more are

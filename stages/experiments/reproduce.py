@@ -31,11 +31,11 @@ from stages.experiments.ablations import lacks, section_of
 from stages.experiments.jobs import Job, cores_for, end_with_the_parent, run_jobs
 from stages.experiments.judges import another_evaluator
 from stages.experiments.plan import Paces, estimate, guide_minutes, newest_step
+from stages.experiments.quality import load_quality
 from stages.experiments.systems import GUIDED, MULTIPLY_ADD, SYSTEMS, System
 from stages.experiments.systems_page import mean_of, write_page
 from stages.judge import load_evaluator
 from stages.models import MODELS
-from stages.quality import load_quality
 
 
 def asked_of(context: Context, system: System) -> list[str]:

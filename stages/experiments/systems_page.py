@@ -10,10 +10,10 @@ from stages.engine.dataset import Dataset
 from stages.engine.files import write_atomically
 from stages.engine.pictures import cell_of
 from stages.engine.report import write_texts
+from stages.experiments.quality import cells
 from stages.experiments.systems import PAIRS, SYSTEMS
 from stages.judge import shown
 from stages.models import MODELS
-from stages.quality import cells
 
 NAMES = {1: "first", 2: "second", 3: "third", 4: "fourth"}
 OWN = ("ddpm-places", "ddpm-patches", "gan-placed", "gan-placed-generator", "gan-placed-critic")

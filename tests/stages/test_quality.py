@@ -10,7 +10,7 @@ from data.images import to_unit
 from models.condition import Condition
 from stages.engine import photographs
 from stages.engine.errors import UserError
-from stages.quality import FIGURES, cells, figures, load_quality
+from stages.experiments.quality import FIGURES, cells, figures, load_quality
 from tests.stages.handful import context_with, noise_pictures
 
 
