@@ -22,6 +22,7 @@ PLAY  := .venv/.play
 INSTALL = if command -v uv >/dev/null 2>&1; \
 	  then uv pip install --quiet --python $(PY) --require-hashes -r $(1); \
 	  else $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(1); fi
+EXPORT_READY := .venv/.ready-export
 # FRESH=1 starts the targets on the command line again, but not their prerequisites.
 ARGS   = --config "$(CONFIG)" $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh) $(if $(filter $@,$(EXPERIMENTS)),$(FLAGS))
 SETS   = $(if $(DATA),"data.folder=$(DATA)") $(SET)
@@ -36,7 +37,7 @@ EXPERIMENTS := places placed gradnorm progress samplers ablations compare held-o
 
 # Two trainings at once on one machine are slower than one after the other: never run them in parallel, even with -j.
 .NOTPARALLEL:
-.PHONY: help setup demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample play release browser bench growth test lint faults lock $(EXPERIMENTS)
+.PHONY: help setup setup-export export demo scenes evaluator reader vae ldm for-gan gan ddpm onestep models for-diffusion for-drawer eval sample play release browser bench growth test lint faults lock $(EXPERIMENTS)
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -59,6 +60,13 @@ $(READY): requirements.lock
 	@echo "installing requirements.lock into .venv (a few minutes, about 6 GB) ..."
 	@$(call INSTALL,requirements.lock)
 	@touch $(READY)
+
+setup-export: $(EXPORT_READY) ## also install requirements-export.lock, which `make export` needs
+
+$(EXPORT_READY): requirements-export.lock $(READY)
+	@rm -f $(EXPORT_READY)
+	@$(call INSTALL,requirements-export.lock)
+	@touch $(EXPORT_READY)
 
 demo: eval ## run everything, from a bare machine to a report
 	@$(if $(FRESH),echo "FRESH=1 starts only named targets again: make vae ldm gan FRESH=1" >&2)
@@ -136,6 +144,9 @@ play: $(PLAY) ## serve a page to place objects and draw, on this machine alone [
 release: setup ## write the weights in 16 bits with a model card into checkpoints/scenes, FLAGS="--to folder --report report.json ..."
 	@$(PY) -m stages.use.release --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
+export: setup-export ## write what was trained as safetensors and ONNX, for other programs: [OUT=exports/NAME]
+	@$(PY) -m stages.use.export --config "$(CONFIG)" $(if $(filter file,$(origin OUT)),,--out "$(OUT)") -- $(SETS)
+
 ##@ Experiments
 
 progress: checked-progress for-diffusion ## [MODEL=ldm|ddpm] show the denoising of five samples, step by step
@@ -179,7 +190,7 @@ growth: setup ## measure a step's time and memory by batch, networks, pictures (
 ##@ Development
 
 test: setup ## run the tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal
 
 lint: setup ## ruff's rules and format, and mypy's types
 	@$(PY) -m ruff check .
@@ -189,14 +200,13 @@ lint: setup ## ruff's rules and format, and mypy's types
 faults: setup ## run the long tests: kills at random moments (KILLS=25 per stage), damaged files, full disks, processes
 	@KILLS=$(KILLS) $(PY) -m pytest -q -m faults -rP --durations=0
 
-# Beside requirements.lock there is a file for each extra of `make play`, so that nobody else installs it.
-LOCKING = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --quiet
-
 browser: $(PLAY) ## install what drives Chromium in the tests of `make play`
 	@$(call INSTALL,requirements-browser.lock)
 
-lock: ## write the lock files again from pyproject.toml (needs uv)
-	$(LOCKING) pyproject.toml --extra dev -o requirements.lock
-	for extra in play browser; do \
-	  python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$$extra'])" \
-	  | tr ' ' '\n' | $(LOCKING) --constraint requirements.lock - -o requirements-$$extra.lock || exit; done
+lock: ## write requirements.lock and those of the extras again from pyproject.toml (needs uv)
+	$(LOCK) pyproject.toml --extra dev -o requirements.lock
+	for extra in export play browser; do \
+	  $(EXTRA) $$extra | $(LOCK) --constraint requirements.lock - -o requirements-$$extra.lock || exit; done
+LOCK  = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --quiet
+EXTRA = $(PYTHON) -c 'import sys, tomllib; from pathlib import Path; \
+  print(*tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"][sys.argv[1]], sep="\n")'

@@ -1,11 +1,14 @@
 """Shared building blocks: residual block, resampling, attention, embeddings."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+Offered = tuple[Tensor, Tensor]  # the keys and values of a context
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -20,10 +23,28 @@ def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's group norm, in float32 on a CPU: its channels_last kernel takes two to four times as long in bfloat16."""
+    """torch's group norm, which returns the type that it is given. Its statistics are always float32.
+
+    On a CPU all of it is: the channels_last kernel takes two to four times as long in bfloat16. On CUDA autocast would
+    return float32, and the layers after it would work on twice the bytes.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if x.is_cuda else super().forward(x.float()).to(x.dtype)
+        if not x.is_cuda:
+            return super().forward(x.float()).to(x.dtype)
+        with torch.autocast("cuda", enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's layer norm, which on CUDA returns the type that it is given, as `GroupNorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cuda:
+            return super().forward(x)
+        with torch.autocast("cuda", enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
@@ -32,6 +53,23 @@ def normalisation(kind: str, channels: int) -> nn.Module:
         return nn.Identity()
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1)
     return GroupNorm(groups, channels)
+
+
+def _silu(fresh: Tensor) -> Tensor:
+    """Returns SiLU of a tensor that nobody else holds: in its own memory where no gradient is wanted, as below."""
+    return F.silu(fresh, inplace=not torch.is_grad_enabled())
+
+
+def _plus(x: Tensor, fresh: Tensor) -> Tensor:
+    """Returns x + fresh, bit for bit, without new memory if nobody else holds `fresh`."""
+    return x + fresh if torch.is_grad_enabled() or x.dtype != fresh.dtype else fresh.add_(x)
+
+
+def _scaled(fresh: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    """Returns fresh * factor + shift, bit for bit, without new memory if nobody else holds `fresh`."""
+    if torch.is_grad_enabled() or not fresh.dtype == factor.dtype == shift.dtype:
+        return fresh * factor + shift
+    return fresh.mul_(factor).add_(shift)
 
 
 class ResidualBlock(nn.Module):
@@ -53,11 +91,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """(b, inputs, h, w) -> (b, outputs, h, w)."""
-        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = self.norm1(x)
+        h = self.norm2(self.conv1(F.silu(x) if h is x else _silu(h)))
         if self.film is not None:
             scale, shift = rearrange(self.film(embedding), "b (two c) -> two b c 1 1", two=2)
-            h = h * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+            h = _scaled(h, 1 + scale, shift)
+        return _plus(self.skip(x), self.conv2(self.dropout(_silu(h))))
 
 
 class Downsample(nn.Module):
@@ -106,14 +145,28 @@ class Attention(nn.Module):
         self.to_out = zero_init(nn.Linear(width, width))
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        query = rearrange(self.to_query(x), "b n (h d) -> b h n d", h=self.heads)
-        key_value = self.to_key_value(x if context is None else context)
+        return self.attend(x, self.keys_and_values(x if context is None else context), mask)
+
+    def keys_and_values(self, context: Tensor) -> Offered:
+        """Returns what a context (b, m, context) offers to any queries: keys and values, each (b, heads, m, d)."""
+        key_value = self.to_key_value(context)
         key, value = rearrange(key_value, "b m (two h d) -> two b h m d", two=2, h=self.heads)
+        return key, value
+
+    def attend(self, x: Tensor, offered: Offered, mask: Tensor | None = None) -> Tensor:
+        """Does the part of `forward` after `keys_and_values`."""
+        query = rearrange(self.to_query(x), "b n (h d) -> b h n d", h=self.heads)
+        key, value = offered
         mask = None if mask is None else rearrange(mask, "b m -> b 1 1 m")
         if x.is_cuda and self.fused:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
-            weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            scale = query.shape[-1] ** -0.5
+            if torch.is_grad_enabled():
+                query = query * scale
+            else:  # the order of a matrix product, which would copy it
+                query = torch.mul(query, scale, out=query.new_empty(query.shape))
+            weights = query @ key.transpose(-1, -2)
             if mask is not None:
                 weights = weights.masked_fill(~mask, -1e9)
             out = weights.softmax(dim=-1).to(value.dtype) @ value
@@ -141,18 +194,18 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, context: int, expansion: int):
         super().__init__()
-        self.norm1, self.self_attention = nn.LayerNorm(width), Attention(width, heads)
-        self.norm2, self.cross_attention = nn.LayerNorm(width), Attention(width, heads, context)
-        self.norm3 = nn.LayerNorm(width) if expansion else None
+        self.norm1, self.self_attention = LayerNorm(width), Attention(width, heads)
+        self.norm2, self.cross_attention = LayerNorm(width), Attention(width, heads, context)
+        self.norm3 = LayerNorm(width) if expansion else None
         self.feed_forward = FeedForward(width, expansion) if expansion else None
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        """x: (b, n, width); context: (b, m, context); mask: (b, m) bool."""
-        x = x + self.self_attention(self.norm1(x))
-        x = x + self.cross_attention(self.norm2(x), context, mask)
+    def forward(self, x: Tensor, offered: Offered, mask: Tensor) -> Tensor:
+        """x: (b, n, width); offered: the context's by `cross_attention.keys_and_values`; mask: (b, m) bool."""
+        x = _plus(x, self.self_attention(self.norm1(x)))
+        x = _plus(x, self.cross_attention.attend(self.norm2(x), offered, mask))
         if self.norm3 is None or self.feed_forward is None:
             return x
-        return x + self.feed_forward(self.norm3(x))
+        return _plus(x, self.feed_forward(self.norm3(x)))
 
 
 class SpatialTransformer(nn.Module):
@@ -162,10 +215,16 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(TransformerLayer(width, heads, context, expansion) for _ in range(depth))
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    def offered(self, context: Tensor) -> list[Offered]:
+        """Returns what a context (b, m, context) offers to each layer."""
+        layers = (layer for layer in self.layers if isinstance(layer, TransformerLayer))
+        return [layer.cross_attention.keys_and_values(context) for layer in layers]
+
+    def forward(self, x: Tensor, offered: Sequence[Offered], mask: Tensor) -> Tensor:
+        """x: (b, width, h, w); offered: as `offered` returns it; mask: (b, m) bool of the context's tokens."""
         tokens = rearrange(x, "b c h w -> b (h w) c")
-        for layer in self.layers:
-            tokens = layer(tokens, context, mask)
+        for layer, of_layer in zip(self.layers, offered, strict=True):
+            tokens = layer(tokens, of_layer, mask)
         return rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2])
 
 

@@ -257,7 +257,7 @@ class Residual(nn.Module):
     def nearest(self, latents: Tensor) -> Tensor:
         """Returns indices (b, h, w) of (b, d, h, w), in float32; nothing is learned, even before training."""
         left = rearrange(latents.float(), "b d h w -> (b h w) d")
-        indices = torch.zeros(len(left), dtype=torch.int64, device=left.device)
+        indices = torch.zeros_like(left[:, 0], dtype=torch.int64)  # not of len(left), which a traced graph would fix
         for codes, place in zip(self.book.codebooks, self._places(latents.device), strict=True):
             found = nearest_codes(codes, left)
             left, indices = left - codes[found], indices + found * place
@@ -266,5 +266,6 @@ class Residual(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Returns the sums of the codes (b, d, h, w) of indices (b, h, w)."""
         digits = indices[..., None] // self._places(indices.device) % self.codes
-        found = self.book.get_output_from_indices(rearrange(digits, "b h w q -> b (h w) q"))
-        return rearrange(found, "b (h w) d -> b d h w", h=indices.shape[1])
+        # the library's get_output_from_indices would fix the batch of a traced graph
+        found = [codes[each] for codes, each in zip(self.book.codebooks, digits.unbind(-1), strict=True)]
+        return rearrange(torch.stack(found).sum(0), "b h w d -> b d h w")

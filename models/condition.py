@@ -83,7 +83,8 @@ class Condition:
     @property
     def labels(self) -> Tensor:
         """(b, classes) float32: multi-hot labels, as the judge takes them."""
-        found = torch.zeros(len(self), self.classes + 1, device=self.device)
+        rows = self.objects.shape[0]  # unlike len, any number of rows where a graph is traced
+        found = torch.zeros(rows, self.classes + 1, device=self.device)
         # absent objects go into a column that is cut off
         slots = torch.where(self.present, self.objects.long(), self.classes)
         found = found.scatter_(1, slots, 1.0)[:, : self.classes]

@@ -28,15 +28,14 @@ class LayoutPrior:
     @classmethod
     def of(cls, conditions: Condition, most: int = 1024) -> "LayoutPrior":
         """Takes up to `most` layouts per number of objects, spread evenly over the rows whose places are all known."""
-
-        def numbers(first: int) -> Tensor:  # of objects, 0 where a place is unknown
+        counts = torch.zeros(len(conditions), dtype=torch.int16, device=conditions.device)
+        for first in range(0, len(conditions), CHUNK):  # the number of objects, 0 where a place is unknown
             part = conditions[first : first + CHUNK]
-            return (part.present.sum(1) * part.wholly_placed).to(torch.int16)
-
-        counts, layouts = torch.cat([numbers(first) for first in range(0, max(1, len(conditions)), CHUNK)]), {}
-        for number in filter(None, counts.unique().tolist()):
-            (rows,) = (counts == number).nonzero(as_tuple=True)
-            chosen = rows[evenly(len(rows), most)]
+            counts[first : first + CHUNK] = part.present.sum(1) * part.wholly_placed
+        numbers = {number for part in counts.split(CHUNK) for number in part.unique().tolist()}
+        layouts = {}
+        for number in sorted(numbers - {0}):
+            chosen = _spread(counts, number, most)
             layouts[number] = conditions.places[chosen, :number].float().cpu()
         return cls(layouts)
 
@@ -90,6 +89,18 @@ class LayoutPrior:
         closest = _gaps(candidates)[:, ~(fixed[first] & fixed[second])].amin(1)
         enough = closest >= self.nearest()
         return candidates[enough.int().argmax() if enough.any() else closest.argmax()]
+
+
+def _spread(counts: Tensor, number: int, most: int) -> Tensor:
+    """Returns at most `most` of the rows where counts (n,) is `number`, spread evenly, without a list of them all."""
+    ranks = evenly(sum(int((part == number).sum()) for part in counts.split(CHUNK)), most)
+    found, before = [], 0
+    for place, part in enumerate(counts.split(CHUNK)):
+        (rows,) = (part == number).nonzero(as_tuple=True)
+        wanted = ranks[(ranks >= before) & (ranks < before + len(rows))] - before
+        found.append(rows[wanted.to(rows.device)] + place * CHUNK)
+        before += len(rows)
+    return torch.cat(found)
 
 
 def _pairs(slots: int) -> Tensor:

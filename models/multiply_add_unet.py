@@ -1,5 +1,7 @@
 """The third report's U-Net on pictures, with x' = c x + t: a label and a time embedding condition each block."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,6 +53,17 @@ class Up(nn.Module):
         return self.blocks(self.grow(torch.cat([x, skip], dim=1)))
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the network computes from its condition alone, for b rows: the same at every step of a sampling.
+
+    `labels`: the factors (b, width, 1, 1) of each conditioned block; `map` (b, width, MAP, MAP) where it has places.
+    """
+
+    labels: dict[str, Tensor]
+    map: Tensor | None
+
+
 class MultiplyAddUNet(nn.Module):
     """Maps x_t (b, 3, s, s), t (b,) and the label sets of a condition (b rows) to a prediction (b, 3, s, s).
 
@@ -78,19 +91,25 @@ class MultiplyAddUNet(nn.Module):
         self.apply(_initialise)
         self.raster = Raster(classes, width, width) if places else None  # last: the other weights start as without it
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None) -> Tensor:
-        """`keep` (b,) bool, all True by default: the other rows are unconditional."""
+    def told(self, condition: Condition, keep: Tensor | None, side: int) -> Told:
+        """Computes what the condition of b rows says, for pictures of any `side`. `keep` as in `forward`."""
         if keep is None:
-            keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            keep = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
         labels = condition.labels * keep[:, None]
+        factors = {name: embedding(labels) for name, embedding in self.label.items()}
+        return Told(factors, None if self.raster is None else self.raster(condition, keep, MAP))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | Told, keep: Tensor | None = None) -> Tensor:
+        """`keep` (b,) bool, all True by default: the other rows are unconditional. A Told condition knows its own."""
+        told = condition if isinstance(condition, Told) else self.told(condition, keep, x.shape[2])
         time = t.float()[:, None] / self.timesteps
 
         def conditioned(name: str, x: Tensor) -> Tensor:
-            return self.label[name](labels) * x + self.time[name](time) if name in self.label else x
+            return told.labels[name] * x + self.time[name](time) if name in told.labels else x
 
         entered = self.enter(x)
-        if self.raster is not None:  # upsampled after its 1x1 convolution, which runs once per cell
-            entered = entered + F.interpolate(self.raster(condition, keep, MAP), x.shape[2:])
+        if told.map is not None:  # upsampled after its 1x1 convolution, which runs once per cell
+            entered = entered + F.interpolate(told.map, x.shape[2:])
         half = F.max_pool2d(self.down1(conditioned("down1", entered)), 2)
         quarter = F.max_pool2d(self.down2(conditioned("down2", half)), 2)
         hidden = F.gelu(F.avg_pool2d(quarter, 8))

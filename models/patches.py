@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.condition import Condition
 from models.sizes import CELL
-from models.unet import UNet
+from models.unet import Told, UNet
 
 PATCH = CELL  # pixels a side: the UNet's maps are those of latents
 
@@ -63,8 +63,17 @@ class PatchUNet(nn.Module):
         """Inverts `normalised`."""
         return x * self.deviation + self.mean
 
+    def told(self, condition: Condition, keep: Tensor | None, side: int) -> Told:
+        """`UNet.told` for pictures of `side` pixels."""
+        return self.unet.told(condition, keep, side // PATCH)
+
     def forward(
-        self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None, estimate: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition | Told,
+        keep: Tensor | None = None,
+        estimate: Tensor | None = None,
     ) -> Tensor:
         """`keep` and `estimate` as UNet's; an estimate is (b, 3, side, side)."""
         if estimate is not None:

@@ -8,14 +8,28 @@ from torch import Tensor, nn
 BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}  # lpips' name -> torchvision's
 
 
+class _InType(nn.Module):
+    """A trunk that works in another type than the pictures': its maps leave as float32."""
+
+    def __init__(self, trunk: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.trunk, self.dtype = trunk.to(dtype), dtype
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [features.float() for features in self.trunk(images.to(self.dtype))]
+
+
 class Perceptual(nn.Module):
     """`lpips.LPIPS` with a given trunk, which is not downloaded, always frozen and in eval mode.
 
     `trunk`: the state dict of torchvision's ImageNet network of that name. Raises KeyError or RuntimeError if
-    it is another network's. None leaves the trunk random, for tests.
+    it is another network's. None leaves the trunk random, for tests. `dtype`: of the trunk's convolutions, forward and
+    backward; what is measured on its maps is float32.
     """
 
-    def __init__(self, network: str = "vgg", trunk: dict[str, Tensor] | None = None):
+    def __init__(
+        self, network: str = "vgg", trunk: dict[str, Tensor] | None = None, dtype: torch.dtype = torch.float32
+    ):
         super().__init__()
         import lpips  # imports scipy and torchvision: only where it is used
 
@@ -26,6 +40,8 @@ class Perceptual(nn.Module):
             # lpips names layer i of `features` sliceN.i
             own = self.lpips.net.state_dict()
             self.lpips.net.load_state_dict({key: trunk["features." + key.split(".", 1)[1]] for key in own})
+        if dtype != torch.float32:
+            self.lpips.net = _InType(self.lpips.net, dtype)
         self.requires_grad_(False)
         super().train(False)
 

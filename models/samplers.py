@@ -1,8 +1,8 @@
 """DDIM, DPM-Solver++ and ancestral sampling; guidance with and without a classifier, as wrappers of the denoiser.
 
-A *denoiser* maps x_t (b, c, h, w) and t to the network's prediction (b, c, h, w). A *score* maps them to the gradient
-of log p(y | x_t) by x_t, (b, c, h, w). Here t is an int, and what follows from it is computed on the host, so that a
-sampling never waits for the device.
+A *denoiser* maps x_t (b, c, h, w) and t to the network's prediction (b, c, h, w). A *score* maps them to the same
+prediction and to the gradient of log p(y | x_t) by x_t, (b, c, h, w), from one evaluation of the network. Here t is an
+int, and what follows from it is computed on the host, so that a sampling never waits for the device.
 
 Every solver takes (denoiser, diffusion, noise, times) and yields (t, x after the step, predicted x_0) for each of the
 falling timesteps `times`, so that schedule and solver combine freely. What it takes besides is in SAMPLERS.
@@ -17,7 +17,7 @@ from torch import Tensor
 from models.diffusion import VANISHED, Diffusion
 
 Denoiser = Callable[[Tensor, int], Tensor]
-Score = Callable[[Tensor, int], Tensor]
+Score = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 def _trailing(timesteps: int, steps: int) -> list[int]:
@@ -142,12 +142,17 @@ def ancestral(
     """
     x = noise
     for t in times:
-        x0, _ = diffusion.to_x0_and_noise(denoiser(x, t), x, t)
+        pull = None
+        if score is not None and t > 0 and diffusion.alpha_bar[t] >= VANISHED:
+            prediction, pull = score(x, t)
+        else:
+            prediction = denoiser(x, t)
+        x0, _ = diffusion.to_x0_and_noise(prediction, x, t)
         x0 = x0 if clip is None else x0.clamp(-clip, clip)
         of_x0, of_xt, variance = diffusion.posterior(t)
         mean = of_x0.float() * x0 + of_xt.float() * x
-        if score is not None and t > 0 and diffusion.alpha_bar[t] >= VANISHED:
-            mean = mean + variance.float() * score(x, t)
+        if pull is not None:
+            mean = mean + variance.float() * pull
         x = mean + variance.sqrt().float() * draw_noise() if t > 0 else mean
         yield t, x, x0
 
@@ -165,27 +170,52 @@ def guided(
     `both` computes conditional and unconditional predictions of one x in one pass, concatenated. Outside the
     interval, and at scale 1, only the conditional one is computed; at scale 0 only the unconditional one.
     """
-    low, high = interval
 
     def denoise(x: Tensor, t: int) -> Tensor:
         if scale == 0:
             return unconditional(x, t)
-        if scale == 1 or not low <= (t + 1) / timesteps <= high:
-            return conditional(x, t)
-        c, u = both(x, t).chunk(2)
-        return u + scale * (c - u)
+        return guided_and_told(conditional, both, scale, timesteps, interval)(x, t)[0]
 
     return denoise
 
 
-def score_of(log_probability: Callable[[Tensor, int], Tensor], scale: float) -> Score:
-    """Returns the score scale x grad log p(y | x_t); `log_probability` maps (x_t, t) to log p(y | x_t), (b,)."""
+def guided_and_told(
+    conditional: Denoiser,
+    both: Denoiser,
+    scale: float,
+    timesteps: int,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+    """Returns a function that gives the guided prediction of `guided` and the conditional one, of one evaluation."""
+    low, high = interval
 
-    def score(x: Tensor, t: int) -> Tensor:
+    def predict(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        if scale == 1 or (scale != 0 and not low <= (t + 1) / timesteps <= high):
+            told = conditional(x, t)
+            return told, told
+        told, untold = both(x, t).chunk(2)
+        return untold + scale * (told - untold), told
+
+    return predict
+
+
+def score_of(
+    predict: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    log_probability: Callable[[Tensor, Tensor, int], Tensor],
+    scale: float,
+) -> Score:
+    """Returns a score, whose gradient is scale x grad log p(y | x_t).
+
+    `predict` is as `guided_and_told` returns it; `log_probability` maps (conditional prediction, x_t, t) to
+    log p(y | x_t), (b,).
+    """
+
+    def score(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(log_probability(x, t).sum(), x)
-        return scale * gradient
+            prediction, told = predict(x, t)
+            (gradient,) = torch.autograd.grad(log_probability(told, x, t).sum(), x)
+        return prediction.detach(), scale * gradient
 
     return score
 
@@ -197,12 +227,12 @@ def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Deno
     """
 
     def denoise(x: Tensor, t: int) -> Tensor:
-        prediction = denoiser(x, t)
         if diffusion.alpha_bar[t] < VANISHED:
-            return prediction
+            return denoiser(x, t)
+        prediction, pull = score(x, t)
         _, eps = diffusion.to_x0_and_noise(prediction, x, t)
         alpha, sigma = diffusion.scales(t)
-        eps = eps - sigma * score(x, t)
+        eps = eps - sigma * pull
         return diffusion.target((x - sigma * eps) / alpha, eps, t)
 
     return denoise

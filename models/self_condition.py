@@ -1,5 +1,7 @@
 """Self-conditioning: a network whose last prediction of x_0 is an input of its next one (arXiv 2208.04202)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ def takes_estimate(network: nn.Module) -> bool:
 
 
 def predict(
-    network: nn.Module, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None, estimate: Tensor | None
+    network: nn.Module, x: Tensor, t: Tensor, condition: object, keep: Tensor | None, estimate: Tensor | None
 ) -> Tensor:
     """Returns the network's prediction (b, c, h, w) from x (b, c, h, w). Only a network that takes `estimate` gets it.
 
@@ -50,28 +52,39 @@ def first_estimate(
 
 
 class Remembering:
-    """A network as one sampling calls it: each call is given the x_0 that the call before predicted.
+    """A network as one sampling of `condition` calls it: each call is given the x_0 that the call before predicted.
 
+    What the network computes from the condition alone (its method `told`, if it has one) is computed in the first call.
     The state is of this object; the network has none.
     """
 
-    def __init__(self, network: nn.Module, diffusion: Diffusion):
-        self.network, self.diffusion = network, diffusion
+    def __init__(self, network: nn.Module, diffusion: Diffusion, condition: Condition):
+        self.network, self.diffusion, self.condition = network, diffusion, condition
         self.estimate: Tensor | None = None
+        self.known: dict[tuple[bool, ...], tuple[object, Tensor | None]] = {}  # `condition` and `keep` of a call
 
-    def __call__(self, x: Tensor, t: int, condition: Condition, keep: list[bool]) -> Tensor:
+    def __call__(self, x: Tensor, t: int, keep: tuple[bool, ...]) -> Tensor:
         """x (b, c, h, w), t -> predictions (len(keep) b, c, h, w), one copy of the batch for each of `keep`.
 
         `keep`: whether a copy is told its condition. The first copy's x_0 is remembered: a guided one lies beyond
         what training showed.
         """
         copies = len(keep)
-        # filled on the device: a copy of the list would wait for it
-        rows = torch.cat([torch.full((len(x),), told, device=x.device) for told in keep])
+        if keep not in self.known:
+            self.known[keep] = self._of_condition(x, keep)
+        condition, rows = self.known[keep]
         times = torch.full((copies * len(x),), t, device=x.device)
         estimate = None if self.estimate is None else self.estimate.repeat(copies, 1, 1, 1)
-        inputs = x.repeat(copies, 1, 1, 1), times, condition.repeat(copies)
-        prediction = predict(self.network, *inputs, rows, estimate)
+        prediction = predict(self.network, x.repeat(copies, 1, 1, 1), times, condition, rows, estimate)
         if takes_estimate(self.network):
             self.estimate = self.diffusion.to_x0_and_noise(prediction[: len(x)], x, t)[0].detach()
         return prediction
+
+    @torch.no_grad()
+    def _of_condition(self, x: Tensor, keep: tuple[bool, ...]) -> tuple[object, Tensor | None]:
+        """Returns what a call with `keep` is given as its condition and rows."""
+        # filled on the device: a copy of the list would wait for it
+        rows = torch.cat([torch.full((len(x),), told, device=x.device) for told in keep])
+        condition = self.condition.repeat(len(keep))
+        told: Callable[[Condition, Tensor, int], object] | None = getattr(self.network, "told", None)
+        return (condition, rows) if told is None else (told(condition, rows, x.shape[2]), None)

@@ -1,6 +1,8 @@
 """Cross-attention UNet on latents (arXiv 2112.10752): objects as tokens and on a map, time by scale and shift."""
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from models.blocks import (
     Downsample,
+    Offered,
     ResidualBlock,
     SpatialTransformer,
     Upsample,
@@ -99,8 +102,22 @@ class Level(nn.Module):
         self.block = ResidualBlock(inputs, outputs, embedding, dropout=dropout)
         self.transformer = SpatialTransformer(outputs, heads, context, depth, expansion)
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        return self.transformer(self.block(x, embedding), context, mask)
+    def forward(self, x: Tensor, embedding: Tensor, offered: Sequence[Offered], mask: Tensor) -> Tensor:
+        return self.transformer(self.block(x, embedding), offered, mask)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a UNet computes from its condition alone, for b rows: the same at every step of a sampling.
+
+    `offered`: keys and values of the tokens for each level's layers; `mask` (b, n) of the tokens; `pooled`
+    (b, embedding) and `map` (b, channels, h, h) where the network has them.
+    """
+
+    offered: list[list[Offered]]
+    mask: Tensor
+    pooled: Tensor | None
+    map: Tensor | None
 
 
 class UNet(nn.Module):
@@ -170,43 +187,68 @@ class UNet(nn.Module):
                 self.up.append(Upsample(width, width))
         self.leave = nn.Sequential(normalisation("group", width), nn.SiLU(), zero_init(conv3x3(width, inputs)))
 
+    @property
+    def _levels(self) -> list[Level]:
+        """All levels, in the order in which `forward` calls them."""
+        return [module for module in (*self.down, self.middle, *self.up) if isinstance(module, Level)]
+
+    def told(self, condition: Condition, keep: Tensor | None, side: int) -> Told:
+        """Computes what the condition of b rows says, for maps of `side` cells. `keep` as in `forward`."""
+        if keep is None:
+            keep = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
+        context, mask, total = self.labels(condition, keep)
+        return Told(
+            [level.transformer.offered(context) for level in self._levels],
+            mask,
+            None if self.pooled is None else self.pooled(total),
+            None if self.raster is None else self.raster(condition, keep, side),
+        )
+
     def forward(
-        self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None, estimate: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition | Told,
+        keep: Tensor | None = None,
+        estimate: Tensor | None = None,
     ) -> Tensor:
-        """`keep` (b,) bool, all True by default: rows with False are unconditional.
+        """`keep` (b,) bool, all True by default: rows with False are unconditional. A Told condition knows its own.
 
         `estimate`, with self_condition: the last prediction of x_0 (b, inputs, h, h), zeros where there was none.
         """
-        skips, x, told = self._down(x, t, condition, keep, estimate)
+        told = condition if isinstance(condition, Told) else self.told(condition, keep, x.shape[2])
+        offered = iter(told.offered)
+        skips, x, embedding = self._down(x, t, told, offered, estimate)
         for module in self.up:
-            x = module(torch.cat([x, skips.pop()], dim=1), *told) if isinstance(module, Level) else module(x)
+            if isinstance(module, Level):
+                x = module(torch.cat([x, skips.pop()], dim=1), embedding, next(offered), told.mask)
+            else:
+                x = module(x)
         return self.leave(x).float()
 
     def features(self, x: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
         """Returns the maps (b, width, h, h) after each level on the way down and after the middle: `feature_widths`."""
-        skips, middle, _ = self._down(x, t, condition)
+        told = self.told(condition, None, x.shape[2])
+        skips, middle, _ = self._down(x, t, told, iter(told.offered))
         levels = [skip for module, skip in zip(self.down, skips[1:], strict=True) if isinstance(module, Level)]
         return [*levels, middle]
 
     def _down(
-        self, x: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None, estimate: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Returns what the way up is given: the skips, the middle's map, and embedding, tokens and their mask."""
+        self, x: Tensor, t: Tensor, told: Told, offered: Iterator[list[Offered]], estimate: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Returns what the way up is given: the skips, the middle's map and the embedding. Takes from `offered`."""
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], dim=1)
-        if keep is None:
-            keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        context, mask, total = self.labels(condition, keep)
         embedding = self.time(sinusoidal(t, self.channels))
-        if self.pooled is not None:
-            embedding = embedding + self.pooled(total)
+        if told.pooled is not None:
+            embedding = embedding + told.pooled
         embedding = F.silu(embedding)
         x = self.enter(x)
-        if self.raster is not None:
-            x = x + self.raster(condition, keep, x.shape[2])
+        if told.map is not None:
+            x = x + told.map
         skips = [x]
         for module in self.down:
-            x = module(x, embedding, context, mask) if isinstance(module, Level) else module(x)
+            x = module(x, embedding, next(offered), told.mask) if isinstance(module, Level) else module(x)
             skips.append(x)
-        x = self.middle_end(self.middle(x, embedding, context, mask), embedding)
-        return skips, x, (embedding, context, mask)
+        x = self.middle_end(self.middle(x, embedding, next(offered), told.mask), embedding)
+        return skips, x, embedding

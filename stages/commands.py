@@ -3,12 +3,13 @@
 import argparse
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from models.choices import DIFFUSION, MODELS
 from stages.engine.arguments import Command, add_fresh
 from stages.engine.config import Config
-from stages.engine.errors import UserError
+from stages.engine.errors import UserError, of_the_system
 from stages.experiments.systems import GROUPS, SYSTEMS
 from stages.use.find import SHIPPED, check_release, refuse_training_in_a_release
 from stages.use.output import check_output
@@ -62,6 +63,33 @@ def _check_labels(text: str, folders: Sequence[str]) -> None:
 def _release(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", default=str(SHIPPED), metavar="FOLDER", help="where to (default: %(default)s)")
     parser.add_argument("--report", nargs="+", default=[], metavar="FILE", help="further report.json files to quote")
+
+
+EXPORT_NEEDS = ("onnx", "onnxscript", "onnxruntime", "huggingface_hub")  # the packages of the extra `export`
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FOLDER", help="a new or empty folder (default: exports/NAME)")
+
+
+def export_folder(out: str | None, config: Config) -> Path:
+    """Returns the folder that `make export` writes: `--out`, or one named after the experiment."""
+    return Path(out or f"exports/{config.name}")
+
+
+def _check_export(a: argparse.Namespace, config: Config) -> None:
+    if missing := [package for package in EXPORT_NEEDS if find_spec(package) is None]:
+        raise UserError(
+            f"{', '.join(missing)} of the extra `export` is not installed: run `make setup-export`, or "
+            f".venv/bin/python -m pip install --require-hashes -r requirements-export.lock"
+        )
+    folder = export_folder(a.out, config)
+    try:
+        taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise of_the_system(error, f"--out {folder}") from None
+    if taken:
+        raise UserError(f"--out {folder}: something is there already; name a new or an empty folder, or move it aside")
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +236,9 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "evaluate": Command("Evaluates the models of a configuration on its test sets and writes the report."),
     "use.sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
     "use.release": Command("Writes an experiment's weights to share.", _release, alone=True, check=check_release),
+    "use.export": Command(
+        "Writes an experiment's networks for other programs.", _export, alone=True, check=_check_export
+    ),
     "experiments.places": Command("Shows pictures with the places of their objects.", alone=True),
     "experiments.placed": Command("Asks for one object at eight places.", _placed, alone=True),
     "experiments.gradnorm": Command(

@@ -75,8 +75,8 @@ def load_ddpm(context: Context) -> tuple[DiffusionSampler, dict]:
         return build_ddpm(settings, about["classes"], most, context.config.data.size)
 
     network, settings, about, layouts = load_trained(context, "ddpm", Ddpm, build)
-    if context.config.eval.compile:
-        compile_network(network, context.device, constant=True)
+    if how := context.config.eval.compile:
+        compile_network(network, context.device, how, constant=True)
     return pixel_sampler(context, network, settings, layouts, guide_of(context, about["classes"])), about
 
 

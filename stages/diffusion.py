@@ -1,6 +1,7 @@
 """Training task and sampler that latent and pixel diffusion share, for any network (x_t, t, condition, keep)."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Generic
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from models.condition import Condition
 from models.diffusion import Diffusion, weighted_timesteps
 from models.layouts import LayoutPrior
-from models.samplers import SAMPLERS, Denoiser, Score, guided, score_of
+from models.samplers import SAMPLERS, Denoiser, Score, guided, guided_and_told, score_of
 from models.self_condition import Remembering, first_estimate, predict
 from stages.engine import distributed
 from stages.engine.command import Context
@@ -26,6 +27,7 @@ from stages.engine.parts import parts_of
 from stages.engine.run import Part
 from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
 from stages.engine.schema import Denoising, Eval
+from stages.engine.trained import held_in
 
 Watch = Callable[[int, Tensor, Tensor], None]
 LogProbability = Callable[[Tensor, Tensor], Tensor]
@@ -53,43 +55,39 @@ class DiffusionSampler:
         self.log_probability, self.knows_no_labels = log_probability, settings.label_dropout > 0
         self.diffusion = diffusion_of(settings, context.device)
 
-    def _denoiser(self, condition: Condition, how: Eval) -> Denoiser:
-        """Returns a denoiser for one batch, guided as `how` says."""
+    def _denoiser_and_score(self, condition: Condition, how: Eval) -> tuple[Denoiser, Score | None]:
+        """Returns a denoiser for one batch, guided as `how` says, and with classifier guidance its score.
 
-        remembering = Remembering(self.network, self.diffusion)
+        The score is the classifier's gradient on the x_0 predicted from x_t, through network and decoder.
+        """
+        remembering = Remembering(self.network, self.diffusion, condition)
 
-        def predict(x: Tensor, t: int, keep: list[bool]) -> Tensor:
-            with self.context.autocast():
-                return remembering(x, t, condition, keep)
+        def predict(*keep: bool) -> Denoiser:
+            def denoise(x: Tensor, t: int) -> Tensor:
+                with self.context.autocast():
+                    return remembering(x, t, keep)
 
-        return guided(
-            lambda x, t: predict(x, t, [True]),
-            lambda x, t: predict(x, t, [False]),
-            lambda x, t: predict(x, t, [True, False]),
-            how.guidance,
-            len(self.diffusion),
-            how.interval,
-        )
+            return denoise
 
-    def _score(self, condition: Condition, how: Eval) -> Score | None:
-        """Returns the classifier's gradient on the x_0 predicted from x_t, through network and decoder, or None."""
+        conditional, both = predict(True), predict(True, False)
+        when = (how.guidance, len(self.diffusion), how.interval)
+        denoiser = guided(conditional, predict(False), both, *when)
         if how.classifier_guidance == 0:
-            return None
+            return denoiser, None
         if (of_picture := self.log_probability) is None:
             raise UserError(f"eval.classifier_guidance: {self.stage} has no guide; set it to 0")
-        conditional = self._denoiser(condition, how.model_copy(update={"guidance": 1.0}))
 
-        def log_probability(x: Tensor, t: int) -> Tensor:
-            x0, _ = self.diffusion.to_x0_and_noise(conditional(x, t), x, t)
+        def log_probability(told: Tensor, x: Tensor, t: int) -> Tensor:
+            x0, _ = self.diffusion.to_x0_and_noise(told, x, t)
             return of_picture(self.decode(x0), condition.labels)
 
-        return score_of(log_probability, how.classifier_guidance)
+        return denoiser, score_of(guided_and_told(conditional, both, *when), log_probability, how.classifier_guidance)
 
     def _steps(
         self, condition: Condition, how: Eval, draw: Callable[[], Tensor]
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        solver, denoiser = SAMPLERS[how.sampler], self._denoiser(condition, how)
-        known = {"eta": how.eta, "clip": how.clip, "score": self._score(condition, how), "draw_noise": draw}
+        solver, (denoiser, score) = SAMPLERS[how.sampler], self._denoiser_and_score(condition, how)
+        known = {"eta": how.eta, "clip": how.clip, "score": score, "draw_noise": draw}
         options = {name: known[name] for name in solver.options}
         return solver.solve(denoiser, self.diffusion, draw(), self.times(how), **options)
 
@@ -193,7 +191,7 @@ class DiffusionTask(Generic[Network]):
         self.layouts = LayoutPrior.of(dataset.conditions) if takes_places(network) else LayoutPrior()
         self.ema = Ema(network, settings.ema)
         if settings.compile:  # after the average was copied: previews are not compiled
-            compile_network(network, context.device)
+            compile_network(network, context.device, settings.compile)
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
@@ -234,13 +232,17 @@ class DiffusionTask(Generic[Network]):
     def _by_quartile(self, errors: Tensor, t: Tensor) -> dict[str, Metric]:
         """Returns sum and count of the unweighted error in each quarter of the timesteps, for the log."""
         quarter = t * 4 // self.settings.timesteps
-        found = [(quarter == q) for q in range(4)]
-        return {f"error_q{q + 1}": ((errors * m).sum(), m.sum()) for q, m in enumerate(found)}
+        found = (quarter == torch.arange(4, device=t.device)[:, None]).float()
+        sums, counts = (errors * found).sum(1), found.sum(1)
+        return {f"error_q{q + 1}": (sums[q], counts[q]) for q in range(4)}
 
     def preview(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         quick = {"sampler": "ddim", "steps": min(20, self.context.config.eval.steps, len(self.diffusion))}
         how = self.context.config.eval.model_copy(update=quick)
-        return preview(self.sampler_of(self.ema.average, self.layouts), self.dataset, self.accuracy, how)
+        average = self.ema.average
+        if self.context.dtype != torch.float32:
+            average = held_in(deepcopy(average), self.context.dtype)
+        return preview(self.sampler_of(average, self.layouts), self.dataset, self.accuracy, how)
 
     def export(self) -> tuple[dict[str, Tensor], dict]:
         return self.ema.average.state_dict() | self.layouts.state_dict(), self.facts

@@ -38,7 +38,9 @@ def load_evaluator(context: Context, classes: int, role: str = "evaluator") -> t
 
 def load_reader(context: Context) -> tuple[Reader, dict]:
     """Loads the experiment's reader, frozen on the device, and its export's metadata."""
-    trained = load_trained(context, "reader", ReaderSection, lambda settings, about: Reader(about["classes"]))
+    trained = load_trained(
+        context, "reader", ReaderSection, lambda settings, about: Reader(about["classes"]), autocast=False
+    )
     return trained.network, trained.about
 
 

@@ -47,8 +47,8 @@ def load_sampler(context: Context) -> tuple[DiffusionSampler, dict]:
     unet, settings, about, layouts = load_trained(
         context, "ldm", Ldm, lambda s, a: build_unet(s, a["inputs"], a["classes"], a["most"])
     )
-    if context.config.eval.compile:
-        compile_network(unet, context.device, constant=True)
+    if how := context.config.eval.compile:
+        compile_network(unet, context.device, how, constant=True)
     guide = guide_of(context, about["classes"])
     return latent_sampler(context, unet, load_vae_of(context, "ldm", about), settings, layouts, guide), about
 

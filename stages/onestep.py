@@ -89,8 +89,8 @@ def load_onestep(context: Context) -> tuple[OneStepSampler, dict]:
             f"{context.export('onestep')} was distilled from another LDM (ldm: {distilled_from[:12]} -> "
             f"{ldm['sha256'][:12]}); train it again with {context.make('onestep FRESH=1')}"
         )
-    if context.config.eval.compile:
-        compile_network(network, context.device, constant=True)
+    if how := context.config.eval.compile:
+        compile_network(network, context.device, how, constant=True)
     settings = Ldm.model_validate(about["teacher"]["config"], strict=False)
     vae = load_vae_of(context, "onestep", about)
     return OneStepSampler(latent_sampler(context, network, vae, settings, layouts, None, "onestep")), about

@@ -202,7 +202,7 @@ class VaeTask:
             settings = s.model_copy(update=own | schedule)
             self.optimizers.append(Optimizer(self.discriminator, settings))
             self.parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizers[1]}
-        self.perceptual = load_perceptual(s.perceptual).to(context.device) if s.perceptual.weight > 0 else None
+        self.perceptual = load_perceptual(s.perceptual, context).to(context.device) if s.perceptual.weight > 0 else None
         self.background = median_picture(dataset.images, context.device) if s.foreground > 0 else None
         self.evaluator, self.evaluator_about = load_evaluator(context, len(dataset.vocabulary))
 

@@ -1,7 +1,9 @@
 """What tests share: the chain trained once through Make on the smoke configuration, and ways to run a stage."""
 
+import json
 import os
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 
 from data.fingerprints import fingerprint
 from stages.engine.config import load
+from stages.engine.files import write_atomically
 from stages.engine.lock import locked
 
 # Everything but the marked tests runs on the CPU, also beside a GPU: what it promises to the bit holds there.
@@ -41,13 +44,13 @@ def start_stage(stage: str, *arguments: str, under: tuple[str, ...] = (), **envi
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Exit status and everything said."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     return process.returncode, out + err
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: by two workers, all end together."""
-    items.sort(key=lambda item: "test_reproduce" not in item.name)
+    """What needs the chain first, and the longest of it: the other of two workers begins where nothing waits for it."""
+    items.sort(key=lambda item: ("chain" not in item.fixturenames, "test_reproduce" not in item.name))
 
 
 @pytest.fixture
@@ -74,9 +77,27 @@ def stage(capsys, monkeypatch):
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
     """Make with this interpreter and without its set-up."""
-    with tempfile.NamedTemporaryFile() as ready:  # newer than the lock file: set up. A variable reaches sub-makes
-        command = ["make", f"READY={ready.name}", f"PY={sys.executable}", *arguments]
-        return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=500)
+    # newer than the lock files: set up. A variable reaches sub-makes
+    with tempfile.NamedTemporaryFile() as ready, tempfile.NamedTemporaryFile() as extra:
+        set_up = [f"READY={ready.name}", f"EXPORT_READY={extra.name}", f"PY={sys.executable}"]
+        command = ["make", *set_up, *arguments]
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+
+
+def commands_of(*arguments: str) -> list[tuple[str, ...]]:
+    """What Make would run, in order: each stage's name and what it is told, as `stage` takes them.
+
+    Run so, inside the test's process, they need not import torch again, which takes each of them seconds.
+    """
+    result = make("-n", *arguments)
+    assert result.returncode == 0, result.stderr
+    found = []
+    for line in result.stdout.splitlines():
+        if " -m stages." in line and "-m stages.engine." not in line:  # those only print a value
+            module, option, config, *told = shlex.split(line.split(" -m stages.")[1])
+            assert (option, config) == ("--config", SMOKE)
+            found.append((module.rpartition(".")[2], *told))
+    return found
 
 
 def shared_weights(root: Path) -> list[Path]:
@@ -114,6 +135,16 @@ def chain(tmp_path_factory) -> Path:
             made.with_suffix(".partly").rename(made)
     copy_chain(made, root)
     return root
+
+
+def ask_for_few(folder: Path, rows: int) -> None:
+    """Leaves only the last `rows` label sets of each test set of a data folder.
+
+    A preview and an evaluation draw all of them: 32 each take most of a small training's time.
+    """
+    for name in ("test", "new_test"):
+        path = folder / f"{name}.json"
+        write_atomically(path, json.dumps(json.loads(path.read_text())[-rows:]).encode())  # also in place of a link
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ time, of values, or of memory layouts that a kernel chooses. A question to the d
 
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,8 @@ class FakeCuda(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.waits: list[str] = []
+        self.types: dict[object, set[torch.dtype]] = {}  # of what they are given
+        self.calls: Counter = Counter()  # operations on the device that are more than a view
         self.says = True  # the answer to a question to the device
         self._pinned: dict[int, Tensor] = {}  # by address, kept alive so that none is used twice
 
@@ -72,6 +75,9 @@ class FakeCuda(TorchDispatchMode):
         on_device = any(map(_is_fake, tensors)) or (target is not None and torch.device(target).type == "cuda")
         if not on_device:
             return self._on_host(function, args, kwargs)
+        if not function.is_view:
+            self.calls[function] += 1
+            self.types.setdefault(function, set()).update(x.dtype for x in tensors)
         if function in ONE_TYPE:
             types = {x.dtype for x in tensors if x.is_floating_point()}
             assert len(types) < 2, f"{_place()}: {function} of {types}"

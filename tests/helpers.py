@@ -1,8 +1,11 @@
 """What several test files ask of a stage's folder and of what it said."""
 
 import json
+import signal
+from contextlib import contextmanager
 
 from stages.engine.export import load_export
+from stages.engine.optim import Optimizer
 
 
 def assert_one_line(status, said, *parts):
@@ -22,3 +25,19 @@ def lines(folder):
 
 def digest(folder):
     return load_export(folder / "export.safetensors", "")[1]["sha256"]
+
+
+@contextmanager
+def interrupted_at(step, monkeypatch, number=signal.SIGINT):
+    """Context manager: a run receives that signal, once, while it takes that step."""
+    take, told = Optimizer.take, []
+
+    def interrupted(self, now):
+        if now == step and not told:  # a task may have two optimizers, and a second signal may end it at once
+            told.append(number)
+            signal.raise_signal(number)
+        return take(self, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimizer, "take", interrupted)
+        yield

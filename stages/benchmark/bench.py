@@ -81,6 +81,8 @@ def ldm_row(subject: Subject, context: Context, compiled: bool = False) -> Row:
     contenders = {"ours": subject.ldm_step(*alike, f"ldm.compile={str(compiled).lower()}")}
     if compiled:
         contenders["ours, not compiled"] = subject.ldm_step(*alike, "ldm.compile=false")
+        if context.device.type == "cuda":
+            contenders["ours, CUDA graphs"] = subject.ldm_step(*alike, "ldm.compile=cuda-graphs")
     if peers.available("diffusers"):
         latents = subject.vae.encode(plain.reading(subject.folder, 64, context.device)()[0]).detach()
         arguments = (context, config, subject.folder, subject.vae)
@@ -147,13 +149,17 @@ def interval(context: Context) -> tuple[str, str]:
 def compiled_sampling_row(subject: Subject, context: Context) -> Row:
     """Times what a user can have: our network compiled, guided only in the configuration's `eval.interval`."""
     sampler, compiled = subject.sampler(), subject.sampler()
-    compile_network(compiled.network, context.device, constant=True)
+    compile_network(compiled.network, context.device, True, constant=True)
     within, words = interval(context)
     contenders: dict[str, Work] = {
         "ours": subject.sampling(compiled, PICTURES, *DDIM, *ALIKE, within),
         "ours, not compiled": subject.sampling(sampler, PICTURES, *DDIM, *ALIKE, within),
         "ours, compiled, guidance throughout": subject.sampling(compiled, PICTURES, *DDIM, *ALIKE),
     }
+    if context.device.type == "cuda":
+        graphs = subject.sampler()
+        compile_network(graphs.network, context.device, "cuda-graphs", constant=True)
+        contenders["ours, CUDA graphs"] = subject.sampling(graphs, PICTURES, *DDIM, *ALIKE, within)
     if peers.available("diffusers"):
         arguments = (context, sampler, subject.vae, subject.dataset.conditions[:PICTURES], DDIM_STEPS, GUIDANCE)
         contenders["diffusers' DDIM loop, our network, guidance throughout"] = peers.sampling(*arguments)

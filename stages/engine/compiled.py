@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stages.engine import distributed
 from stages.engine.errors import UserError, oneline
+from stages.engine.schema import Compiled
 
 FIX = "install one and Python's headers, or leave `compile` false in ldm, ddpm and eval"
 OF_THE_COMPILER = {
@@ -33,12 +34,13 @@ def missing_compiler(device: torch.device) -> str | None:
     return None if any(map(shutil.which, compilers)) else compilers[0]
 
 
-def compile_network(network: nn.Module, device: torch.device, constant: bool = False) -> None:
+def compile_network(network: nn.Module, device: torch.device, how: Compiled, constant: bool = False) -> None:
     """Compiles the network at its first call and again for each new batch size. Its weights keep their names.
 
-    `constant`: the weights never change again, so that on a CPU they are cast and packed once ("freezing"), not at
-    every call. torch keeps the compiled code on disk for later processes. Raises UserError if there is no compiler, and
-    for batch norms over several processes.
+    `how`, if "cuda-graphs" and on a GPU: all kernels of a call are launched as one CUDA graph. A graph writes where it
+    wrote before, so its output is copied, and no caller needs to know. `constant`: the weights never change again, so
+    that on a CPU they are cast and packed once ("freezing"), not at every call. torch keeps the compiled code on disk
+    for later processes. Raises UserError if there is no compiler, and for batch norms over several processes.
     """
     if compiler := missing_compiler(device):
         raise UserError(f"torch.compile needs a compiler, and {compiler} cannot be run here; {FIX}")
@@ -47,12 +49,16 @@ def compile_network(network: nn.Module, device: torch.device, constant: bool = F
     import torch._dynamo.config  # seconds to import: only where it is asked for
     import torch._inductor.config
 
-    compiled, frozen = torch.compile(network.forward, dynamic=False), constant and device.type == "cpu"
+    frozen, graphs = constant and device.type == "cpu", how == "cuda-graphs" and device.type == "cuda"
+    compiled = torch.compile(network.forward, dynamic=False, mode="reduce-overhead" if graphs else None)
 
-    def forward(*inputs: Tensor | None) -> Tensor:
+    def forward(*inputs: object) -> Tensor:
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # nothing of the call before is in use
         # set for this call, not globally: a network that is still training must not be frozen too
         with torch._dynamo.config.patch(recompile_limit=FORMS), torch._inductor.config.patch(freezing=frozen):
-            return compiled(*inputs)
+            made = compiled(*inputs)
+        return made.clone() if graphs else made
 
     network.forward = forward
 

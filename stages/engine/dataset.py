@@ -17,7 +17,7 @@ from models.condition import Condition
 from models.layouts import evenly
 from stages.engine.ahead import Batches
 from stages.engine.config import Config
-from stages.engine.drawn import Drawn
+from stages.engine.drawn import CHUNK, Drawn
 from stages.engine.draws import Coming
 from stages.engine.errors import UserError
 from stages.engine.export import sha256_of
@@ -73,7 +73,7 @@ class Dataset:
     @cached_property
     def most_objects(self) -> int:
         """The largest number of objects in a training picture: training teaches that many slots of an order."""
-        return int(self.conditions.present.any(0).sum())  # lists are filled from the first slot on
+        return max(int((part >= 0).any(0).sum()) for part in self.conditions.objects.split(CHUNK))  # no list has gaps
 
     @property
     def layouts(self) -> dict[str, str]:

@@ -22,8 +22,10 @@ class Drawn:
         self._ends: Tensor | None = None
         if how == "by-labels":
             kind = torch.int32 if conditions.objects.numel() < 2**31 else torch.int64
-            counts = [objects.ge(0).sum(1, dtype=kind) for objects in conditions.objects.split(CHUNK)]
-            self._ends = torch.cat(counts).cumsum_(0)
+            self._ends = torch.empty(len(conditions), dtype=kind, device=conditions.device)
+            for counts, objects in zip(self._ends.split(CHUNK), conditions.objects.split(CHUNK), strict=True):
+                counts.copy_(objects.ge(0).sum(1))
+            self._ends.cumsum_(0)
             self._size = int(self._ends[-1])
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from stages.engine import distributed
 from stages.engine.errors import of_the_system
 from stages.engine.files import write_atomically
 from stages.engine.pictures import png
+from stages.engine.sums import Sums, stacked
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -67,8 +68,8 @@ class MetricsLog:
 
     def __init__(self, folder: Path, every: int, steps: int, batch: int, title: str):
         self.folder, self.every, self.batch, self.title = folder, every, batch, title
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int | Tensor] = {}  # a metric may begin within an interval
+        self._sums, self._parts = Sums(), Sums()  # `_parts`: the counts of metrics that are (sum, count)
+        self._steps_of: dict[str, int] = {}  # the counts of the others: a metric may begin within an interval
         self._since, self._since_step = time.perf_counter(), 0
         self._steps = steps
         self._bar: tqdm | None = None
@@ -98,28 +99,29 @@ class MetricsLog:
 
     def add(self, metrics: Mapping[str, Metric]) -> None:
         """Adds one step's metrics without waiting for the device."""
-        for name, value in metrics.items():
-            total, count = value if isinstance(value, tuple) else (value, 1)
-            total = total.detach().float()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-            self._counts[name] = self._counts[name] + count if name in self._counts else count
+        counts = {name: value[1] for name, value in metrics.items() if isinstance(value, tuple)}
+        self._parts.add(counts)
+        self._sums.add({name: value[0] if isinstance(value, tuple) else value for name, value in metrics.items()})
+        for name in metrics.keys() - counts.keys():
+            self._steps_of[name] = self._steps_of.get(name, 0) + 1
         if self._bar is not None:
             self._bar.update()
 
     def flush(self, step: int) -> None:
         """Writes the means since the last flush as one line for `step`."""
-        names = list(self._sums)
+        found, of_parts = self._sums.by_name(), self._parts.by_name()
         values = {}
-        if names:
-            sums = torch.stack([self._sums[n] for n in names])
-            counts = torch.stack([torch.as_tensor(self._counts[n], device=sums.device).float() for n in names])
+        if found:
+            sums = stacked(found.values())
+            every = {name: torch.tensor(float(n), device=sums.device) for name, n in self._steps_of.items()} | of_parts
+            counts = stacked(every[name] for name in found)
             sums, counts = distributed.average(torch.stack([sums, counts]))
-            means = zip(names, (sums / counts).tolist(), counts.tolist(), strict=True)
+            means = zip(found, (sums / counts).tolist(), counts.tolist(), strict=True)
             values = {name: mean for name, mean, count in means if count > 0}  # leaves out metrics that never occurred
         now = time.perf_counter()
         rate = (step - self._since_step) / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
-        self._sums, self._counts = {}, {}
+        self._sums, self._parts, self._steps_of = Sums(), Sums(), {}
         self.write(step, values, rate)
 
     def write(self, step: int, values: dict[str, float], rate: float | None = None, **clock: float) -> None:
@@ -164,12 +166,17 @@ class MetricsLog:
             self._board.close()
 
     def state_dict(self) -> dict:
-        counts = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self._counts.items()}
-        return {"sums": {k: v.cpu() for k, v in self._sums.items()}, "counts": counts}
+        counts = {name: count.cpu().clone() for name, count in self._parts.by_name().items()}
+        return {
+            "sums": {name: total.cpu().clone() for name, total in self._sums.by_name().items()},
+            "counts": self._steps_of | counts,
+        }
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
-        self._sums = {k: v.to(device) for k, v in state["sums"].items()}
-        self._counts = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["counts"].items()}
+        counts = state["counts"]
+        self._sums.add({name: total.to(device) for name, total in state["sums"].items()})
+        self._parts.add({name: n.to(device) for name, n in counts.items() if isinstance(n, Tensor)})
+        self._steps_of = {name: n for name, n in counts.items() if not isinstance(n, Tensor)}
 
 
 def _step_of(line: str) -> float:

@@ -6,11 +6,16 @@ from urllib.error import URLError
 import torch
 
 from models.perceptual import Perceptual, load_trunk, trunk_url
+from stages.engine.command import Context
 from stages.engine.errors import UserError, is_out_of_memory, oneline
 
 
-def load_perceptual(settings) -> Perceptual:
-    """Returns LPIPS with its ImageNet trunk from a file, torch's hub cache, or a download into it. Raises UserError."""
+def load_perceptual(settings, context: Context) -> Perceptual:
+    """Returns LPIPS with its ImageNet trunk from a file, torch's hub cache, or a download into it. Raises UserError.
+
+    On a GPU the trunk works in the stage's type: float32 leaves the matrix units idle.
+    """
+    dtype = context.dtype if context.device.type == "cuda" else torch.float32
     url = trunk_url(settings.network)
     path = Path(settings.weights) if settings.weights else Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     without = "or set vae.perceptual.weight=0"
@@ -25,7 +30,7 @@ def load_perceptual(settings) -> Perceptual:
             ) from None
     try:
         trunk = load_trunk(torch.load(path, map_location="cpu", weights_only=True))
-        return Perceptual(settings.network, trunk)
+        return Perceptual(settings.network, trunk, dtype)
     except FileNotFoundError:
         raise UserError(f"LPIPS needs {path}, which is missing: put {Path(url).name} there, {without}") from None
     except Exception as error:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stages.engine import distributed
 from stages.engine.log import Metric
 from stages.engine.muon import Muon, hidden_weights
+from stages.engine.sums import stacked
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
@@ -109,23 +110,30 @@ class Witness:
 
     def __init__(self, optimizers: list[Optimizer]):
         self.optimizers = optimizers
-        self.kept: dict[str, Tensor] = {}
+        self._names: list[str] = []
+        self._kept: Tensor | None = None
         self._good: Tensor | None = None  # no step was taken
 
     def note(self, metrics: Mapping[str, Metric]) -> None:
         """Records a step's metrics. Call after each step."""
-        for name, value in metrics.items():
-            if isinstance(value, tuple):
-                continue  # a sum over part of the batch: the loss shows the fault too
-            value = value.detach().float()
-            if self._good is not None and name in self.kept:
-                value = torch.where(self._good, value, self.kept[name])
-            self.kept[name] = value
+        # not a sum over part of the batch: the loss shows the fault too
+        plain = {name: value for name, value in metrics.items() if not isinstance(value, tuple)}
+        if self._good is None or self._kept is None or [*plain] != self._names:
+            kept = self.kept()
+            if self._good is not None:
+                plain |= {n: torch.where(self._good, plain.get(n, kept[n]), kept[n]) for n in kept}
+            self._names, self._kept = [*plain], stacked(plain.values())
+        else:
+            self._kept = torch.where(self._good, stacked(plain.values()), self._kept)
         self._good = torch.stack([o.bad_step for o in self.optimizers]).amax() < 0
 
     def words(self) -> str:
         """Returns the kept metrics as in "loss nan, norm inf". Waits for the device."""
-        return ", ".join(f"{name} {value.item():.4g}" for name, value in self.kept.items())
+        return ", ".join(f"{name} {value.item():.4g}" for name, value in self.kept().items())
+
+    def kept(self) -> dict[str, Tensor]:
+        """Returns the metrics of the first bad step, or of the last one."""
+        return {} if self._kept is None else dict(zip(self._names, self._kept.unbind(), strict=True))
 
 
 def first_bad_step(optimizers: Iterable[Optimizer]) -> int | None:

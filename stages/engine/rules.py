@@ -196,6 +196,11 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
         )
     if section.bound and section.log_snr:
         raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
+    if section.compile == "cuda-graphs" and section.accumulate > 1:
+        raise UserError(
+            f"{where}: {stage}.compile=cuda-graphs writes each gradient where the one before is, so that "
+            f"{stage}.accumulate ({section.accumulate}) cannot add them; set {stage}.compile=true"
+        )
     if stage not in config.models:
         return
     if config.eval.sampler not in EVERY_TIMESTEP and config.eval.steps > section.timesteps:

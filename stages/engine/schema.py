@@ -57,6 +57,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
 PictureDraws = Literal["uniform", "by-labels"]  # each picture once per epoch, or once per label
+Compiled = Literal[False, True, "cuda-graphs"]  # cuda-graphs: compiled, and launched as one graph; true on a CPU
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -264,7 +265,7 @@ class Denoising(Training):
     picture_draws: PictureDraws = "uniform"
     label_dropout: Part = 0.1  # share of rows trained without their condition, for guidance
     place_dropout: Part = 0.2  # share of rows trained without their places, if the network reads places
-    compile: bool = False  # torch.compile: pays off in long trainings; needs a compiler
+    compile: Compiled = False  # torch.compile: pays off in long trainings; needs a compiler
 
 
 class Ldm(Denoising):
@@ -403,7 +404,7 @@ class Eval(Section):
     classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: no classifier guidance
     places: Literal["chosen", "unknown"] = "chosen"  # places not given: drawn from training layouts, or left unknown
     interval: Pair = (0.0, 1.0)  # range of t / T in which classifier-free guidance acts
-    compile: bool = False  # torch.compile for the denoiser: pays off after some thousand network calls
+    compile: Compiled = False  # torch.compile for the denoiser: pays off after some thousand network calls
     batch: Positive = 32  # pictures sampled at once; affects results, since it decides how sums are rounded
 
 

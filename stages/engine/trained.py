@@ -15,6 +15,22 @@ Network = TypeVar("Network", bound=nn.Module)
 Settings = TypeVar("Settings", bound=Section)
 
 
+CAST = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # the layers that autocast runs in bfloat16
+
+
+def held_in(network: Network, dtype: torch.dtype) -> Network:
+    """Turns the weights of a frozen network's convolutions and linear layers into `dtype`, that of autocast, in place.
+
+    Autocast keeps its casts only of weights that require a gradient, and would cast these again at each call. The
+    output is the same bit for bit. From then on the network must be called under autocast.
+    """
+    if dtype != torch.float32:
+        for module in network.modules():
+            if isinstance(module, CAST):
+                module.to(dtype)
+    return network
+
+
 class Trained(NamedTuple, Generic[Network, Settings]):
     """The content of an export: the network, frozen on the device; its settings; its description; layouts."""
 
@@ -43,12 +59,16 @@ def filled(build: Callable[[], Network], weights: dict[str, Tensor]) -> Network:
 
 
 def load_trained(
-    context: Context, stage: str, section: type[Settings], build: Callable[[Settings, dict], Network]
+    context: Context,
+    stage: str,
+    section: type[Settings],
+    build: Callable[[Settings, dict], Network],
+    autocast: bool = True,
 ) -> Trained[Network, Settings]:
     """Loads the trained network of a stage's export.
 
-    build(settings, about) makes the network. Raises UserError if the export is missing, damaged, from another
-    version, or of pictures of another size.
+    build(settings, about) makes the network. With `autocast`, each call of it is under autocast (`held_in`). Raises
+    UserError if the export is missing, damaged, from another version, or of pictures of another size.
     """
     path = context.export(stage)
     tensors, about = load_export(path, f"run {context.make(stage)}")
@@ -57,4 +77,5 @@ def load_trained(
         settings = section.model_validate(about["config"], strict=False)
         layouts, weights = LayoutPrior.split_from(tensors)
         network = filled(lambda: build(settings, about), weights)
-    return Trained(context.on_device(network.eval().requires_grad_(False)), settings, about, layouts)
+    network = context.on_device(network.eval().requires_grad_(False))
+    return Trained(held_in(network, context.dtype) if autocast else network, settings, about, layouts)

@@ -1,1 +1,1 @@
-"""What a trained experiment is used for: `make sample`, the library behind `from stages import load`, releases."""
+"""What a trained experiment is used for: `make sample`, `from stages import load`, releases, exports."""

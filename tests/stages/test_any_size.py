@@ -10,13 +10,15 @@ from models.evaluator import Evaluator
 from models.sizes import CELL
 from stages.engine.export import load_export, read_about, save_export
 from stages.engine.log import read_metrics
+from tests.conftest import ask_for_few
 from tests.data.folder import write_folder
 from tests.helpers import assert_one_line
 from tests.stages.handful import context_with
 
 STAGES = ("render", "evaluator", "reader", "vae", "ldm", "gan", "evaluate")
 FEW = (
-    *("render.scenes=9", "render.validation_scenes=2", "render.samples=1", "eval.seeds=[0]", "eval.steps=2"),
+    *("render.scenes=9", "render.validation_scenes=2", "render.samples=1"),
+    *("eval.seeds=[0]", "eval.steps=2", "eval.batch=8"),
     *("evaluator.steps=1", "evaluator.batch=4", "evaluator.checkpoint_every=9", "reader.steps=1", "reader.batch=4"),
     *("vae.steps=4", "vae.batch=4", "ldm.steps=1", "ldm.batch=4", "gan.steps=1", "gan.batch=4"),
 )
@@ -39,6 +41,7 @@ def test_the_whole_chain_runs_at_another_size_and_with_other_label_sets(stage, m
         status, said = stage(name, *arguments)
         assert status == 0, f"{name}: {said}"
         if name == "render":
+            ask_for_few(root / "smoke/render", 8)
             (root / "smoke/render/few.json").write_text(json.dumps([["red cube"], ["gray sphere", "blue cube"]] * 4))
     folder = root / "smoke"
     assert Image.open(next((folder / "render/iclevr").glob("*_0.png"))).size == (size, size), "drawn, not scaled"

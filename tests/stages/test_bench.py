@@ -17,6 +17,12 @@ from tests.conftest import SMOKE
 from tests.helpers import assert_one_line
 
 
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    """What is measured does not depend on how many pictures the subject has."""
+    monkeypatch.setattr("stages.benchmark.subject.PICTURES", 200)
+
+
 def test_its_rows_are_medians_of_calls_in_turn():
     context, calls = SimpleNamespace(device=torch.device("cpu"), arguments=SimpleNamespace(seconds=0.0)), []
     times = clock.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, context)
@@ -56,7 +62,8 @@ def test_every_axis_of_growth_makes_a_step(tmp_path, monkeypatch):
 
 def test_the_page_of_a_small_bench(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(clock, "REPEATS", 1)
-    status, said = stage("bench", f"root={tmp_path}", "--seconds", "0", "--only", "vae,gan,few-steps,reading")
+    only = ("--only", "vae,gan,few-steps,reading")
+    status, said = stage("bench", f"root={tmp_path}", "ldm.network.channels=8", "--seconds", "0", *only)
     assert status == 0, said
     result = json.loads((tmp_path / "smoke/bench/report.json").read_text())
     assert len(result["rows"]) == 4
@@ -83,6 +90,14 @@ def test_a_bench_without_a_compiler_leaves_out_what_is_compiled(stage, tmp_path,
 
 
 def test_growth_measures_steps_packs_and_processes(stage, tmp_path, monkeypatch):
+    """Its packs in a process of their own, as is all it measures; its steps in this one, where torch is imported."""
+
+    in_a_process = cell.in_a_process
+
+    def separate(function, *arguments):
+        return in_a_process(function, *arguments) if function is cell.read_pack else function(*arguments)
+
+    monkeypatch.setattr(cell, "in_a_process", separate)
     monkeypatch.setitem(cell.AXES, "LDM: batch", ((4, 8), cell.AXES["LDM: batch"][1]))
     only = ("--only", "LDM: batch,pictures,labels,processes", "--pictures", "640", "--labels", "5000", "--seconds", "0")
     status, said = stage("growth", f"root={tmp_path}", *only)

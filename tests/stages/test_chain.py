@@ -12,7 +12,7 @@ from safetensors import safe_open
 from data.images import to_unit
 from stages.engine.export import load_export
 from stages.engine.report import write_report
-from tests.conftest import HERE, SMOKE, make
+from tests.conftest import HERE, SMOKE, ask_for_few, commands_of, make
 from tests.data.folder import write_folder
 
 EXPERIMENTS = (
@@ -122,30 +122,38 @@ def test_report_json_is_enough_to_train_the_same_model_again(stage, report, chai
     assert provenance["made_with"]["ldm"] == {"device": about["device"], "versions": about["versions"]}
 
 
-def test_a_finished_chain_returns_at_once_and_changes_nothing(chain):
+def test_a_finished_chain_returns_at_once_and_changes_nothing(stage, chain):
     def seen():
         return {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file() and p.suffix != ".lock"}
 
-    files = seen()
-    result = make("eval", f"CONFIG={SMOKE}", f"SET=root={chain}")
-    assert result.returncode == 0
-    assert result.stderr.count("finished already") >= 6
+    files, finished = seen(), 0
+    for command in commands_of("eval", f"CONFIG={SMOKE}", f"SET=root={chain}"):
+        status, said = stage(*command)
+        assert status == 0, said
+        finished += said.count("finished already")
+    assert finished >= 6
     assert seen() == files
 
 
-def test_the_gan_alone_needs_no_autoencoder(chain_copy):
-    for stage in ("vae", "ldm", "gan", "eval"):
-        (chain_copy / "smoke" / stage).rename(chain_copy / f"gone-{stage}")
-    result = make("gan", f"CONFIG={SMOKE}", f"SET=root={chain_copy} gan.steps=1")
-    assert result.returncode == 0, result.stderr
+def test_the_gan_alone_needs_no_autoencoder(stage, chain_copy):
+    for name in ("vae", "ldm", "gan", "eval"):
+        (chain_copy / "smoke" / name).rename(chain_copy / f"gone-{name}")
+    for command in commands_of("gan", f"CONFIG={SMOKE}", f"SET=root={chain_copy} gan.steps=1"):
+        status, said = stage(*command)
+        assert status == 0, said
+    assert (chain_copy / "smoke/gan/export.safetensors").exists()
     assert not (chain_copy / "smoke/vae").exists()
 
 
-def test_a_data_folder_through_make_draws_nothing(chain, tmp_path):
-    folder = chain / "smoke/render"
-    result = make("evaluator", f"CONFIG={SMOKE}", f"DATA={folder}", f"SET=root={tmp_path} evaluator.steps=1")
-    assert result.returncode == 0, result.stderr
-    assert "nothing to draw" in result.stderr
+def test_a_data_folder_through_make_draws_nothing(stage, chain, tmp_path):
+    settings = (f"DATA={chain / 'smoke/render'}", f"SET=root={tmp_path} evaluator.steps=1")
+    all_said = ""
+    for command in commands_of("evaluator", f"CONFIG={SMOKE}", *settings):
+        status, said = stage(*command)
+        assert status == 0, said
+        all_said += said
+    assert "nothing to draw" in all_said
+    assert (tmp_path / "smoke/evaluator/export.safetensors").exists()
     assert not (tmp_path / "smoke/render").exists()
 
 
@@ -159,19 +167,26 @@ def test_another_data_folder_is_refused_by_what_judges(stage, chain, tmp_path, c
 
 def test_the_gan_on_latents_is_decoded_and_evaluated(stage, chain_copy):
     (chain_copy / "smoke/gan").rename(chain_copy / "gone")
-    sets = ("gan.space=latents", "gan.generator.channels=[8,8,8]", "gan.critic.channels=[8,8,8]", "gan.steps=2")
+    ask_for_few(chain_copy / "smoke/render", 2)
+    sets = (
+        "gan.space=latents",
+        "gan.generator.channels=[8,8,8]",
+        "gan.critic.channels=[8,8,8]",
+        "gan.steps=2",
+        "eval.batch=2",
+    )
     for name in ("gan", "evaluate"):
         status, said = stage(name, f"root={chain_copy}", *sets)
         assert status == 0, said
     assert "old report is now" in said
 
 
-def test_make_sample_draws_what_is_asked(chain, tmp_path):
+def test_make_sample_draws_what_is_asked(stage, chain, tmp_path):
     out = tmp_path / "x.png"
-    result = make(
-        "sample", f"CONFIG={SMOKE}", f"SET=root={chain}", f"OUT={out}", "LABELS=red cube, cyan sphere", "COUNT=3"
-    )
-    assert result.returncode == 0, result.stderr
+    asked = (f"SET=root={chain}", f"OUT={out}", "LABELS=red cube, cyan sphere", "COUNT=3")
+    for command in commands_of("sample", f"CONFIG={SMOKE}", *asked):
+        status, said = stage(*command)
+        assert status == 0, said
     assert Image.open(out).size == (3 * 66 * 2, 66 * 2)
 
 
@@ -314,7 +329,8 @@ def test_the_export_carries_the_latents_own_mean_and_deviation(chain):
 
 @pytest.mark.parametrize("change", ["ldm.timestep_draws=uniform", "ldm.network.self_condition=true"])
 def test_other_choices_of_the_ldm_train_and_sample(stage, chain_copy, tmp_path, change):
-    arguments = (f"root={chain_copy}", change, "eval.eta=0.5", "eval.seeds=[0]")
+    ask_for_few(chain_copy / "smoke/render", 2)
+    arguments = (f"root={chain_copy}", change, "eval.eta=0.5", "eval.seeds=[0]", "eval.batch=2")
     assert stage("ldm", "--fresh", *arguments)[0] == 0
     status, said = stage("evaluate", *arguments)
     assert status == 0, said

@@ -10,6 +10,7 @@ from tests.helpers import assert_one_line
 
 TINY = [f"{stage}.{key}" for stage in ("evaluator", "vae", "ldm") for key in ("steps=1", "batch=4")]
 TINY += ["vae.codebook.start=0", "vae.discriminator.start=0", "data.validation_every=3", "ldm.network.places=false"]
+TINY += ["eval.batch=2"]  # as many as its test sets have
 
 
 def settings(folder, *changes):

@@ -24,7 +24,7 @@ def beside(tmp_path, **folder):
     """Returns the arguments of a run on a small folder, with an untrained judge."""
     save_export(tmp_path / "judge/evaluator/export.safetensors", Evaluator(24).state_dict(), {})
     data = write_folder(tmp_path / "data", **folder)
-    few = ("ddpm.steps=2", "ddpm.preview_every=2", "ddpm.plateau_factor=1.0", "ddpm.batch=4")
+    few = ("ddpm.steps=2", "ddpm.preview_every=2", "ddpm.plateau_factor=1.0", "ddpm.batch=4", "eval.batch=2")
     return (f"root={tmp_path}", "name=pixels", f"data.folder={data}", "data.validation_every=2", *few)
 
 

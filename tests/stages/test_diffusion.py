@@ -8,7 +8,7 @@ from torch import nn
 from models.condition import Condition
 from models.diffusion import Diffusion
 from models.layouts import LayoutPrior
-from models.samplers import sampling_timesteps
+from models.samplers import SAMPLERS, sampling_timesteps
 from stages.diffusion import DiffusionSampler, denoising_errors
 from stages.engine.command import Context
 from stages.engine.config import load
@@ -104,7 +104,7 @@ def test_the_guide_s_gradient_by_hand_and_a_step_along_it_raises_the_likelihood(
     """The gradient of log p(labels | x / 2) is (labels - probabilities) W' / 2, over a picture's labels together."""
     guide, sampler, how = guided_sampler
     x, t = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)), 5
-    score = sampler._score(Condition.of_labels(LABELS), how)(x, t)
+    _, score = sampler._denoiser_and_score(Condition.of_labels(LABELS), how)[1](x, t)
     errors = LABELS - guide.logits(x / 2).sigmoid()
     torch.testing.assert_close(score, SCALE / 2 * (errors @ guide.weight.T).view_as(x))
     assert (likelihood(guide, (x + 0.1 * score) / 2) > likelihood(guide, x / 2)).all()
@@ -125,3 +125,28 @@ def test_a_guided_step_of_each_sampler_raises_the_likelihood(guided_sampler, nam
         )
         _, after[scale], _ = next(steps)
     assert (likelihood(guide, after[SCALE] / 2) > likelihood(guide, after[0.0] / 2)).all()
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "ancestral"])
+@torch.no_grad()
+def test_one_evaluation_serves_prediction_and_gradient_with_the_bits_of_two(guided_sampler, name):
+    _, sampler, how = guided_sampler
+    how = how.model_copy(update={"sampler": name, "steps": 3})
+    condition, found = Condition.of_labels(LABELS), []
+    denoiser, score = sampler._denoiser_and_score(condition, how)
+
+    def twice(x, t):
+        return denoiser(x, t), score(x, t)[1]
+
+    solver = SAMPLERS[name]
+    times = solver.times(sampler.diffusion, how.steps, how.spacing)
+    for pull in (score, twice):
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(generator=generator):
+            return torch.randn(3, 3, 4, 4, generator=generator)
+
+        options = {"score": pull} | ({"draw_noise": draw} if name == "ancestral" else {})
+        *_, (_, last, _) = solver.solve(denoiser, sampler.diffusion, draw(), times, **options)
+        found.append(last)
+    assert torch.equal(*found)

@@ -6,14 +6,19 @@ No operation mixes devices or types, and the host waits for the device as rarely
 import argparse
 import time
 from contextlib import ExitStack
+from copy import deepcopy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from data.labels import Vocabulary
+from models.blocks import GroupNorm, LayerNorm
 from models.condition import Condition
 from models.evaluator import Evaluator
 from models.layouts import LayoutPrior
+from models.perceptual import Perceptual
+from models.samplers import sampling_timesteps
 from stages.ddpm import DdpmTask
 from stages.engine.command import Context
 from stages.engine.config import load
@@ -21,6 +26,7 @@ from stages.engine.dataset import Dataset
 from stages.engine.draws import Draws
 from stages.engine.log import MetricsLog
 from stages.engine.optim import Witness
+from stages.engine.trained import CAST, held_in
 from stages.evaluator import EvaluatorTask
 from stages.gan import GanSampler, GanTask
 from stages.ldm import ldm_task
@@ -170,7 +176,13 @@ def test_only_the_start_of_a_codebook_waits(machine):
         ["eval.sampler=dpm-solver++"],
         ["eval.sampler=ancestral", "ldm.timesteps=4", "eval.clip=3.0", "ldm.prediction=mean"],
         *(
-            [f"eval.sampler={sampler}", "ldm.timesteps=3", "eval.classifier_guidance=1.0", "uses.guide=other"]
+            [
+                f"eval.sampler={sampler}",
+                "ldm.timesteps=2",
+                "eval.steps=2",
+                "eval.classifier_guidance=1.0",
+                "uses.guide=other",
+            ]
             for sampler in ("ddim", "dpm-solver++", "ancestral")
         ),
     ],
@@ -199,3 +211,57 @@ def waits_of_sampling(machine, sampler, config):
     made = sampler.sample(asked, [(0, "test", i) for i in range(len(asked))], config.eval)
     assert (made.shape, made.device, made.dtype) == ((6, 3, 64, 64), CUDA, torch.float32)
     return machine.waits
+
+
+def test_a_frozen_network_casts_no_weights_and_norms_return_the_type_of_the_map(machine):
+    """Autocast would cast each weight at each call, and would compute norms and what follows them in float32."""
+    task, config = task_of("ldm")
+    layers = sum(isinstance(module, CAST) for module in task.network.modules())
+    calls = []
+    for network in (task.ema.average, held_in(deepcopy(task.ema.average), torch.bfloat16)):
+        machine.calls.clear()
+        waits_of_sampling(machine, task.sampler_of(network, task.layouts), config)
+        calls.append(machine.calls[torch.ops.aten._to_copy.default])
+    steps = len(sampling_timesteps(task.diffusion, config.eval.steps))
+    assert calls[0] - calls[1] > steps * layers
+    with task.context.autocast():
+        for norm, shape in ((GroupNorm(2, 8), (2, 8, 4, 4)), (LayerNorm(8), (2, 4, 8))):
+            assert norm.to(CUDA)(torch.zeros(shape, device=CUDA, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++", "ancestral"])
+def test_classifier_guidance_evaluates_the_network_once_a_step(machine, sampler):
+    guided = ["eval.classifier_guidance=1.0", "uses.guide=other", "eval.guidance=2.0"]
+    task, config = task_of("ldm", f"eval.sampler={sampler}", "ldm.timesteps=3", "eval.steps=3", *guided)
+    counted = []
+    hook = task.ema.average.register_forward_hook(lambda *unused: counted.append(1))
+    waits_of_sampling(machine, task.sampler_of(task.ema.average, task.layouts), config)
+    hook.remove()
+    assert len(counted) == 3
+
+
+def test_metrics_are_noted_and_summed_as_vectors(machine):
+    """A dozen kernels whatever the number of metrics, where each had some of its own."""
+    task, _ = task_of("ldm")
+    log, witness = MetricsLog(HERE, 1000, 10, 8, "test"), Witness(task.optimizers)
+    metrics = {f"metric {i}": torch.zeros((), device=CUDA) for i in range(20)}
+    metrics |= {f"part {i}": (torch.zeros((), device=CUDA), torch.ones((), device=CUDA)) for i in range(20)}
+    for _ in range(2):
+        machine.calls.clear()
+        witness.note(metrics)
+        log.add(metrics)
+    assert sum(machine.calls.values()) <= 12
+
+
+def test_the_perceptual_loss_works_in_bfloat16_and_is_measured_in_float32(machine, monkeypatch):
+    def random(settings, context):
+        with _disable_current_modes():  # torch.load would make fake tensors of lpips' own weights
+            return Perceptual("alex", dtype=context.dtype)
+
+    monkeypatch.setattr("stages.vae.load_perceptual", random)
+    task, config = task_of("vae", "vae.perceptual={weight: 1.0, network: alex}")
+    assert waits_of_steps(machine, task, config.vae, 3, 4) == []
+    pictures = torch.zeros(2, 3, 64, 64, device=CUDA)
+    machine.types.clear()
+    assert task.perceptual(pictures, pictures).dtype == torch.float32
+    assert machine.types[torch.ops.aten.convolution.default] == {torch.bfloat16, torch.float32}

@@ -29,7 +29,8 @@ def test_the_chain_twice_gives_the_same_bits(stage, chain, tmp_path, precision):
     assert first == second
 
 
-def test_the_chain_runs_compiled(stage, chain, tmp_path):
+@pytest.mark.parametrize("how", ["true", "cuda-graphs"])
+def test_the_chain_runs_compiled(stage, chain, tmp_path, how):
     before = torch._dynamo.utils.counters["frames"]["ok"]
-    exports_of(stage, chain, tmp_path, "compiled", "ldm.compile=true", "eval.compile=true")
+    exports_of(stage, chain, tmp_path, "compiled", f"ldm.compile={how}", f"eval.compile={how}")
     assert torch._dynamo.utils.counters["frames"]["ok"] > before

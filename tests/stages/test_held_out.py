@@ -44,7 +44,8 @@ def test_four_names_are_enough(stage, tmp_path):
     settings = [
         f"{name}.{key}" for name in ("evaluator", "reader", "vae", "ldm", "gan") for key in ("steps=1", "batch=4")
     ]
-    settings += ["vae.codebook.start=0", "vae.discriminator.start=0", "eval.seeds=[0]", "data.withhold=0.5"]
+    settings += ["vae.codebook.start=0", "vae.discriminator.start=0", "data.withhold=0.5"]
+    settings += ["eval.seeds=[0]", "eval.batch=4"]
     settings += [f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=6"]
     for name in ("evaluator", "reader", "vae", "ldm", "gan", "evaluate", "held_out"):
         status, said = stage(name, *settings)

@@ -7,6 +7,7 @@ import torch
 
 from stages.engine.export import load_export, save_export
 from stages.engine.optim import Optimizer
+from tests.conftest import ask_for_few
 from tests.helpers import assert_one_line, digest, lines
 
 PLANTED = 3  # the step, counted from 0: after the checkpoint of step 2
@@ -23,21 +24,26 @@ def poisoned(self, step):
 
 
 @pytest.mark.parametrize("name", ["evaluator", "vae", "ldm", "gan", "ddpm"])
-def test_a_planted_nan_is_not_saved_and_the_run_resumes_without_it(stage, chain, chain_copy, monkeypatch, name):
+def test_a_planted_nan_is_not_saved_and_the_run_resumes_without_it(
+    stage, chain, chain_copy, tmp_path, monkeypatch, name
+):
+    arguments, folder = (f"root={chain_copy}",), chain_copy / "smoke" / name
     if name == "ddpm":  # not part of the chain
-        assert stage("ddpm", f"root={chain_copy}")[0] == 0
-        chain = shutil.copytree(chain_copy, chain_copy.parent / "whole")
-    folder = chain_copy / "smoke" / name
+        ask_for_few(chain_copy / "smoke/render", 2)
+        arguments = (*arguments, "eval.batch=2")
+        assert stage("ddpm", *arguments)[0] == 0
+        chain = tmp_path / "whole"
+        shutil.copytree(folder, chain / "smoke/ddpm")
     shutil.rmtree(folder)
     take = Optimizer.take
     monkeypatch.setattr(Optimizer, "take", poisoned)
-    said = stage(name, f"root={chain_copy}")
+    said = stage(name, *arguments)
     kept = folder / "step-00000002.ckpt"
     assert_one_line(*said, f"at step {PLANTED} (", "gradient_norm nan", f"last good checkpoint is {kept}", "--fresh")
     assert list(folder.glob("step-*.ckpt")) == [kept]
     assert not (folder / "export.safetensors").exists()
     monkeypatch.setattr(Optimizer, "take", take)
-    status, said = stage(name, f"root={chain_copy}")
+    status, said = stage(name, *arguments)
     assert (status, "going on at step 2" in said) == (0, True), said
     assert digest(folder) == digest(chain / "smoke" / name)
     assert lines(folder) == lines(chain / "smoke" / name)

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import finish, start_stage
-from tests.helpers import digest, lines
+from tests.helpers import digest, interrupted_at, lines
+
+FAULTS = pytest.mark.faults  # long: part of `make faults`
 
 
 def signal_after(process, folder, number, pattern="step-*.ckpt"):
     """Sends a signal as soon as the folder contains a file of that pattern."""
-    deadline = time.time() + 120
-    while not list(folder.glob(pattern)) and time.time() < deadline and process.poll() is None:
-        time.sleep(0.001)
+    while not list(folder.glob(pattern)) and process.poll() is None:
+        time.sleep(0.002)
     process.send_signal(number)
     return finish(process)
 
@@ -23,18 +24,35 @@ def signal_after(process, folder, number, pattern="step-*.ckpt"):
     ("name", "number", "status"),
     [
         ("vae", signal.SIGKILL, -9),
-        *(pytest.param(name, signal.SIGKILL, -9, marks=pytest.mark.faults) for name in ("evaluator", "ldm", "gan")),
-        ("vae", signal.SIGINT, 130),
-        ("ldm", signal.SIGTERM, 143),
+        *(pytest.param(name, signal.SIGKILL, -9, marks=FAULTS) for name in ("evaluator", "ldm", "gan")),
+        pytest.param("vae", signal.SIGINT, 130, marks=FAULTS),
+        pytest.param("ldm", signal.SIGTERM, 143, marks=FAULTS),
     ],
 )
 def test_an_interrupted_run_equals_an_uninterrupted_one(stage, chain, chain_copy, name, number, status):
-    whole, folder = chain / "smoke" / name, chain_copy / "smoke" / name
+    folder = chain_copy / "smoke" / name
     folder.rename(chain_copy / "gone")
     ended, said = signal_after(start_stage(name, f"root={chain_copy}"), folder, number)
     assert ended == status, said
-    assert not (folder / "export.safetensors").exists(), "it was not interrupted in time"
     assert "Traceback" not in said
+    assert_it_goes_on(stage, chain, chain_copy, name)
+
+
+@pytest.mark.parametrize(("name", "number", "status"), [("vae", signal.SIGINT, 130), ("ldm", signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_end_in_a_step_goes_on(stage, chain, chain_copy, monkeypatch, name, number, status):
+    """As above, but inside this process, which has imported torch already."""
+    (chain_copy / "smoke" / name).rename(chain_copy / "gone")
+    with interrupted_at(3, monkeypatch, number):
+        ended, said = stage(name, f"root={chain_copy}")
+    assert ended == status, said
+    assert "Traceback" not in said
+    assert_it_goes_on(stage, chain, chain_copy, name)
+
+
+def assert_it_goes_on(stage, chain, chain_copy, name):
+    """The interrupted stage, run again, ends as the chain's did."""
+    whole, folder = chain / "smoke" / name, chain_copy / "smoke" / name
+    assert not (folder / "export.safetensors").exists(), "it was not interrupted in time"
     ended, said = stage(name, f"root={chain_copy}")
     assert ended == 0, said
     assert "going on at step" in said
@@ -43,16 +61,17 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(stage, chain, chain_copy
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_residual_codebooks_go_on_to_the_bit(stage, chain_copy):
+def test_residual_codebooks_go_on_to_the_bit(stage, chain_copy, monkeypatch):
     """Dead codes are replaced in every step, at random."""
     uses = (f"root={chain_copy}", f"data.folder={chain_copy}/smoke/render", "uses.evaluator=smoke")
     settings = (*uses, "vae.quantizer=residual", "vae.residual.codes=32", "vae.residual.dead_below=4.0")
-    whole, folder = chain_copy / "whole/vae", chain_copy / "killed/vae"
+    whole, folder = chain_copy / "whole/vae", chain_copy / "ended/vae"
     assert stage("vae", *settings, "name=whole")[0] == 0
-    ended, said = signal_after(start_stage("vae", *settings, "name=killed"), folder, signal.SIGKILL)
-    assert ended == -9, said
+    with interrupted_at(2, monkeypatch):
+        ended, said = stage("vae", *settings, "name=ended")
+    assert ended == 130, said
     assert not (folder / "export.safetensors").exists(), "it was not interrupted in time"
-    ended, said = stage("vae", *settings, "name=killed")
+    ended, said = stage("vae", *settings, "name=ended")
     assert (ended, "going on at step" in said) == (0, True), said
     assert digest(folder) == digest(whole)
     assert lines(folder) == lines(whole)
@@ -99,13 +118,13 @@ def test_a_damaged_newest_checkpoint_gives_way_and_the_run_ends_the_same(stage, 
     assert lines(folder) == lines(chain / "smoke/vae")
 
 
-def test_rendering_goes_on_where_it_was_killed(chain, tmp_path):
+def test_rendering_goes_on_where_it_was_killed(stage, chain, tmp_path):
     folder = tmp_path / "smoke/render"
     process = start_stage("render", f"root={tmp_path}")
     ended, said = signal_after(process, folder, signal.SIGTERM, "iclevr/CLEVR*.png")
     assert ended == 143, said
     assert not (folder / "train.json").exists()
-    assert finish(start_stage("render", f"root={tmp_path}"))[0] == 0
+    assert stage("render", f"root={tmp_path}")[0] == 0
     for name in ("train.json", "validation.json", "test.json"):
         assert (folder / name).read_bytes() == (chain / "smoke/render" / name).read_bytes()
     pictures = {p.name: p.read_bytes() for p in (folder / "iclevr").iterdir()}

@@ -31,7 +31,7 @@ def test_what_cannot_be_said_is_not_said(chain, chain_copy, where):
         process = started(chain_copy, writer)
         os.close(writer)
         os.close(reader)
-    assert process.wait(300) == 0
+    assert process.wait() == 0
     assert digest(folder) == digest(chain / "smoke/ldm")
 
 
@@ -44,11 +44,10 @@ def test_a_signal_after_the_reader_is_gone_saves_first(chain_copy):
     os.close(writer)
     os.read(reader, 1)
     os.close(reader)
-    deadline = time.time() + 120
-    while not list(folder.glob("step-*.ckpt")) and time.time() < deadline and process.poll() is None:
-        time.sleep(0.001)
+    while not list(folder.glob("step-*.ckpt")) and process.poll() is None:
+        time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(300) == 143
+    assert process.wait() == 143
     assert list(folder.glob("step-*.ckpt"))
 
 
@@ -72,9 +71,8 @@ def test_ten_presses_of_ctrl_c_leave_no_traceback(chain_copy):
     folder = chain_copy / "smoke/ldm"
     folder.rename(chain_copy / "gone")
     process = start_stage("ldm", f"root={chain_copy}")
-    deadline = time.time() + 120
-    while not list(folder.glob("step-*.ckpt")) and time.time() < deadline and process.poll() is None:
-        time.sleep(0.001)
+    while not list(folder.glob("step-*.ckpt")) and process.poll() is None:
+        time.sleep(0.002)
     for _ in range(10):
         process.send_signal(signal.SIGINT)
         time.sleep(0.03)

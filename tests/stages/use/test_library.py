@@ -117,6 +117,8 @@ def test_each_step_is_told_and_what_it_raises_ends_the_drawing(experiment):
         *((step, 6, 1) for step in (4, 5, 6)),
     ]
     assert bits(told[2][2] + told[5][2]) == bits(drawn)
+    first = experiment.denoising(ASKED, count=8)[0]
+    assert bits(told[0][2]) == bits(first.predicted) != bits(first.x)
     experiment.draw(ASKED, count=2, model="gan", on_step=lambda *step: told.append(step))
     assert told[-1][:2] == (1, 1)
 

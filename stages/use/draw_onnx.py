@@ -1,0 +1,89 @@
+"""Draws a picture from this folder with numpy and onnxruntime: python draw.py "red cube at 0.3 0.6, cyan sphere"."""
+
+import argparse
+import functools
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+HERE = Path(__file__).resolve().parent
+opened = functools.cache(lambda path: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]))
+
+
+def run(file, **inputs):
+    graph = opened(HERE / file)
+    return graph.run(None, {i.name: inputs[i.name] for i in graph.get_inputs()})[0]
+
+
+def draw(model, objects, places, noise, times, guidance):
+    """Noise (1, c, h, w), objects (1, m) int64, places (1, m, 2) float32, -1 for none -> (1, 3, s, s) in [-1, 1]."""
+    x, estimate = noise, np.zeros_like(noise)
+    for t, following in zip(times, [*times[1:], None], strict=True):  # DDIM, arXiv 2010.02502, eq. 12
+        inside = model["interval"][0] <= (t + 1) / model["timesteps"] <= model["interval"][1]
+        keep = np.array([True, False] if inside and guidance not in (0, 1) else [guidance != 0])
+        rows = {"x": x, "t": np.int64([t]), "objects": objects, "places": places, "estimate": estimate}
+        found = run(model["denoiser"], keep=keep, **{k: v.repeat(len(keep), axis=0) for k, v in rows.items()})
+        prediction = found[-1:] + guidance * (found[:1] - found[-1:]) if len(keep) > 1 else found
+        a, b, c, d = model["factors"][t]  # x_0 = a x + b prediction, noise = c x + d prediction
+        after = 1.0 if following is None else model["alpha_bar"][following]
+        estimate = a * x + b * found[:1]
+        x = after**0.5 * (a * x + b * prediction) + (1 - after) ** 0.5 * (c * x + d * prediction)
+    return run(model["decoder"], x=x)
+
+
+def completed(places, layouts, random):
+    """Gives objects without a place those of a training layout: any, or, beside given places, the most spread one."""
+    missing, m = np.array([[place is None] for place in places]), len(places)
+    found = np.where(missing, layouts[str(m)], np.float32([place or (0, 0) for place in places]))
+    gaps = np.linalg.norm(found[:, :, None] - found[:, None], axis=-1) + 9 * np.eye(m)
+    return random.choice(found) if missing.all() else found[gaps.min((1, 2)).argmax()]
+
+
+def png(picture):
+    """Encodes (3, h, w) in [-1, 1] as a PNG file."""
+    _, h, w = picture.shape
+    rows = np.pad(
+        (picture * 127.5 + 127.5).round().astype(np.uint8).transpose(1, 2, 0).reshape(h, 3 * w), ((0, 0), (1, 0))
+    )
+    parts = [b"IHDR" + struct.pack(">2I5B", w, h, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows.tobytes()), b"IEND"]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def main():
+    config = json.loads((HERE / "config.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("labels")
+    parser.add_argument("--out", default="drawn.png")
+    parser.add_argument("--model", choices=config["models"], default=next(iter(config["models"])))
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    model, random = config["models"][a.model], np.random.default_rng(a.seed)
+    asked = [part.strip().partition(" at ") for part in a.labels.lower().split(",")]
+    if unknown := [name for name, _, _ in asked if name not in config["objects"]]:
+        parser.error(f"unknown object {unknown[0]!r}; choose from {', '.join(config['objects'])}")
+    places = [tuple(map(float, place.split())) if place else None for _, _, place in asked]
+    if any(places) and not model["takes_places"]:
+        parser.error(f"{a.model} takes no places: leave them out")
+    if model["layouts"] and None in places:
+        layouts = np.load(HERE / model["layouts"])
+        if str(len(places)) not in layouts:
+            parser.error(f"no training picture has {len(places)} objects: write a place for each")
+        places = completed(places, layouts, random)
+    places = np.float32([[(-1, -1) if place is None else place for place in places]])
+    objects = np.int64([[config["objects"].index(name) for name, _, _ in asked]])
+    noise = random.standard_normal((1, *model["noise"]), np.float32)
+    if "generator" in model:
+        each = random.standard_normal((*objects.shape, model["object_noise"]), np.float32)
+        picture = run(model["generator"], noise=noise, object_noise=each, objects=objects, places=places)
+    else:
+        picture = draw(model, objects, places, noise, model["times"], model["guidance"])
+    Path(a.out).write_bytes(png(picture[0]))
+
+
+if __name__ == "__main__":
+    main()

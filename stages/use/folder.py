@@ -1,0 +1,180 @@
+"""Fills the folder of `make export`: one folder a network, a page about all of them, and a script that draws."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
+from torch import nn
+
+from data.sizes import SIZE
+from models.layouts import LayoutPrior
+from stages.engine.command import Context
+from stages.engine.errors import UserError, of_the_system, oneline
+from stages.engine.log import say
+from stages.use import graphs, hub
+from stages.use.graphs import Graph
+
+HERE = Path(__file__).parent
+SCRIPT = HERE / "draw_onnx.py"
+CHECKED = ((1, 1), (3, 5))  # rows and slots with which each graph is compared with torch
+WORDS = {
+    "evaluator": ("Evaluator", "A ResNet-18 that says which objects a picture shows: one logit per object."),
+    "vae": ("Autoencoder", "A VQ-VAE between pictures and latents an eighth as wide, on which the others work."),
+    "ldm": ("Latent diffusion", "A cross-attention UNet that denoises latents, told objects and, if known, places."),
+    "gan": ("GAN", "The generator of a conditional WGAN-GP or a relative of it: one call draws a picture."),
+    "ddpm": ("Pixel diffusion", "A network that denoises pictures, told the objects."),
+}
+OURS = "The scenes are the project's own drawings; code and weights have the MIT licence."
+THEIRS = "The code has the MIT licence; for the weights the terms of the pictures count, which this card does not know."
+
+
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """Context manager: a folder beside `folder` to fill, which gets its name at the end. A failure leaves nothing."""
+    folder = Path(os.path.abspath(folder))  # `.` too has a name
+    partly = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        partly.mkdir(parents=True)
+        yield partly
+        if folder.is_dir():
+            folder.rmdir()  # empty: the command's check refused any other
+        partly.rename(folder)
+    except OSError as error:
+        raise of_the_system(error, f"cannot write {folder}") from None
+    except SafetensorError as error:  # its words for a full disk, among others
+        raise UserError(f"cannot write {folder}: {oneline(error)}; free space, or name another folder") from None
+    finally:
+        shutil.rmtree(partly, ignore_errors=True)
+
+
+@dataclass
+class Folder:
+    """Collects what is written. `path`: the folder; `experiment`: its name; `objects`: the vocabulary."""
+
+    path: Path
+    context: Context
+    objects: list[str]
+    graphs: dict[str, dict] = field(default_factory=dict)
+
+    def add(
+        self,
+        stage: str,
+        network: nn.Module,
+        about: dict,
+        graphs_of: Callable[[Any], dict[str, Graph]],
+        layouts: LayoutPrior | None = None,
+        texts: dict[str, tuple[str, str]] | None = None,
+    ) -> Any:
+        """Writes a network's folder: weights, what builds it, layouts, the ONNX `graphs_of(network)`, and its card.
+
+        `texts`: further files, {name: (what it is, content)}. Returns the copy of the network that was written.
+        Raises UserError if a graph does not give what torch gives.
+        """
+        folder, exported = self.path / stage, hub.of_trained(stage, network, about, self.objects)
+        files = {"model.safetensors": "weights, float32", "config.json": "what builds the network"}
+        folder.mkdir()
+        if layouts is not None:
+            arrays: dict[str, Any] = {str(n): places.numpy() for n, places in layouts.layouts.items()}
+            np.savez(folder / "layouts.npz", **arrays)
+            files["layouts.npz"] = "places of objects in training pictures, by their number"
+        for name, (words, content) in (texts or {}).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(content, encoding="utf-8")
+            files[name] = words
+        for name, graph in graphs_of(exported.network).items():
+            self._write(f"{stage}/{name}", graph)
+            files[name] = f"ONNX graph, opset {graphs.OPSET}: {graph.words}"
+        self._card(stage, about, files).save(folder / "README.md")  # the mixin keeps a card that is there
+        exported.save_pretrained(folder)
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")  # which only its owner could read
+        return exported.network
+
+    def _write(self, name: str, graph: Graph) -> None:
+        graphs.write_graph(graph, self.path / name)
+        worst = max(graphs.difference(graph, self.path / name, rows, slots) for rows, slots in CHECKED)
+        if not worst <= graphs.TOLERANCE:
+            raise UserError(
+                f"{name}: onnxruntime differs from torch by {worst:.1e}, more than {graphs.TOLERANCE:g}; install the "
+                f"versions in requirements-export.lock"
+            )
+        say(f"{name}: differs from torch by at most {worst:.1e}")
+        self.graphs[name] = {"inputs": graph.shapes(), "output": graph.output, "difference": worst}
+
+    def _card(self, stage: str, about: dict, files: dict[str, str]) -> ModelCard:
+        title, words = WORDS[stage]
+        ours = self.context.config.data.folder is None
+        data = ModelCardData(library_name=hub.LIBRARY, tags=[*hub.TAGS, stage], license="mit" if ours else "other")
+        figures, seeds = self._figures(stage, about)
+        return ModelCard.from_template(
+            data,
+            template_str=(HERE / "network_card.md.jinja").read_text(encoding="utf-8"),
+            title=f"{title}, {self.context.config.name}",
+            words=words,
+            stage=stage,
+            experiment=self.context.config.name,
+            files=files,
+            facts=_facts(about),
+            figures=figures,
+            seeds=seeds,
+            objects=self.objects,
+            size=about.get("size", SIZE),
+            licence=OURS if ours else THEIRS,
+        )
+
+    def _figures(self, stage: str, about: dict) -> tuple[dict[str, str], int]:
+        """Returns the accuracies of `make eval` by set, and its number of seeds, if it measured this very export."""
+        try:
+            report = json.loads((self.context.folder("eval") / "report.json").read_text(encoding="utf-8"))
+            if report["provenance"]["parents"][stage] != about["sha256"]:
+                return {}, 0
+            sets = report["results"][stage]
+            figures = {
+                name: f"{value['accuracy']:.3f} ± {value['std']:.3f}" for name, value in sets.items() if "std" in value
+            }
+            return figures, max(len(value["per_seed"]) for value in sets.values() if "std" in value)
+        except (OSError, ValueError, KeyError, TypeError):  # not evaluated, or by another version
+            return {}, 0
+
+    def finish(self, models: dict[str, dict]) -> None:
+        """Writes what is of the whole folder: config.json, which draw.py reads, the script and the page."""
+        config = {
+            "experiment": self.context.config.name,
+            "opset": graphs.OPSET,
+            "objects": self.objects,
+            "models": models,
+        }
+        (self.path / "config.json").write_text(json.dumps(config, allow_nan=False), encoding="utf-8")
+        shutil.copyfile(SCRIPT, self.path / "draw.py")
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+        page = environment.from_string((HERE / "index.md.jinja").read_text(encoding="utf-8")).render(
+            experiment=self.context.config.name,
+            graphs=self.graphs,
+            opset=graphs.OPSET,
+            draws=bool(models),
+            example=", ".join(self.objects[:2]),
+        )
+        (self.path / "README.md").write_text(page + "\n", encoding="utf-8")
+
+
+def _facts(about: dict) -> dict[str, object]:
+    """Returns what a card says of a training, as far as the export says it."""
+    versions = about.get("versions", {})
+    found = {
+        "steps": about.get("steps"),
+        "seconds": round(about["seconds"]) if "seconds" in about else None,
+        "device": about.get("device"),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "accuracy on held-out pictures": f"{about['real_accuracy']:.3f}" if "real_accuracy" in about else None,
+        "made from (sha256)": ", ".join(f"{name} {sha[:12]}" for name, sha in about.get("parents", {}).items()),
+        "export (sha256)": about["sha256"],
+    }
+    return {name: value for name, value in found.items() if value not in (None, "")}
