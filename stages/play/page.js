@@ -92,6 +92,11 @@ const wait = (seconds, signal) =>
     signal.addEventListener("abort", () => (clearTimeout(timer), failed(signal.reason)), { once: true });
   });
 
+const GONE = "The server does not answer: is `make play` still running?";
+const lost = (error) => {
+  throw error.name === "AbortError" ? error : new Error(GONE);
+};
+
 /** Asks the server and yields its events. A busy server is asked again after the time that it names. */
 async function* events(asked, signal) {
   let answer;
@@ -101,7 +106,7 @@ async function* events(asked, signal) {
       headers: { "content-type": "application/json" },
       body: JSON.stringify(asked),
       signal,
-    });
+    }).catch(lost);
     if (answer.status !== 503 || tries === TRIES) break;
     const seconds = Number(answer.headers.get("retry-after")) || 1;
     say(`Many are drawing; next try in ${seconds} s`);
@@ -110,7 +115,7 @@ async function* events(asked, signal) {
   if (!answer.ok) throw new Error((await answer.json()).error);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ; ) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(lost);
     if (done) throw new Error("The server closed the connection");
     const lines = (rest + value).split("\n");
     rest = lines.pop();
@@ -141,7 +146,7 @@ async function run(asked, each) {
     if (stop.signal.aborted) say("Stopped");
     else {
       say("");
-      complain(error instanceof TypeError ? "The server does not answer: is `make play` still running?" : error.message);
+      complain(error.message);
     }
     return false;
   } finally {
@@ -257,4 +262,4 @@ async function start() {
   document.body.dataset.ready = "true";
 }
 
-start().catch(() => complain("The server does not answer: is `make play` still running?"));
+start().catch(() => complain(GONE));

@@ -51,7 +51,7 @@ def test_a_critic_that_reads_at_places_knows_the_conditions_it_names(condition):
 def test_every_command_is_in_the_table():
     """Compares modules: a command started with `-m` and not in the table would import torch before `--help`."""
     modules = {
-        str(path.relative_to(HERE / "stages").with_suffix("")).replace("/", ".")
+        str(path.relative_to(HERE / "stages").with_suffix("")).replace("/", ".").removesuffix(".__main__")
         for path in (HERE / "stages").rglob("*.py")
         if "run_command(" in path.read_text() and path.parent.name != "engine"
     }

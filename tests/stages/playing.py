@@ -15,6 +15,7 @@ from tests.conftest import HERE, SMOKE
 
 NAMES = ["red cube", "cyan sphere", "gray cylinder"]
 TWO = {"objects": [{"name": "red cube", "place": [0.3, 0.6]}, {"name": "cyan sphere"}]}
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 RED = {"objects": [{"name": "red cube"}], "models": ["fake"]}
 
 
@@ -39,7 +40,7 @@ class FakePainter:
                     self.stopped += 1
                     raise Stopped
                 time.sleep(self.seconds)
-                tell({"event": "step", "model": "fake", "step": step})
+                tell({"event": "step", "model": "fake", "step": step, "of": 10, "pictures": [PIXEL], "noisy": [PIXEL]})
             if asked.seed == 13:
                 raise ValueError("a secret of the server's")
             self.drawn += 1
