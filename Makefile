@@ -48,7 +48,7 @@ EXPERIMENTS := judges places placed gradnorm progress samplers ablations compare
 help: ## print this list
 	@echo "make TARGET [CONFIG=configs/NAME.yaml] [DATA=folder] [SET=\"section.key=value ...\"] [FRESH=1] [FLAGS=\"--an-experiment's ...\"]"
 	@echo
-	@awk -F ':[^#]*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':[^#]*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "A finished stage returns at once, an interrupted one resumes. configs/: $$(cd configs && ls *.yaml | tr '\n' ' ')"
 
