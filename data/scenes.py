@@ -174,16 +174,24 @@ def _confusable(names: tuple[str, ...]) -> bool:
     )
 
 
-def test_sets(seed: int) -> dict[str, list[list[str]]]:
-    """Draws two test sets of 32 label sets each.
+MANY = {4: "four", 5: "five", 6: "six"}  # file names of label sets of more objects than i-CLEVR's
+
+
+def test_sets(seed: int, objects: int = OBJECTS) -> dict[str, list[list[str]]]:
+    """Draws test sets of 32 label sets each, two and one more for each number of objects above three.
 
     `test` has 6 of one, 12 of two, 14 of three objects, as the lab's. The harder `new_test` has 12 of two, 20 of three,
-    whose objects share colours or shapes.
+    whose objects share colours or shapes. `four`, `five` and `six` have as many objects in each set.
     """
     rng = random.Random(f"{seed}/test sets")
     easy = [_pick(rng, n, size, lambda names: True) for n, size in ((6, 1), (12, 2), (14, 3))]
     hard = [_pick(rng, n, size, _confusable) for n, size in ((12, 2), (20, 3))]
-    return {"test": list(chain(*easy)), "new_test": list(chain(*hard))}
+    many = {
+        name: [random.Random(f"{seed}/{name}/{i}").sample(CLEVR.names, size) for i in range(32)]
+        for size, name in MANY.items()
+        if size <= objects
+    }
+    return {"test": list(chain(*easy)), "new_test": list(chain(*hard)), **many}
 
 
 def objects_json() -> str:

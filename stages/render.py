@@ -54,7 +54,7 @@ def main(context: Context) -> None:
         return
     write_atomically(folder / "render.json", json.dumps(wanted).encode())
     write_atomically(folder / "objects.json", objects_json().encode())
-    for name, sets in test_sets(settings.seed).items():
+    for name, sets in test_sets(settings.seed, settings.objects).items():
         write_atomically(folder / f"{name}.json", json.dumps(sets).encode())
     if size > context.config.data.size:
         say(f"{title}: drawn at {size}x{size}; packing shrinks them to data.size={context.config.data.size}")

@@ -119,6 +119,16 @@ def test_test_sets_are_thirty_two_each_and_the_new_ones_are_confusable():
     assert make_test_sets(0) == sets
 
 
+def test_scenes_of_more_objects_have_label_sets_of_as_many():
+    sets = make_test_sets(0, objects=5)
+    assert {name: {len(row) for row in rows} for name, rows in sets.items() if name in ("four", "five")} == {
+        "four": {4},
+        "five": {5},
+    }
+    assert all(len(rows) == 32 and all(len(set(row)) == len(row) for row in rows) for rows in sets.values())
+    assert {name: sets[name] for name in ("test", "new_test")} == make_test_sets(0)
+
+
 def silhouette(folder, monkeypatch, kind):
     """Returns the mask (rows, columns) of one red object in the middle, cut to its bounding box, and the box place."""
     import data.render
