@@ -89,7 +89,7 @@ def test_a_bench_without_a_compiler_leaves_out_what_is_compiled(stage, tmp_path,
     assert list(result["rates"]) == ["ldm", "vae", "gan"]
 
 
-def test_growth_measures_steps_packs_and_processes(stage, tmp_path, monkeypatch):
+def test_growth_measures_steps_packs_and_labels(stage, tmp_path, monkeypatch):
     """Its packs in a process of their own, as is all it measures; its steps in this one, where torch is imported."""
 
     in_a_process = cell.in_a_process
@@ -99,15 +99,22 @@ def test_growth_measures_steps_packs_and_processes(stage, tmp_path, monkeypatch)
 
     monkeypatch.setattr(cell, "in_a_process", separate)
     monkeypatch.setitem(cell.AXES, "LDM: batch", ((4, 8), cell.AXES["LDM: batch"][1]))
-    only = ("--only", "LDM: batch,pictures,labels,processes", "--pictures", "640", "--labels", "5000", "--seconds", "0")
+    only = ("--only", "LDM: batch,pictures,labels", "--pictures", "640", "--labels", "5000", "--seconds", "0")
     status, said = stage("growth", f"root={tmp_path}", *only)
     assert status == 0, said
     result = json.loads((tmp_path / "smoke/growth/report.json").read_text())
     assert [row[:2] for row in result["steps"]] == [["LDM: batch", "4"], ["LDM: batch", "8"]]
     assert [row[0] for row in result["pictures"]] == ["640"]
     assert [(row[0], len(row)) for row in result["labels"]] == [("5,000", 7)], result["labels"]
-    assert [row[0] for row in result["processes"]] == ["1", "2"]
     assert not [*tmp_path.rglob("pack.safetensors"), *tmp_path.rglob("*labels.safetensors*")]
+
+
+@pytest.mark.faults  # it starts torchrun
+def test_growth_measures_two_processes(stage, tmp_path):
+    status, said = stage("growth", f"root={tmp_path}", "--only", "processes", "--seconds", "0")
+    assert status == 0, said
+    result = json.loads((tmp_path / "smoke/growth/report.json").read_text())
+    assert [row[0] for row in result["processes"]] == ["1", "2"]
 
 
 @pytest.mark.parametrize("bad", ["--pictures=many", "--pictures=3", "--labels=few", "--only=sleep", "--seconds=nan"])
