@@ -106,10 +106,9 @@ onestep: ldm ## distil the LDM into a generator of one step (needs a configurati
 
 # An experiment's command line and configuration are checked before anything is trained for it.
 checked-%: setup
-	@$(PY) -m stages.experiments.$(subst -,_,$*) --config "$(CONFIG)" --check $(FLAGS) $(OF_DENOISER) \
-	  $(if $(filter $*,reproduce),$(OF_REPRODUCE)) -- $(SETS)
+	@$(PY) -m stages.experiments.$(subst -,_,$*) --config "$(CONFIG)" --check $(FLAGS) $(OF_ONE) -- $(SETS)
+OF_ONE = $(if $(filter $*,progress samplers),$(OF_MODEL)) $(if $(filter $*,reproduce),$(OF_REPRODUCE))
 OF_REPRODUCE = $(if $(JOBS),--jobs $(JOBS)) $(if $(HOURS),--hours $(HOURS))
-OF_DENOISER = $(if $(filter $*,progress samplers),$(OF_MODEL))
 
 # Makes what `models` names, except targets on the command line.
 models: setup $(NAMED)

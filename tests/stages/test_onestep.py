@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import stages.onestep
+from models.unet import UNet
 from stages.engine.dataset import load_dataset
 from stages.engine.draws import Draws
 from stages.engine.errors import Interrupted, UserError
@@ -92,19 +93,25 @@ def test_what_is_drawn_does_not_depend_on_how_many_are(root, monkeypatch):
     assert torch.equal(few.conditions.objects, many.conditions.objects[:3])
 
 
-def test_the_generator_takes_its_teachers_noise_and_places_in_one_call(root):
+def test_the_generator_takes_its_teachers_noise_and_places_in_one_call(root, monkeypatch):
+    told, tell = [], UNet.told
+    monkeypatch.setattr(
+        UNet, "told", lambda self, condition, *how: told.append(condition) or tell(self, condition, *how)
+    )
     distil(context := context_of(root))
     teacher, _ = load_sampler(context)
     sampler, about = load_onestep(context)
     asked = next(iter(load_dataset(context.config, DEVICE).test_sets.values()))[:3]
     keys, how = [(7, "scene", i) for i in range(3)], context.config.eval
+    told.clear()  # what the pairs were made of
     with seen_by(teacher.network) as of_teacher:
         teacher.sample(asked, keys, how)
     with seen_by(sampler.sampler.network) as of_pupil:
         pictures = sampler.sample(asked, keys, how)
+    assert told[-1].wholly_placed[:3].all()
+    assert torch.equal(told[-1].places[:3], told[0].places[:3]), "the places"
     assert len(of_pupil) == 1 and len(of_teacher) == how.steps
     assert torch.equal(of_pupil[0][0][:3], of_teacher[0][0][:3]), "the noise"
-    assert torch.equal(of_pupil[0][2].places[:3], of_teacher[0][2].places[:3]), "the places"
     assert (of_pupil[0][1] == of_teacher[0][1][0]).all(), "the last timestep"
     assert sampler.takes_places and pictures.shape == (3, 3, 64, 64)
     other = how.model_copy(update={"steps": 2, "guidance": 5.0, "sampler": "ancestral"})
