@@ -17,9 +17,11 @@ from stages.engine.command import Context, run_command
 from stages.engine.export import read_about
 from stages.engine.log import say
 from stages.engine.sampling import Sampler
+from stages.engine.schema import Eval
 from stages.gan import GanSampler
 from stages.judge import load_evaluator
 from stages.models import MODELS
+from stages.onestep import ONE_CALL, OneStepSampler
 from stages.use import graphs
 from stages.use.folder import Folder, made_whole
 from stages.use.graphs import Graph
@@ -49,10 +51,10 @@ def _add_vae(folder: Folder, context: Context, model: str, about: dict) -> VQVAE
 
 
 def _add_diffusion(
-    folder: Folder, context: Context, name: str, sampler: DiffusionSampler, about: dict, on_latents: bool
+    folder: Folder, context: Context, name: str, sampler: DiffusionSampler, about: dict, on_latents: bool, how: Eval
 ) -> dict[str, object]:
-    """Adds a diffusion model. Returns what draw.py needs to know of it."""
-    how, diffusion, layouts = context.config.eval, sampler.diffusion, _layouts_of(sampler, context)
+    """Adds a diffusion model, which draw.py samples as `how` says. Returns what draw.py needs to know of it."""
+    diffusion, layouts = sampler.diffusion, _layouts_of(sampler, context)
 
     def graphs_of(network: nn.Module) -> dict[str, Graph]:
         found = {"denoiser.onnx": graphs.denoiser(network, sampler.shape, about["classes"], len(diffusion))}
@@ -104,7 +106,10 @@ def add_model(
 ) -> dict[str, object] | None:
     """Adds one of MODELS by the kind of its sampler. Returns its entry in config.json, or None for another kind."""
     if isinstance(sampler, DiffusionSampler):
-        return _add_diffusion(folder, context, name, sampler, about, vae is not None)
+        return _add_diffusion(folder, context, name, sampler, about, vae is not None, context.config.eval)
+    if isinstance(sampler, OneStepSampler):
+        how = context.config.eval.model_copy(update=ONE_CALL)
+        return _add_diffusion(folder, context, name, sampler.sampler, about, vae is not None, how)
     if isinstance(sampler, GanSampler):
         return _add_gan(folder, context, name, sampler, about, vae)
     say(f"{name} is left out: there is no graph for its kind of model")

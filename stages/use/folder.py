@@ -30,6 +30,7 @@ WORDS = {
     "evaluator": ("Evaluator", "A ResNet-18 that says which objects a picture shows: one logit per object."),
     "vae": ("Autoencoder", "A VQ-VAE between pictures and latents an eighth as wide, on which the others work."),
     "ldm": ("Latent diffusion", "A cross-attention UNet that denoises latents, told objects and, if known, places."),
+    "onestep": ("One-step LDM", "The LDM's network, distilled to draw latents by one call, guidance included."),
     "gan": ("GAN", "The generator of a conditional WGAN-GP or a relative of it: one call draws a picture."),
     "ddpm": ("Pixel diffusion", "A network that denoises pictures, told the objects."),
 }
@@ -167,14 +168,16 @@ class Folder:
 
 def _facts(about: dict) -> dict[str, object]:
     """Returns what a card says of a training, as far as the export says it."""
-    versions = about.get("versions", {})
+    versions, parents = about.get("versions", {}), about.get("parents", {})
+    hashes = {name: value[:12] for name, value in parents.items() if isinstance(value, str) and len(value) == 64}
     found = {
         "steps": about.get("steps"),
         "seconds": round(about["seconds"]) if "seconds" in about else None,
         "device": about.get("device"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "accuracy on held-out pictures": f"{about['real_accuracy']:.3f}" if "real_accuracy" in about else None,
-        "made from (sha256)": ", ".join(f"{name} {sha[:12]}" for name, sha in about.get("parents", {}).items()),
+        "made from (sha256)": ", ".join(f"{name} {sha}" for name, sha in hashes.items()),
+        "made with": ", ".join(f"{name}={value}" for name, value in parents.items() if name not in hashes),
         "export (sha256)": about["sha256"],
     }
     return {name: value for name, value in found.items() if value not in (None, "")}

@@ -33,12 +33,13 @@ NETWORKS: dict[str, tuple[type[Section], Callable[[Any, dict, int], nn.Module]]]
     ),
     "ddpm": (Ddpm, lambda settings, facts, size: build_ddpm(settings, facts["classes"], facts.get("most", 0), size)),
 }
+NETWORKS["onestep"] = NETWORKS["ldm"]  # it has its teacher's network
 
 
 class Exported(nn.Module, PyTorchModelHubMixin, library_name=LIBRARY, tags=[*TAGS]):
     """A trained network and what it takes to build it. It is called as `network`, which it holds, is.
 
-    `stage`: one of NETWORKS; `settings`: its section of the configuration, as it was trained; `facts`: those of FACTS
+    `stage`: one of NETWORKS; `settings`: the section that builds it, as it was trained; `facts`: those of FACTS
     that it has; `size`: the pictures' pixels a side; `objects`: the vocabulary, in the order of the indices.
     Its file of weights has the network's own names. RuntimeError refuses the weights of another network.
     """
@@ -62,8 +63,9 @@ class Exported(nn.Module, PyTorchModelHubMixin, library_name=LIBRARY, tags=[*TAG
 def of_trained(stage: str, network: nn.Module, about: dict, objects: list[str]) -> Exported:
     """Returns a copy, on the CPU and frozen, of a trained network that its export's `about` describes."""
     section, _ = NETWORKS[stage]
-    settings = section.model_validate(about.get("config", {}), strict=False).model_dump(mode="json")
-    facts = {name: about[name] for name in FACTS if name in about}
+    built = about.get("teacher", about)  # a one-step generator is built as its teacher is
+    settings = section.model_validate(built.get("config", {}), strict=False).model_dump(mode="json")
+    facts = {name: built[name] for name in FACTS if name in built}
     exported = Exported(stage=stage, settings=settings, facts=facts, size=about.get("size", SIZE), objects=objects)
     exported.load_state_dict(network.state_dict())
     return exported.eval().requires_grad_(False)
