@@ -37,6 +37,7 @@ from stages.engine.schema import Eval, Ldm, Onestep, flatten
 from stages.engine.trained import load_trained
 from stages.judge import accuracy_by, load_evaluator, refuse_other_pictures
 from stages.ldm import build_unet, latent_sampler, load_sampler
+from stages.ldm import fresh_task as fresh_ldm
 from stages.vae import load_vae_of
 
 HINGE = LOSSES["hinge"]
@@ -280,8 +281,13 @@ def parents_of(context: Context, dataset: Dataset, teacher: dict) -> dict[str, o
 
 
 def fresh_task(context: Context, dataset: Dataset) -> OnestepTask:
-    """Returns the task before its first step, with pairs for one batch only."""
-    teacher, about = load_sampler(context)
+    """Returns the task before its first step, with pairs for one batch only, from an untrained LDM if none is there."""
+    if context.export("ldm").exists():
+        teacher, about = load_sampler(context)
+    else:
+        untrained = fresh_ldm(context, dataset)
+        teacher = untrained.sampler_of(untrained.ema.average, untrained.layouts)
+        about = untrained.facts | {"config": context.config.ldm.model_dump(mode="json")}
     refuse_unfit(context, teacher)
     rows = torch.arange(section_of(context).batch) % len(dataset.images)
     pairs = pairs_of(make_part(context, teacher, dataset, rows, 0), dataset, context)

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
+from models.choices import DIFFUSION
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.config import load
@@ -30,9 +31,11 @@ def budget(model: str, steps: int) -> list[str]:
 
 
 def section_of(file: str, model: str) -> list[str]:
-    """Returns overrides that copy a model's section, sampler and guidance from another configuration."""
+    """Returns overrides that copy a model's section from another configuration, and how that samples if it denoises."""
     other = load(Path(file))
     section = getattr(other, model).model_dump(mode="json")
+    if model not in DIFFUSION:
+        return [f"{model}={json.dumps(section)}"]
     return [
         f"{model}={json.dumps(section)}",
         f"eval.sampler={other.eval.sampler}",

@@ -30,7 +30,7 @@ FREE = {
     *("steps", "warmup", "decay", "log_every", "preview_every", "checkpoint_every", "keep", "compile", "ema", "clip"),
     *("learning_rate", "critic_learning_rate", "betas", "weight_decay", "plateau_factor", "plateau_patience"),
     *("prediction", "schedule", "zero_terminal_snr", "timesteps", "min_snr", "log_snr", "bound", "timestep_draws"),
-    *("picture_draws", "label_dropout", "place_dropout", "penalty", "weight_clip", "gamma"),
+    *("pairs", "chosen_places", "picture_draws", "label_dropout", "place_dropout", "penalty", "weight_clip", "gamma"),
     *("auxiliary", "auxiliary_schedule", "layer_norms"),
 }
 
@@ -78,8 +78,10 @@ def _cost_of(home: Context, model: str) -> dict:
     """Returns what a model's time depends on."""
     section = getattr(home.config, model).model_dump(mode="json")
     how = home.config.eval
+    teacher = {"teacher": home.config.ldm.network.model_dump(mode="json")} if model == "onestep" else {}  # its network
     return {
         "model": model,
+        **teacher,
         "section": {key: value for key, value in section.items() if key not in FREE},
         "guided": [how.guidance not in (0, 1), how.classifier_guidance > 0, how.batch],
         "size": home.config.data.size,
@@ -141,6 +143,14 @@ def estimate(row: Context, home: Context, model: str, pace: Pace, dataset: Datas
     pictures = min(PICTURES, len(dataset.held_out_images) // 2) + 2 * min(EVALUATED, len(dataset.held_out_images))
     more = math.ceil(pictures / how.batch)
     return Estimate(training, (batches * len(how.seeds) + more) * calls * pace.call / 60 + START_UP)
+
+
+def pairs_minutes(home: Context, pace: Pace) -> float:
+    """Returns the minutes in which an LDM of that pace draws the pairs of a one-step generator; 0 once it trains."""
+    settings, how = home.config.onestep, home.config.eval
+    if settings is None or newest_step(home, "onestep"):
+        return 0.0
+    return math.ceil(settings.pairs / how.batch) * how.steps * pace.call / 60
 
 
 def guide_minutes(row: Context) -> float:

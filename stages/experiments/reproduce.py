@@ -3,7 +3,6 @@
 Each row is trained and evaluated by a child process, so that several can run at once, one a core.
 """
 
-import argparse
 import json
 import shlex
 import time
@@ -23,94 +22,18 @@ from stages.engine.export import read_about
 from stages.engine.files import write_atomically
 from stages.engine.lock import locked
 from stages.engine.log import say
-from stages.engine.schema import Config
 from stages.evaluate import exports_of, is_current
 from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
-from stages.experiments.ablations import lacks, section_of
 from stages.experiments.jobs import Job, cores_for, end_with_the_parent, run_jobs
 from stages.experiments.judges import another_evaluator
-from stages.experiments.plan import Paces, estimate, guide_minutes, newest_step
+from stages.experiments.plan import Paces, estimate, guide_minutes, newest_step, pairs_minutes
 from stages.experiments.quality import load_quality
-from stages.experiments.systems import GUIDED, MULTIPLY_ADD, SYSTEMS, System
+from stages.experiments.rows import asked_of, homes_of, recipe_of, row_of, teacher_of, told_of, unrefreshed
+from stages.experiments.systems import SYSTEMS
 from stages.experiments.systems_page import mean_of, write_page
 from stages.judge import load_evaluator
 from stages.models import MODELS
-
-
-def asked_of(context: Context, system: System) -> list[str]:
-    """Returns the command line's overrides for the model and its evaluation."""
-    return [o for o in context.arguments.overrides if o.startswith((f"{system.model}.", "eval."))]
-
-
-def recipe_of(context: Context, system: System) -> str | None:
-    """Returns the other configuration that a row's section is taken from, or None if it is the experiment's."""
-    return system.recipe or (MULTIPLY_ADD if lacks(context, system.model) else None)
-
-
-def changes_of(context: Context, key: str) -> list[str]:
-    """Returns a row's overrides: a section that the experiment lacks, the command line's, and what defines the row."""
-    a, system = context.arguments, SYSTEMS[key]
-    lent = recipe_of(context, system)
-    changes = section_of(lent, system.model) if lent else []
-    changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
-    changes.append(f"reported={json.dumps({system.model: system.reported} if system.reported else {})}")
-    if GUIDED in system.changes:  # another network than the judge, even where the judge is the lab's
-        changes.append(f"uses.guide={context.config.name}-guide")
-    if a.steps is None:
-        return changes
-    section = getattr(context.derived(named(context, key), *changes).config, system.model)
-    if section.steps > a.steps:
-        changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
-    return changes
-
-
-def named(context: Context, key: str) -> str:
-    """Returns the name of the experiment in which a row is evaluated."""
-    return f"{context.config.name}-{key.replace('+', '-')}"
-
-
-def unrefreshed(context: Context) -> Context:
-    """Returns the context without --fresh, which starts rows again but not what they share."""
-    return replace(context, arguments=argparse.Namespace(**vars(context.arguments) | {"fresh": False}))
-
-
-def homes_of(context: Context) -> dict[str, Context]:
-    """Returns where each row's model is trained: the first experiment with its section, so that none is trained twice.
-
-    A row with the experiment's section uses the experiment's model, which --fresh does not touch.
-    """
-    itself = unrefreshed(context)
-    here = context.config
-    learned: dict[str, list[tuple[object, Context]]] = {m: [((here.seed, getattr(here, m)), itself)] for m in MODELS}
-    homes = {}
-    for key, system in SYSTEMS.items():
-        try:
-            row = context.derived(named(context, key), *changes_of(context, key))
-        except UserError:  # reported when that row is run
-            continue
-        section = row.config.seed, getattr(row.config, system.model)
-        alike = [home for other, home in learned[system.model] if other == section]
-        learned[system.model].append((section, row))
-        homes[key] = alike[0] if alike else row
-    return homes
-
-
-def told_of(config: Config, model: str) -> str:
-    """Describes what a row's model is told that the reports' models were not."""
-    if not config.places_of(model):
-        return ""
-    places = "chosen by the program" if config.eval.places == "chosen" else "left open"
-    return f" (trained with places; asked by labels only, places {places})"
-
-
-def row_of(context: Context, key: str, homes: dict[str, Context]) -> Context:
-    """Returns the experiment in which a row is evaluated; it uses the model of the row's home."""
-    system, name = SYSTEMS[key], named(context, key)
-    changes = changes_of(context, key)
-    if (home := homes[key]).config.name != name:
-        changes.append(f"uses.{system.model}={home.experiment_of(system.model)}")
-    return context.derived(name, *changes)
 
 
 def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
@@ -118,6 +41,8 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
     system, home, row = SYSTEMS[key], homes[key], row_of(context, key, homes)
     if "guide" in row.config.uses:
         train_evaluator(another_evaluator(unrefreshed(context), row.experiment_of("guide"), 1))
+    if teacher := teacher_of(system.model, homes):  # --fresh starts it again in its own row
+        MODELS[teacher[0]].train(replace(unrefreshed(teacher[1]), began=time.perf_counter()))
     MODELS[system.model].train(replace(home, began=time.perf_counter()))
     evaluate(row)
     report = json.loads((row.folder("eval") / "report.json").read_text())
@@ -207,6 +132,16 @@ class Planned:
         return -self.gain / max(self.minutes, 1.0), self.minutes
 
 
+def in_order(rows: list[Planned]) -> list[Planned]:
+    """Returns rows by their rank, but those that train a model before the one that is distilled from it."""
+
+    def place(row: Planned) -> tuple[tuple[float, float], bool]:
+        teachers = [other.rank for other in rows if other.model in row.folders - {row.model}]
+        return max([row.rank, *teachers]), bool(teachers)
+
+    return sorted(rows, key=place)
+
+
 class Planner:
     """Says which rows are missing, in the order of gain: accuracy that the report has and ours has not, per minute.
 
@@ -225,20 +160,36 @@ class Planner:
             return False
         row = row_of(self.context, key, self.homes)
         try:
-            current = is_current(row, self.dataset(), exports_of(row))
+            exports = exports_of(row)
+            current = is_current(row, self.dataset(), exports) and self._of_its_teacher(key, exports)
         except UserError:
             return False
         return current and result.get("command") == command_of(self.context, key)
 
+    def _of_its_teacher(self, key: str, exports: dict[str, dict]) -> bool:
+        """Returns whether a row's model, if distilled, learned from the present teacher. Raises UserError."""
+        if (teacher := teacher_of(model := SYSTEMS[key].model, self.homes)) is None:
+            return True
+        name, home = teacher
+        return exports[model]["parents"][name] == read_about(home.export(name), "")["sha256"]
+
     def of(self, keys: Iterable[str], results: dict[str, dict]) -> list[Planned]:
         """Returns the rows of `keys` that are not finished, in the order in which they will run."""
         unfinished = [key for key in keys if not self.finished(key, results)]
-        first = sorted((self._planned(key, results, frozenset()) for key in unfinished), key=lambda row: row.rank)
+        first = in_order([self._planned(key, results, frozenset()) for key in unfinished])
         trained, plan = frozenset[Path](), []
         for row in first:  # again in that order: a training that two rows share counts in the first
             plan.append(self._planned(row.key, results, trained))
             trained |= row.folders
         return plan
+
+    def _teaching(self, home: Context, name: str, teacher: Context, trained: frozenset[Path]) -> float:
+        """Returns the minutes that a distilled model's teacher takes, to train if no row before has it, and to draw."""
+        pace = self.paces.of(teacher, name)
+        minutes = pairs_minutes(home, pace)
+        if teacher.export(name).parent not in trained:
+            minutes += estimate(teacher, teacher, name, pace, self.dataset()).training
+        return minutes
 
     def _planned(self, key: str, results: dict[str, dict], trained: frozenset[Path]) -> Planned:
         system = SYSTEMS[key]
@@ -250,13 +201,15 @@ class Planner:
         folders = {model := home.export(system.model).parent}
         if "guide" in row.config.uses:
             folders.add(row.export("guide").parent)
+        if teacher := teacher_of(system.model, self.homes):
+            folders.add(teacher[1].export(teacher[0]).parent)
         steps, done = getattr(home.config, system.model).steps, newest_step(home, system.model)
         state = "to be evaluated" if done == steps else f"at step {done:,} of {steps:,}" if done else "not begun"
         try:
             found = estimate(row, home, system.model, self.paces.of(home, system.model), self.dataset())
+            minutes = found.evaluation + (self._teaching(home, *teacher, trained) if teacher else 0.0)
         except UserError as error:
             return Planned(key, 0.0, f"cannot be timed: {error}", gain, model, frozenset(folders))
-        minutes = found.evaluation
         if model not in trained:
             minutes += found.training
         if row.export("guide").parent not in trained:

@@ -15,6 +15,9 @@ from models.choices import (
 
 OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it needs the ancestral sampler
 MULTIPLY_ADD, SMALL = "configs/ddpm-multiply-add.yaml", "configs/ddpm-small.yaml"  # the second: for two cores
+# model -> the configuration whose section of it an experiment without one borrows
+LENT = {"ddpm": MULTIPLY_ADD, "onestep": "configs/onestep.yaml"}
+TEACHERS = {"onestep": "ldm"}  # a model that is distilled -> the row whose model it learns from
 
 
 def unweighted(model: str) -> tuple[str, str]:
@@ -74,7 +77,7 @@ class System:
 
     `report`: which of the reports has it. `budget`: that report's training. `tried`: what was tried where a row is
     short of it. `recipe`: the configuration from which this row takes the model's section, sampler
-    and guidance instead of the experiment's. An experiment without a ddpm section borrows that of MULTIPLY_ADD.
+    and guidance instead of the experiment's. An experiment without a section for the model borrows that of LENT.
     """
 
     words: str
@@ -145,6 +148,7 @@ SYSTEMS: dict[str, System] = {
     "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not stated", report=2),
     "ddpm-places": _pixels("multiply-add, told the places", "ddpm.network=multiply-add", "ddpm.places=true"),
     "ddpm-patches": System("pixel DDPM on 8x8 patches, told order and places", "ddpm", recipe=PATCHES),
+    "onestep": System("one-step generator distilled from the LDM", "onestep"),
     "gan-placed": System("WGAN-GP on a map of places", "gan", (*MAP, *READ)),
     "gan-placed-generator": System("its generator alone", "gan", (*MAP, POOLED[1])),
     "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *READ)),

@@ -16,7 +16,7 @@ from stages.judge import shown
 from stages.models import MODELS
 
 NAMES = {1: "first", 2: "second", 3: "third", 4: "fourth"}
-OWN = ("ddpm-places", "ddpm-patches", "gan-placed", "gan-placed-generator", "gan-placed-critic")
+OWN = ("onestep", "ddpm-places", "ddpm-patches", "gan-placed", "gan-placed-generator", "gan-placed-critic")
 MOST = 3  # objects of the label sets that are shown, from one on
 
 

@@ -119,8 +119,9 @@ def test_the_scale_of_pixels():
 
 
 def test_the_row_of_patches_keeps_its_recipe_in_any_experiment(tmp_path):
-    from stages.experiments.reproduce import SYSTEMS, changes_of, recipe_of
+    from stages.experiments.rows import changes_of, recipe_of
     from stages.experiments.systems import PATCHES as FILE
+    from stages.experiments.systems import SYSTEMS
 
     context = context_with(f"root={tmp_path}")
     context.arguments.overrides, context.arguments.steps = ["ddpm.batch=8"], 3

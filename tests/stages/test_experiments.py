@@ -18,7 +18,8 @@ from stages.engine.dataset import load_dataset
 from stages.engine.export import read_about
 from stages.experiments.ablations import GROUPS
 from stages.experiments.pace import PLAIN, plain
-from stages.experiments.reproduce import SYSTEMS, changes_of, homes_of, named, told_of
+from stages.experiments.rows import changes_of, homes_of, named, told_of
+from stages.experiments.systems import SYSTEMS
 from stages.experiments.variety import variety_of_real
 from tests.conftest import ask_for_few
 from tests.helpers import assert_one_line
@@ -209,10 +210,10 @@ def test_the_plain_recipe_has_the_steps_that_adam_needs_and_guidance_throughout(
     assert rates[0] == rates[1]
 
 
-# one row of each kind: plain, guided by another network, another form, a borrowed section, a shared training
+# one row of each kind: plain, guided by another network, another form, a borrowed section, shared trainings, distilled
 KINDS = (
     *("ldm", "ldm-guided", "ldm-told-the-set", "gan", "gan-placed", "gan-body-residual"),
-    *("ddpm-cosine", "ddpm-patches"),
+    *("ddpm-cosine", "ddpm-patches", "onestep"),
 )
 
 
@@ -225,7 +226,7 @@ def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
     assert rows.keys() == set(KINDS)
     assert rows["gan"]["reported"] == [0.527, 0.678]
     told = {key for key, row in rows.items() if "labels only, places chosen by the program" in row["system"]}
-    assert {"ldm", "ldm-guided", "gan-placed", "ddpm-patches"} <= told and "ldm-told-the-set" not in told
+    assert {"ldm", "ldm-guided", "gan-placed", "ddpm-patches", "onestep"} <= told and "ldm-told-the-set" not in told
     for key, row in rows.items():
         results = json.loads((root / f"smoke-{key}/eval/report.json").read_text())["results"]
         assert row["figures"] == results[SYSTEMS[key].model]

@@ -5,6 +5,7 @@ import os
 import signal
 from argparse import Namespace
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 
 from stages.engine.command import Context
 from stages.engine.config import load
+from stages.engine.export import load_export, save_export
 from stages.experiments.plan import Pace, Paces, estimate, newest_step
-from stages.experiments.reproduce import Planned, homes_of, jobs_of, row_of, table_of
+from stages.experiments.reproduce import Planned, Planner, in_order, jobs_of, main, run, table_of
+from stages.experiments.rows import changes_of, homes_of, row_of
 from stages.experiments.systems import PAIRS, SYSTEMS
-from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets
+from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets, write_page
 from tests.conftest import copy_chain, finish, start_stage
 from tests.helpers import assert_one_line, digest
 from tests.stages.test_jobs import wait_for
@@ -198,3 +201,79 @@ def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, c
     for name, place in shown_sets(dataset):
         counts = dataset.test_sets[name].labels.sum(1)
         assert counts[place] not in counts[:place]
+
+
+def test_a_distilled_row_learns_from_the_model_of_its_teachers_row(context):
+    homes = homes_of(context)
+    assert homes["onestep"].config.name == "smoke", "the experiment has its section and its teacher"
+    assert row_of(context, "onestep", homes).config.uses.items() >= {"ldm": "smoke", "onestep": "smoke"}.items()
+    context.arguments.steps = 5  # fewer than the LDM's, more than the generator's
+    homes = homes_of(context)
+    assert homes["ldm"].config.name == "smoke-ldm" and homes["onestep"].config.name == "smoke-onestep"
+    assert homes["onestep"].config.uses["ldm"] == row_of(context, "onestep", homes).config.uses["ldm"] == "smoke-ldm"
+
+
+def test_an_experiment_without_a_generator_borrows_its_section_but_not_how_pairs_are_drawn(context):
+    config = load("configs/smoke.yaml", [f"root={context.config.root}", "onestep=null", "eval.guidance=1.5"])
+    lacking = replace(context, config=config)
+    row = lacking.derived("row", *changes_of(lacking, "onestep")).config
+    assert row.onestep == load("configs/onestep.yaml").onestep
+    assert row.eval == config.eval
+    assert homes_of(lacking)["onestep"].config.name == "smoke-onestep"
+
+
+def test_what_a_row_is_distilled_from_comes_before_it():
+    def planned(key, minutes, *more):
+        return Planned(key, minutes, "", 0.0, Path(key), frozenset(map(Path, (key, *more))))
+
+    rows = [planned("onestep", 1.0, "ldm"), planned("gan", 50.0), planned("ldm", 20.0), planned("ddpm", 5.0)]
+    assert [row.key for row in in_order(rows)] == ["ddpm", "ldm", "onestep", "gan"]
+
+
+def test_a_distilled_rows_minutes_have_its_teachers_and_its_pairs(context, chain, monkeypatch):
+    from stages.engine.dataset import load_dataset
+
+    monkeypatch.setattr("stages.experiments.plan._measured", lambda *asked: Pace(step=60.0, call=6.0))
+    dataset = load_dataset(load("configs/smoke.yaml", [f"root={chain}"]), torch.device("cpu"))
+    planner = Planner(context, homes_of(context))
+    planner.dataset = planner.paces.dataset = lambda: dataset
+    (alone,) = planner.of(["onestep"], {})
+    first, after = planner.of(["onestep", "ldm"], {})
+    assert (first.key, after.key) == ("ldm", "onestep") and first.model in after.folders
+    assert alone.minutes - after.minutes == pytest.approx(6, abs=1.5)  # the teacher's steps and previews
+    folder = planner.homes["onestep"].folder("onestep")
+    folder.mkdir(parents=True)
+    (folder / "step-00000000.ckpt").touch()
+    assert planner.of(["onestep"], {})[0].minutes == pytest.approx(alone.minutes)
+    (folder / "step-00000002.ckpt").touch()  # two of four steps are done, and so are the pairs
+    (begun,) = planner.of(["onestep"], {})
+    assert begun.state == "at step 2 of 4"
+    assert alone.minutes - begun.minutes == pytest.approx(2 + 3 * 6 / 60)  # one batch of pairs, in three steps
+
+
+def test_the_one_step_row_is_planned_trained_after_its_teacher_and_shown(roots, capsys):
+    root, _ = roots
+    asked = {"config": "configs/smoke.yaml", "steps": None, "overrides": [], "fresh": False, "only": ["onestep"]}
+    arguments = Namespace(**asked, row=False, plan=True, jobs=1, hours=None)
+    config = load("configs/smoke.yaml", [f"root={root}", "eval.seeds=[0]"])
+    with ExitStack() as held:
+        context = Context(config, torch.device("cpu"), torch.float32, arguments, 0.0, held)
+        main(context)
+        assert "1 of 1 rows to run" in (said := capsys.readouterr().out) and "cannot be timed" not in said
+        assert not (root / "smoke/ldm").exists() and not (root / "smoke/onestep").exists()
+        homes = homes_of(context)
+        found = run(context, "onestep", homes)
+        planner = Planner(context, homes)
+        write_page(context, {"onestep": found}, planner.dataset())
+        assert planner.finished("onestep", {"onestep": found})
+        assert found["figures"].keys() >= {"test", "new_test"} and "trained with places" in found["system"]
+        teacher = root / "smoke/ldm/export.safetensors"
+        made_from = load_export(root / "smoke/onestep/export.safetensors", "")[1]["parents"]["ldm"]
+        assert made_from == digest(teacher.parent)
+        page = (root / "reproduce/report.md").read_text()
+        assert "one-step generator distilled from the LDM (trained with places" in page
+        tensors, about = load_export(teacher, "")
+        tensors["leave.2.bias"] = tensors["leave.2.bias"] + 1
+        del about["sha256"]
+        save_export(teacher, tensors, about)
+        assert not planner.finished("onestep", {"onestep": found}), "it learned from another LDM"
