@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable
 from datetime import date
@@ -152,6 +153,15 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
     ]
 
 
+def play_command(context: Context) -> str | None:
+    """Returns the command that serves a page of these models, with what this one was told; None for a variant."""
+    if context.is_variant:  # it has more settings than a command line says
+        return None
+    words = f"make play CONFIG={shlex.quote(context.arguments.config)}"
+    told = shlex.join(context.arguments.overrides).replace("$", "$$")  # which Make makes one of
+    return f"{words} SET={shlex.quote(told)}" if told else words
+
+
 def _evaluator_words(about: dict) -> str:
     if about["kind"] == "lab":
         return "the lab's ResNet-18 checkpoint"
@@ -217,6 +227,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
         "strip_labels": strip_labels,
         "curves": _curves(context),
         "facts": _facts(provenance),
+        "play": play_command(context),
     }
     write_report(folder, result, view)
 

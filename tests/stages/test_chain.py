@@ -1,7 +1,10 @@
 """Runs the whole chain through Make on the smoke configuration; checks the contract that other programs rely on."""
 
 import json
+import shlex
 import shutil
+from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ from safetensors import safe_open
 from data.images import to_unit
 from stages.engine.export import load_export
 from stages.engine.report import write_report
+from stages.evaluate import play_command
 from tests.conftest import HERE, SMOKE, ask_for_few, commands_of, make
 from tests.data.folder import write_folder
+from tests.stages.handful import context_with
 
 EXPERIMENTS = (
     "placed",
@@ -308,6 +313,26 @@ def test_nothing_a_user_names_becomes_markup(report, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page and "<i>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_the_page_ends_with_the_command_that_serves_its_models(chain):
+    command = f"make play CONFIG={SMOKE} SET=root="
+    last = (chain / "smoke/eval/report.md").read_text().rstrip().splitlines()[-1]
+    assert last.startswith(f"Play with these models: `{command}/") and last.endswith("`")
+    assert f"<p>Play with these models: <code>{command}/" in (chain / "smoke/eval/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["name=mine"], ["root=/tmp/x", "eval.steps=2"], ["root=it's $HOME", "models=[ldm, gan]"]]
+)
+def test_that_command_tells_the_page_to_play_what_the_evaluation_was_told(overrides):
+    context = replace(context_with(), arguments=Namespace(config=SMOKE, overrides=overrides))
+    program, *arguments = shlex.split(play_command(context))
+    result = make("-n", *arguments)
+    (line,) = [line for line in result.stdout.splitlines() if " -m stages.play " in line]
+    assert program == "make"
+    assert shlex.split(line.split(" -m stages.play ")[1]) == ["--config", SMOKE, "--", *overrides]
+    assert play_command(context.derived("variant")) is None
 
 
 def test_the_export_carries_the_latents_own_mean_and_deviation(chain):

@@ -27,7 +27,7 @@ def context_of(root, *changes, fresh=False, name="pupil"):
     uses = "uses={evaluator: smoke, vae: smoke, ldm: smoke}"
     settings = (f"root={root}", f"name={name}", uses, f"data.folder={root}/smoke/render", "eval.seeds=[0]")
     made = context_with(*settings, *changes)
-    return replace(made, arguments=Namespace(config="configs/smoke.yaml", fresh=fresh))
+    return replace(made, arguments=Namespace(config="configs/smoke.yaml", fresh=fresh, overrides=[]))
 
 
 def run_of(context):
