@@ -29,7 +29,8 @@ function readObjects(text) {
 
 function state() {
   const models = chosenModels();
-  const asked = { objects: scene.objects, models, count: $("eight").checked ? experiment.limits.count : 1, seed: Number($("seed").value) };
+  const objects = structuredClone(scene.objects); // a request asks for the scene as it was, whatever is moved later
+  const asked = { objects, models, count: $("eight").checked ? experiment.limits.count : 1, seed: Number($("seed").value) };
   if (models.some((name) => facts(name).steps)) {
     asked.steps = Number($("steps").value);
     asked.guidance = Number($("guidance").value);

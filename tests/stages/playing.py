@@ -20,7 +20,7 @@ RED = {"objects": [{"name": "red cube"}], "models": ["fake"]}
 
 
 class FakePainter:
-    """Takes `seconds` for each of ten steps, counts what it draws, and keeps how many drew at once at most."""
+    """Takes `seconds` for each of ten steps, or of those asked for; counts what it draws, and what at once at most."""
 
     def __init__(self, seconds: float = 0.0):
         self.about = {"name": "fake", "models": [], "objects": []}
@@ -35,16 +35,19 @@ class FakePainter:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            for step in range(1, 11):
+            steps = asked.steps or 10
+            for step in range(1, steps + 1):
                 if stop():
                     self.stopped += 1
                     raise Stopped
                 time.sleep(self.seconds)
-                tell({"event": "step", "model": "fake", "step": step, "of": 10, "pictures": [PIXEL], "noisy": [PIXEL]})
+                views = {"pictures": [PIXEL], "noisy": [PIXEL]}
+                tell({"event": "step", "model": "fake", "step": step, "of": steps, **views})
             if asked.seed == 13:
                 raise ValueError("a secret of the server's")
             self.drawn += 1
-            tell({"event": "done", "model": "fake", "seed": asked.seed})
+            gif = {"gif": PIXEL} if asked.gif and steps > 1 else {}
+            tell({"event": "done", "model": "fake", "seed": asked.seed, "seconds": 0.1, "pictures": [PIXEL], **gif})
         finally:
             self.now -= 1
 
