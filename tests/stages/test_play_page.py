@@ -241,6 +241,11 @@ def test_a_stopped_drawing_and_a_server_that_is_gone_are_said_in_words(browser):
         while painter.now and not done.wait(0.1):
             pass
         assert painter.stopped == 1
+        busy = {"status": 502, "content_type": "text/plain", "body": "Bad gateway"}  # from a proxy, or uvicorn itself
+        page.route("**/api/*", lambda one: one.fulfill(**busy))
+        page.click("#draw")
+        page.wait_for_selector("#error:has-text('answers 502')")
+        page.unroute_all()
     page.click("#draw")
     page.wait_for_selector("#error:has-text('does not answer')")
     page.close()
