@@ -122,6 +122,9 @@ def test_a_malformed_request_is_answered_by_one_line_of_json(fake):
         ({"host": "evil.example:80"}, 403),
         ({"host": "localhost.evil.example"}, 403),
         ({"origin": "http://evil.example"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"host": "evil.example", "origin": "https://evil.example"}, 403),  # a name that was pointed here
+        ({"origin": "ftp://127.0.0.1"}, 403),
         ({"origin": "null"}, 403),
     ],
 )
@@ -135,9 +138,11 @@ def test_only_this_machines_names_are_served_unless_it_listens_to_others(fake):
     port = fake[1]
     for name in (f"localhost:{port}", f"127.0.0.1:{port}", "LOCALHOST"):
         assert ask(port, host=name, origin=f"http://{name}")[0] == 200
+        assert ask(port, host=name, origin=f"https://{name}")[0] == 200  # behind a proxy with TLS
     with serving(FakePainter(), hosts=None) as open_port:
         assert ask(open_port, host="my-machine:80", origin="http://my-machine:80")[0] == 200
-        assert ask(open_port, host="my-machine", origin="http://evil.example")[0] == 403
+        for scheme in ("http", "https"):
+            assert ask(open_port, host="my-machine", origin=f"{scheme}://evil.example")[0] == 403
 
 
 def test_broken_http_does_not_stop_the_server(fake):
