@@ -13,7 +13,6 @@ from stages.engine.command import Context, run_command
 from stages.engine.errors import Interrupted, UserError, of_the_system
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
-CONNECTIONS = 512  # at most; further ones are answered 503 by uvicorn itself
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -39,6 +38,7 @@ def main(context: Context) -> None:
     try:
         import uvicorn
 
+        from stages.play.connection import settings
         from stages.play.server import application
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; `make play` installs it, or pip install '.[play]'") from None
@@ -49,19 +49,7 @@ def main(context: Context) -> None:
     with listen(a.host, a.port) as listening:  # before the weights are read: what cannot be is said at once
         painter, worker = LibraryPainter(load(a.config, *a.overrides)), Worker()
         hosts = LOCAL | {a.host.lower()} if is_local(listening) else None
-        app = application(painter, worker, hosts)
-        settings = uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=30,
-            limit_concurrency=CONNECTIONS,
-        )
-        server = uvicorn.Server(settings)
+        server = uvicorn.Server(settings(application(painter, worker, hosts)))
         announce(listening, a.host)
         threading.Thread(target=_serve, args=(server, listening), daemon=True).start()  # it leaves signals to this one
         try:

@@ -29,7 +29,8 @@ function readObjects(text) {
 
 function state() {
   const models = chosenModels();
-  const asked = { objects: scene.objects, models, count: $("eight").checked ? experiment.limits.count : 1, seed: Number($("seed").value) };
+  const objects = structuredClone(scene.objects); // a request asks for the scene as it was, whatever is moved later
+  const asked = { objects, models, count: $("eight").checked ? experiment.limits.count : 1, seed: Number($("seed").value) };
   if (models.some((name) => facts(name).steps)) {
     asked.steps = Number($("steps").value);
     asked.guidance = Number($("guidance").value);
@@ -97,6 +98,10 @@ const lost = (error) => {
   throw error.name === "AbortError" ? error : new Error(GONE);
 };
 
+/** Returns why an answer is none. The words are JSON, but those of uvicorn itself or of a proxy can be anything. */
+const refusal = async (answer) =>
+  (await answer.json().catch(() => null))?.error ?? `The server answers ${answer.status}: try again`;
+
 /** Asks the server and yields its events. A busy server is asked again after the time that it names. */
 async function* events(asked, signal) {
   let answer;
@@ -112,7 +117,7 @@ async function* events(asked, signal) {
     say(`Many are drawing; next try in ${seconds} s`);
     await wait(seconds, signal);
   }
-  if (!answer.ok) throw new Error((await answer.json()).error);
+  if (!answer.ok) throw new Error(await refusal(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ; ) {
     const { value, done } = await reader.read().catch(lost);
@@ -230,7 +235,9 @@ function limits() {
 }
 
 async function start() {
-  experiment = await (await fetch("/api/experiment")).json();
+  const answer = await fetch("/api/experiment").catch(lost);
+  if (!answer.ok) throw new Error(await refusal(answer));
+  experiment = await answer.json();
   $("experiment").textContent = `${experiment.name}, ${experiment.size}×${experiment.size} pixels, on this machine`;
   $("models").append(...experiment.models.map((model) => modelChoice(model)));
   limits();
@@ -262,4 +269,4 @@ async function start() {
   document.body.dataset.ready = "true";
 }
 
-start().catch(() => complain(GONE));
+start().catch((error) => complain(error.message));

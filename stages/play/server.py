@@ -106,7 +106,8 @@ class Guard:
         if self.hosts is not None and name.lower() not in self.hosts:
             return "this host name is not served here; use localhost, or start with HOST="
         origin = headers.get("origin")
-        if origin is not None and origin.lower() != f"http://{called[0].lower()}":
+        own = [f"{scheme}://{called[0].lower()}" for scheme in ("http", "https")]  # https: behind a proxy with TLS
+        if origin is not None and origin.lower() not in own:
             return "requests from other sites are not served"
         return None
 

@@ -20,7 +20,7 @@ RED = {"objects": [{"name": "red cube"}], "models": ["fake"]}
 
 
 class FakePainter:
-    """Takes `seconds` for each of ten steps, counts what it draws, and keeps how many drew at once at most."""
+    """Takes `seconds` for each of ten steps, or of those asked for; counts what it draws, and what at once at most."""
 
     def __init__(self, seconds: float = 0.0):
         self.about = {"name": "fake", "models": [], "objects": []}
@@ -35,16 +35,19 @@ class FakePainter:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            for step in range(1, 11):
+            steps = asked.steps or 10
+            for step in range(1, steps + 1):
                 if stop():
                     self.stopped += 1
                     raise Stopped
                 time.sleep(self.seconds)
-                tell({"event": "step", "model": "fake", "step": step, "of": 10, "pictures": [PIXEL], "noisy": [PIXEL]})
+                views = {"pictures": [PIXEL], "noisy": [PIXEL]}
+                tell({"event": "step", "model": "fake", "step": step, "of": steps, **views})
             if asked.seed == 13:
                 raise ValueError("a secret of the server's")
             self.drawn += 1
-            tell({"event": "done", "model": "fake", "seed": asked.seed})
+            gif = {"gif": PIXEL} if asked.gif and steps > 1 else {}
+            tell({"event": "done", "model": "fake", "seed": asked.seed, "seconds": 0.1, "pictures": [PIXEL], **gif})
         finally:
             self.now -= 1
 
@@ -60,13 +63,14 @@ def serving(painter, hosts=frozenset({"localhost", "127.0.0.1"}), room: int = 24
     """Serves in threads of this process and gives the port."""
     import uvicorn
 
+    from stages.play.connection import settings
     from stages.play.line import Worker
     from stages.play.server import application
 
     worker = Worker()
     app = application(painter, worker, hosts, room)
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None))
+        server = uvicorn.Server(settings(app))
         threading.Thread(target=worker.run, daemon=True).start()
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
@@ -75,9 +79,9 @@ def serving(painter, hosts=frozenset({"localhost", "127.0.0.1"}), room: int = 24
         thread.join(10)
 
 
-def ask(port: int, body=RED, method: str = "POST", path: str = "/api/draw", **headers: str):
+def ask(port: int, body=RED, method: str = "POST", path: str = "/api/draw", source: str = "127.0.0.1", **headers: str):
     """Sends one request. Returns status, headers and the body's lines; fails if no answer comes within a minute."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60, source_address=(source, 0))
     if method == "POST":
         headers = {"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()

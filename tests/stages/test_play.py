@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import http.client
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 
 import pytest
 from PIL import Image
@@ -120,6 +122,9 @@ def test_a_malformed_request_is_answered_by_one_line_of_json(fake):
         ({"host": "evil.example:80"}, 403),
         ({"host": "localhost.evil.example"}, 403),
         ({"origin": "http://evil.example"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"host": "evil.example", "origin": "https://evil.example"}, 403),  # a name that was pointed here
+        ({"origin": "ftp://127.0.0.1"}, 403),
         ({"origin": "null"}, 403),
     ],
 )
@@ -133,9 +138,11 @@ def test_only_this_machines_names_are_served_unless_it_listens_to_others(fake):
     port = fake[1]
     for name in (f"localhost:{port}", f"127.0.0.1:{port}", "LOCALHOST"):
         assert ask(port, host=name, origin=f"http://{name}")[0] == 200
+        assert ask(port, host=name, origin=f"https://{name}")[0] == 200  # behind a proxy with TLS
     with serving(FakePainter(), hosts=None) as open_port:
         assert ask(open_port, host="my-machine:80", origin="http://my-machine:80")[0] == 200
-        assert ask(open_port, host="my-machine", origin="http://evil.example")[0] == 403
+        for scheme in ("http", "https"):
+            assert ask(open_port, host="my-machine", origin=f"{scheme}://evil.example")[0] == 403
 
 
 def test_broken_http_does_not_stop_the_server(fake):
@@ -234,6 +241,59 @@ def test_a_request_that_never_ends_is_given_up(monkeypatch):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
             slow.sendall(HEAD % 9 + b"{")
             assert slow.recv(4096).startswith(b"HTTP/1.1 408")
+        assert ask(port)[0] == 200
+
+
+WHOLE = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+UNREAD = b"DELETE / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n"  # answered before its body is here
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Returns whether the server has closed it, or does within the connection's timeout."""
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost: local", WHOLE + b"GET / HTTP/1.1\r\nx: ", UNREAD])
+def test_a_connection_without_a_whole_request_is_closed(monkeypatch, sent):
+    monkeypatch.setattr("stages.play.connection.SLOW", 0.3)
+    with serving(FakePainter()) as port, socket.create_connection(("127.0.0.1", port), timeout=0.1) as slow:
+        slow.sendall(sent)
+        limit = time.monotonic() + 15  # half of what a connection may be idle
+        while not is_closed(slow):
+            assert time.monotonic() < limit
+            with suppress(ConnectionError):
+                slow.sendall(b"a" if sent else b"")  # byte after byte, none of them the last
+
+
+def test_a_drawing_and_an_idle_connection_outlast_what_a_request_may_take(monkeypatch):
+    monkeypatch.setattr("stages.play.connection.SLOW", 0.3)
+    with serving(FakePainter(seconds=0.1)) as port:
+        assert events_of(ask(port)[2])[-2:] == ["done", "end"]
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as client:
+            client.connect()
+            for _ in range(2):
+                client.request("GET", "/")
+                assert client.getresponse().read()
+                time.sleep(0.6)
+
+
+def test_one_address_cannot_take_all_connections(monkeypatch):
+    monkeypatch.setattr("stages.play.connection.CONNECTIONS", 8)
+    monkeypatch.setattr("stages.play.connection.PER_ADDRESS", 4)
+    with serving(FakePainter()) as port:
+        held = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(12)]
+        assert all(is_closed(one) for one in held[4:])  # at once: of the others the time is not over
+        assert ask(port, source="127.0.0.2")[0] == 200
+        for one in held:
+            one.close()
+        time.sleep(0.5)
         assert ask(port)[0] == 200
 
 

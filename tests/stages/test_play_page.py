@@ -193,17 +193,41 @@ def test_no_text_of_a_link_becomes_part_of_the_page(opened):
     settled(page)
 
 
-def test_a_stopped_drawing_and_a_server_that_is_gone_are_said_in_words(browser):
+FAKE = {"name": "fake", "title": "Fake", "places": True, "guidance": None, "steps": 10, "most_steps": 10}
+
+
+def faking(seconds: float = 0.0, **facts):
+    """A painter that draws nothing, with what the page needs to know of it."""
     from tests.stages.playing import FakePainter
 
-    painter = FakePainter(seconds=2.0)  # long enough to be stopped on a loaded machine
+    painter = FakePainter(seconds)
     painter.about = {
         "name": "fake",
         "size": 64,
-        "objects": [{"name": "red cube"}, {"name": "a thing of another data set"}],
-        "models": [{"name": "fake", "title": "Fake", "places": True, "guidance": None}],
+        "objects": [{"name": "red cube"}, {"name": "cyan sphere"}, {"name": "a thing of another data set"}],
+        "models": [FAKE | facts],
         "limits": {"objects": 5, "count": 8, "steps": 100, "guidance": 20, "seed": 9},
     }
+    return painter
+
+
+def test_a_gif_shows_the_picture_of_its_card_whatever_the_scene_is_now(browser):
+    page = browser.new_page()
+    page.set_default_timeout(DRAWN)
+    with serving(faking()) as port:
+        page.goto(f"http://127.0.0.1:{port}/#objects=red cube at 0.300 0.600&models=fake&steps=3")
+        settled(page)
+        page.focus("#placed [data-name='red cube']")
+        page.keyboard.press("ArrowRight")
+        page.click("#palette [data-name='cyan sphere']")
+        with page.expect_request("**/api/draw") as asked, page.expect_download():
+            page.click("[data-model=fake] button:has-text('GIF')")
+        assert asked.value.post_data_json["objects"] == [{"name": "red cube", "place": [0.3, 0.6]}]
+    page.close()
+
+
+def test_a_stopped_drawing_and_a_server_that_is_gone_are_said_in_words(browser):
+    painter = faking(seconds=2.0)  # long enough to be stopped on a loaded machine
     page = browser.new_page()
     page.set_default_timeout(DRAWN)
     with serving(painter) as port:
@@ -217,6 +241,11 @@ def test_a_stopped_drawing_and_a_server_that_is_gone_are_said_in_words(browser):
         while painter.now and not done.wait(0.1):
             pass
         assert painter.stopped == 1
+        busy = {"status": 502, "content_type": "text/plain", "body": "Bad gateway"}  # from a proxy, or uvicorn itself
+        page.route("**/api/*", lambda one: one.fulfill(**busy))
+        page.click("#draw")
+        page.wait_for_selector("#error:has-text('answers 502')")
+        page.unroute_all()
     page.click("#draw")
     page.wait_for_selector("#error:has-text('does not answer')")
     page.close()

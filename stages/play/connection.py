@@ -1,0 +1,68 @@
+"""Whom the server listens to: a client must send whole requests, soon, and over few connections.
+
+uvicorn waits for ever for the head of a request, and counts such a connection as one that it serves.
+"""
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from stages.play.server import SLOW
+
+CONNECTIONS = 512  # at most; requests over further ones are answered 503 by uvicorn itself
+PER_ADDRESS = 128  # of them at most from one address, which may be that of a proxy; further ones are closed
+IDLE = 30  # seconds that a connection may stay open between two requests
+
+
+class Connection(H11Protocol):
+    """uvicorn's HTTP/1.1, which closes a connection whose client takes longer than SLOW to send what is to be answered.
+
+    From the answer to the next byte the client has IDLE instead, which uvicorn sees to.
+    """
+
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        address = self.client and self.client[0]
+        if sum(other.client is not None and other.client[0] == address for other in self.connections) > PER_ADDRESS:
+            transport.abort()
+        else:
+            self._watch()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def _watch(self) -> None:
+        """Sets the deadline where it is the client's turn. More bytes do not put it off."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()
+        elif self.deadline is None and self.timeout_keep_alive_task is None:
+            self.deadline = self.loop.call_later(SLOW, self.transport.abort)
+
+    def _unwatch(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+
+def settings(app: Any) -> uvicorn.Config:
+    """Returns how uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE,
+        limit_concurrency=CONNECTIONS,
+    )
