@@ -8,8 +8,8 @@ import torch
 from stages.engine.dataset import load_dataset
 from stages.experiments.pace import figure as figure_of_pace
 from stages.experiments.pace import sets_of
-from stages.experiments.reproduce import row_of
 from stages.experiments.samplers import figure as figure_of_samplers
+from stages.experiments.systems_page import _row
 from tests.data.folder import write_folder
 from tests.helpers import assert_one_line
 from tests.stages.handful import context_with
@@ -53,7 +53,8 @@ def test_figures_show_any_number_of_label_sets(sets):
 
 def test_a_row_of_the_reports_systems_has_a_cell_for_each_label_set():
     figures = {"one": {"accuracy": 0.5, "std": 0.1}}
-    made = {"system": "s", "reported": (0.1, 0.2), "figures": figures, "steps": 1, "minutes": 1.0}
-    assert row_of("ldm", made, True, ("one", "two"))[4:6] == ["0.500 ± 0.100", None]
-    failed = {"system": "s", "reported": None, "fault": "not run"}
-    assert len(row_of("ldm", failed, True, ("one",))) == len(row_of("ldm", made, True, ("one",)))
+    made = {"figures": figures, "steps": 1, "minutes": 1.0, "device": "d", "judge": "trained"}
+    row = _row(context_with(), "ldm", made, ("one", "two"))
+    assert [cell["figure"] for cell in row["ours"]] == ["0.500 ± 0.100", "–"] and row["others"] == ["–", "–"]
+    failed = _row(context_with(), "ldm", {"fault": "not run"}, ("one",))
+    assert (len(failed["ours"]), failed["short"], failed.keys()) == (1, "not run", row.keys())
