@@ -242,8 +242,9 @@ class Planner:
 
     def _planned(self, key: str, results: dict[str, dict], trained: frozenset[Path]) -> Planned:
         system = SYSTEMS[key]
-        reported = sum(system.reported or ()) / 2
-        gain = max(0.0, reported - max(0.0, mean_of(results.get(key, {}), self.context.config.data.conditions)))
+        report = system.reported_on(self.context.config.data.conditions)
+        reported = sum(report.values()) / max(1, len(report))
+        gain = max(0.0, reported - max(0.0, mean_of(results.get(key, {}), tuple(report))))
         if key not in self.homes:  # its child says why
             return Planned(key, 0.0, "not a valid configuration", gain, Path(), frozenset())
         home, row = self.homes[key], row_of(self.context, key, self.homes)
@@ -268,7 +269,7 @@ def table_of(plan: list[Planned], results: dict[str, dict], sets: tuple[str, ...
     """Returns the plan as lines of text: minutes, row, the report's accuracy, ours, and how far it is."""
     lines = [f"{'minutes':>8}  {'row':<36} {'report':<12} {'ours':<12} state"]
     for row in plan:
-        reported = " / ".join(f"{x:.3f}"[1:] for x in SYSTEMS[row.key].reported or ()) or "-"
+        reported = " / ".join(f"{x:.3f}"[1:] for x in SYSTEMS[row.key].reported_on(sets).values()) or "-"
         found = results.get(row.key, {}).get("figures", {})
         ours = " / ".join(f"{found[name]['accuracy']:.3f}"[-4:] for name in sets if name in found) or "-"
         lines.append(f"{row.minutes:8.1f}  {row.key:<36} {reported:<12} {ours:<12} {row.state}")

@@ -13,9 +13,9 @@ import torch
 from stages.engine.command import Context
 from stages.engine.config import load
 from stages.experiments.plan import Pace, Paces, estimate, newest_step
-from stages.experiments.reproduce import Planned, homes_of, jobs_of, row_of, table_of
+from stages.experiments.reproduce import Planned, Planner, homes_of, jobs_of, row_of, table_of
 from stages.experiments.systems import PAIRS, SYSTEMS
-from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets
+from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets, write_page
 from tests.conftest import copy_chain, finish, start_stage
 from tests.helpers import assert_one_line, digest
 from tests.stages.test_jobs import wait_for
@@ -119,6 +119,51 @@ def test_rows_of_reports_come_first_by_accuracy_per_minute():
     assert sorted([chosen, large, small], key=lambda row: row.rank) == [small, large, chosen]
     text = table_of([small], {"gan": {"figures": {"test": {"accuracy": 0.7}}}}, ("test", "new_test"))
     assert text.splitlines()[1].split() == ["10.0", "gan", ".527", "/", ".678", ".700"]
+
+
+def test_a_report_is_compared_by_the_name_of_the_label_sets():
+    """Ours on new_test is never beside the report's figure on test, whatever is asked for and in which order."""
+
+    def row(**accuracies):
+        figures = {name: {"accuracy": accuracy, "std": 0.0} for name, accuracy in accuracies.items()}
+        return {"figures": figures, "steps": 2000}
+
+    mine = {"gan": row(mine=0.1, new_test=0.6)}
+    assert short_of("gan", mine["gan"], ("mine", "new_test")).startswith("short by 0.078 on new_test, after 2,000 of")
+    assert short_of("gan", row(new_test=0.7, test=0.5), ("new_test", "test")).startswith("short by 0.000 / 0.027, ")
+    assert short_of("gan", row(mine=0.1), ("mine",)) == ""
+    planned = Planned("gan", 10.0, "", 0.0, Path(), frozenset())
+    words = table_of([planned], mine, ("mine", "new_test")).splitlines()[1].split()
+    assert words == ["10.0", "gan", ".678", ".100", "/", ".600"]
+
+
+@pytest.mark.parametrize(("sets", "gain"), [("[mine,new_test]", 0.078), ("[mine]", 0.0), ("[new_test,test]", 0.052)])
+def test_a_row_gains_only_where_its_report_has_a_figure(tmp_path, sets, gain):
+    arguments = Namespace(config="configs/smoke.yaml", steps=None, overrides=[], fresh=False, only=[])
+    config = load("configs/smoke.yaml", [f"root={tmp_path}", f"data.conditions={sets}"])
+    context = Context(config, torch.device("cpu"), torch.float32, arguments, 0.0, ExitStack())
+    figures = {"mine": {"accuracy": 0.1}, "new_test": {"accuracy": 0.6}, "test": {"accuracy": 0.5}}
+    (row,) = Planner(context, homes_of(context)).of(["gan"], {"gan": {"figures": figures}})
+    assert row.gain == pytest.approx(gain, abs=6e-4)
+
+
+def test_each_kind_of_features_has_its_floor(context, chain):
+    """Rows of before and after the network for photographs was installed are on other features."""
+
+    def row(features, distance):
+        figures = {"frechet_distance": distance, "precision": 0.9, "recall": 0.8, "coverage": 0.7}
+        figures |= {"features": features, "pictures": 300}
+        return {"floor": figures, "quality": figures, "figures": {}, "real_accuracy": 0.99}
+
+    from stages.engine.dataset import load_dataset
+
+    dataset = load_dataset(load("configs/smoke.yaml", [f"root={chain}"]), torch.device("cpu"))
+    results = {"ldm": row("photographs", 12.5), "gan": row("evaluator", 3.25), "ddpm-up": row("photographs", 12.5)}
+    folder = write_page(context, results, dataset).parent
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    for features, distance in (("evaluator", "3.2"), ("photographs", "12.5")):
+        assert text.count(f"the floor on features of {features}: Fréchet distance {distance},") == 1
+        assert page.count(f"<small>features: {features}</small>") == 1
 
 
 def test_minutes_are_steps_previews_and_network_calls(context, chain, tmp_path):
