@@ -5,6 +5,7 @@ import os
 import signal
 from argparse import Namespace
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 
 from stages.engine.command import Context
 from stages.engine.config import load
-from stages.experiments.plan import Pace, Paces, estimate, newest_step
-from stages.experiments.reproduce import Planned, Planner, homes_of, jobs_of, row_of, table_of
+from stages.experiments.plan import START_UP, Pace, Paces, Planned, estimate, missing_shared, newest_step, table_of
+from stages.experiments.reproduce import Planner, homes_of, jobs_of, row_of
 from stages.experiments.systems import PAIRS, SYSTEMS
 from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets, write_page
-from tests.conftest import copy_chain, finish, start_stage
+from tests.conftest import ask_for_few, copy_chain, finish, make, start_stage
 from tests.helpers import assert_one_line, digest
 from tests.stages.test_jobs import wait_for
 
@@ -29,15 +30,20 @@ SMALL = (
 )
 
 
+def without(*stages: str):
+    """Returns what leaves these stages' folders out of a copy of the chain."""
+
+    def skip(folder: str, names: list[str]) -> list[str]:
+        return [n for n in names if n in (*stages, "eval") or n.startswith("step-")]
+
+    return skip
+
+
 @pytest.fixture
 def roots(chain, tmp_path):
     """Returns two roots with the chain's scenes, evaluator and autoencoder, but none of its models."""
-
-    def skip(folder: str, names: list[str]) -> list[str]:
-        return [n for n in names if n in ("ldm", "gan", "eval") or n.startswith("step-")]
-
     for name in ("a", "b"):
-        copy_chain(chain, tmp_path / name, skip)
+        copy_chain(chain, tmp_path / name, without("ldm", "gan"))
     return tmp_path / "a", tmp_path / "b"
 
 
@@ -91,6 +97,47 @@ def test_rows_end_with_the_same_bits_however_they_were_run(roots):
     assert html.count("data:image/png") == len(ROWS) * (1 + html.count('<div class="row">'))
     status, said = finish(started(root), PATIENCE)
     assert status == 0 and "0 of 2 rows to run" in said, said
+
+
+def test_make_trains_nothing_for_a_plan():
+    said = make("reproduce", "-n", "CONFIG=configs/smoke.yaml", "FLAGS=--only gan --plan").stdout
+    assert " --only gan --plan " in said and "-m stages.experiments.reproduce" in said
+    made = ("-m stages.render ", "-m stages.evaluator ", "-m stages.vae ")
+    assert not any(stage in said for stage in made)
+    said = make("reproduce", "-n", "CONFIG=configs/smoke.yaml", "FLAGS=--only gan").stdout
+    assert all(stage in said for stage in made)
+
+
+def test_a_plan_of_nothing_says_what_is_missing(stage, tmp_path):
+    status, said = stage("reproduce", "--plan", "--only", *ROWS, "ldm", "--", f"root={tmp_path}")
+    assert status == 0, said
+    lines = [line.split(None, 4) for line in said.splitlines()]
+    states = {line[1]: (line[0], line[4]) for line in lines if len(line) == 5 and line[0] == "?"}
+    assert states["scenes"] == ("?", "not drawn")
+    assert states["evaluator"] == ("?", "not begun; cannot be timed without scenes")
+    assert states["vae"] == ("?", "not begun; cannot be timed without scenes, evaluator")
+    assert "ldm" in said and said.count("cannot be timed without scenes, evaluator, vae") == 1  # of the LDM
+    assert "missing: scenes, evaluator, vae; `make reproduce` without --plan makes them first" in said
+    assert "; 3 of the rows cannot be timed until then" in said
+    assert not any((tmp_path / "smoke").glob("*/*.safetensors")) and not (tmp_path / "smoke/render").exists()
+
+
+def test_a_plan_times_the_networks_that_rows_share(chain, tmp_path, context):
+    """What is missing is timed with what is there: a model without the autoencoder only if it does not use it."""
+    copy_chain(chain, root := tmp_path / "root", without("vae", "ldm", "gan"))
+    ask_for_few(root / "smoke/render", 4)
+    context = replace(context, config=load("configs/smoke.yaml", [f"root={root}", *SMALL]))
+    planner = Planner(context, homes_of(context))
+    rows = {row.key: row for row in planner.of(["ldm", "ddpm-up"], {})}
+    (vae,) = planner.shared
+    assert (vae.stage, vae.state) == ("vae", "not begun") and vae.minutes > START_UP
+    assert rows["ddpm-up"].minutes > START_UP and rows["ldm"].minutes == 0
+    assert rows["ldm"].state == "not begun; cannot be timed without vae"
+    (root / "smoke/evaluator/export.safetensors").unlink()
+    evaluator, vae = missing_shared(context, planner.paces)
+    assert (evaluator.stage, evaluator.state) == ("evaluator", "not begun") and evaluator.minutes > START_UP
+    assert vae.minutes == 0 and vae.state.endswith("cannot be timed without evaluator")
+    assert not (root / "smoke/vae").exists()
 
 
 def test_wrong_flags_are_one_line(stage, tmp_path):
