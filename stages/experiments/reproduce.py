@@ -300,6 +300,8 @@ def main(context: Context) -> None:
         return
     began = time.monotonic()
     cores = cores_for(a.jobs, context.device.type == "cpu")
+    if len(cores) < a.jobs:
+        say(f"warning: --jobs {a.jobs}, but this process is pinned to fewer cores: {len(cores)} at a time")
     if context.device.type == "cpu":
         torch.set_num_threads(1)  # as the rows have: they are timed here
     folder = folder_of(context)
@@ -309,7 +311,7 @@ def main(context: Context) -> None:
     print(table_of(plan, results, sets, planner.shared))
     if planner.shared:
         print(shared_words(planner.shared, plan))
-    minutes = f"{sum(row.minutes for row in plan):.0f} minutes of one core, {a.jobs} at a time"
+    minutes = f"{sum(row.minutes for row in plan):.0f} minutes of one core, {len(cores)} at a time"
     print(f"{len(plan)} of {len(a.only)} rows to run: {minutes}", flush=True)
     if a.plan:
         return
