@@ -13,7 +13,7 @@ from stages.engine.command import Context
 from stages.engine.export import load_export, save_export
 from stages.engine.lock import locked
 from stages.engine.log import progress, say
-from stages.engine.packs import TRUSTED, note_checked, was_checked
+from stages.engine.packs import LATENTS, TRUSTED, note_checked, say_unused_latents, was_checked
 
 BATCH = 256  # pictures encoded at once
 IN_MEMORY = 2 * 2**30  # bytes of float32 latents that `auto` keeps in memory: of 1.4 million pictures of 64x64
@@ -52,7 +52,7 @@ def from_pack(context: Context, encode: Encode, images: Rows, parents: dict[str,
     """
     made_of = {**parents, "precision": str(context.dtype).removeprefix("torch.")}
     key = hashlib.sha256(" ".join(f"{name} {made_of[name]}" for name in sorted(made_of)).encode()).hexdigest()[:16]
-    folder, count = Path(context.config.root) / "packs" / f"latents-{key}", -(-len(images) // PART)
+    folder, count = Path(context.config.root) / "packs" / f"{LATENTS}{key}", -(-len(images) // PART)
     paths = [folder / f"{number:06d}.safetensors" for number in range(count)]
     together = distributed.patient_barrier()
     with locked(folder, wait=True):  # another command may encode the same; the main process holds it for all
@@ -71,6 +71,8 @@ def from_pack(context: Context, encode: Encode, images: Rows, parents: dict[str,
         together()
     if missing:
         say(f"encoded {len(images)} pictures into {folder}, which can be deleted: it is then made again")
+        if distributed.is_main():
+            say_unused_latents(folder.parent)
     return Joined([_opened(path, len(paths)) for path in paths])
 
 

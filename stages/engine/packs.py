@@ -6,6 +6,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from stages.engine.lock import locked
 from stages.engine.log import progress, say
 
 SUFFIX = ".safetensors"
+LATENTS = "latents-"  # what the folders beside the packs that hold latents begin with
 LABELS = ("held_out", "objects", "places")  # what a pack holds beside the pictures
 TRUSTED = 4 * 2**30  # bytes from which a pack's pictures are checked once and not at each start
 REMEDY = "run the same command again"
@@ -125,6 +127,22 @@ def _say_unused(path: Path, folder: Path) -> None:
         if other != path and (same or gone):
             why = f"an older state of {folder}" if same else f"{about['folder']}, which is gone"
             say(f"{other} ({other.stat().st_size / 1e9:.1f} GB) is of {why}; delete it if nothing else uses it")
+    say_unused_latents(path.parent)
+
+
+def say_unused_latents(packs: Path) -> None:
+    """Says which folders of latents are of autoencoders that no experiment beside `packs` has: nothing is deleted."""
+    autoencoders = set()
+    for export in packs.parent.glob("*/vae/export.safetensors"):
+        with suppress(UserError):  # damaged: whoever uses it is told
+            autoencoders.add(read_about(export, REMEDY)["sha256"])
+    for folder in sorted(packs.glob(f"{LATENTS}*/")):
+        files = sorted(folder.glob(f"*{SUFFIX}"))
+        with suppress(UserError, KeyError):
+            if files and read_about(files[0], REMEDY)["vae"] not in autoencoders:
+                size = sum(file.stat().st_size for file in files) / 1e9
+                why = f"latents of an autoencoder that no experiment in {packs.parent} has"
+                say(f"{folder} ({size:.1f} GB) is of {why}; delete it if nothing else uses it")
 
 
 def _write(path: Path, config: Config, folder: Path) -> None:

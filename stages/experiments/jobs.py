@@ -81,12 +81,16 @@ def end_with_the_parent() -> None:
 
 
 def cores_for(jobs: int, on_cpu: bool) -> list[int | None]:
-    """Returns a core for each of `jobs` processes at once; on a GPU none is pinned. Raises UserError if they lack."""
+    """Returns a core for each of at most `jobs` processes at once; on a GPU none is pinned.
+
+    A process that is pinned to fewer cores than `jobs` gets these. Raises UserError if the machine has fewer.
+    """
     if not on_cpu:
         return [None] * jobs
-    free = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
-    if jobs > len(free):
-        raise UserError(f"--jobs {jobs}: this process may use {len(free)} cores; lower it (Make: JOBS={len(free)})")
+    most = os.cpu_count() or 1
+    if jobs > most:
+        raise UserError(f"--jobs {jobs}: this machine has {most} cores; lower it (Make: JOBS={most})")
+    free = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(most)]
     return [*free[:jobs]]
 
 

@@ -1,30 +1,38 @@
-"""Estimates how many minutes the rows of `make reproduce` take, from a few steps of each kind, timed once."""
+"""Estimates how many minutes the rows of `make reproduce` take, from a few steps of each kind, timed once.
+
+So are evaluator and autoencoder, which the rows share: Make trains them first, but not for a plan.
+"""
 
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.samplers import SAMPLERS
 from stages.engine.command import Context
-from stages.engine.dataset import Dataset
+from stages.engine.dataset import Dataset, sources_of
 from stages.engine.draws import Draws
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
 from stages.engine.files import write_atomically
 from stages.engine.log import say
 from stages.engine.machine import describe_device
+from stages.engine.run import Task
+from stages.evaluator import EvaluatorTask
 from stages.experiments.quality import PICTURES
+from stages.experiments.systems import SYSTEMS
 from stages.models import MODELS
 from stages.reader import EVALUATED
+from stages.vae import VaeTask
 
 TIMED, LONGEST = 3, 10.0  # steps that are timed after one to warm up; seconds after which no more are
 SHOWN = 128  # training pictures that the timing loads: their number does not matter for a step
 CALLS = 2  # network calls of the timed sampling
 START_UP = 0.3  # minutes until a child trains: imports, latents
+SHARED: dict[str, Callable[[Context, Dataset], Task]] = {"evaluator": EvaluatorTask, "vae": VaeTask}
 # keys of a model's section that say how it learns, not how much there is to compute
 FREE = {
     *("steps", "warmup", "decay", "log_every", "preview_every", "checkpoint_every", "keep", "compile", "ema", "clip"),
@@ -104,11 +112,12 @@ def _measured(home: Context, model: str, dataset: Dataset) -> Pace:
         changes.append(f"{model}.compile=false")
     uses = json.dumps(home.config.uses)
     context = home.derived(home.config.name, *changes, f"uses={uses}")
-    task = MODELS[model].task(context, few)
+    task = (SHARED.get(model) or MODELS[model].task)(context, few)
     settings, seconds = getattr(context.config, model), list[float]()
+    first_step = max(0, settings.steps - 1 - TIMED) if model == "vae" else 0  # its discriminator begins late
     while len(seconds) < 1 + TIMED and sum(seconds) < LONGEST:
         began = time.perf_counter()
-        step = len(seconds)
+        step = first_step + len(seconds)
         metrics = task.step(step, Draws(context.config.seed, model, step, settings.batch, context.device))
         sum(float(value[0] if isinstance(value, tuple) else value.detach()) for value in metrics.values())  # waits
         seconds.append(time.perf_counter() - began)
@@ -161,3 +170,90 @@ def guide_minutes(row: Context) -> float:
         return read_about(row.export("evaluator"), "")["seconds"] / 60
     except UserError:
         return 0.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A row that is not finished: minutes of one core until it is, how far it is, what it may gain by the report."""
+
+    key: str
+    minutes: float
+    state: str
+    gain: float
+    model: Path  # the folder that its model is trained in
+    folders: frozenset[Path]  # that no other row may work in at the same time
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        return -self.gain / max(self.minutes, 1.0), self.minutes
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What rows share and Make makes before them: a target, its minutes of one core (0: not known), how far it is."""
+
+    stage: str
+    minutes: float
+    state: str
+
+
+def missing_shared(context: Context, paces: Paces) -> list[Shared]:
+    """Returns scenes, evaluator and autoencoder as far as they are missing. None is made, the networks are timed."""
+    found = list[Shared]()
+    if not context.config.data.folder and not (sources_of(context.config)[0] / "train.json").exists():
+        found.append(Shared("scenes", 0.0, "not drawn"))
+    for stage in SHARED:
+        if not context.export(stage).exists():
+            found.append(_shared(context, stage, paces, [other.stage for other in found]))
+    return found
+
+
+def _shared(context: Context, stage: str, paces: Paces, lacks: list[str]) -> Shared:
+    """Estimates one of SHARED, which cannot be timed without any of `lacks`."""
+    if stage in context.config.uses:
+        return Shared(stage, 0.0, f"to be trained first in the experiment {context.experiment_of(stage)}")
+    if stage == "evaluator" and context.config.evaluator.checkpoint:
+        return Shared(stage, START_UP, "the lab's, to be taken")
+    section, done = getattr(context.config, stage), newest_step(context, stage)
+    state = f"at step {done:,} of {section.steps:,}" if done else "not begun"
+    if lacks:
+        return Shared(stage, 0.0, f"{state}; cannot be timed without {', '.join(lacks)}")
+    try:
+        pace = paces.of(context, stage)
+    except UserError as error:
+        return Shared(stage, 0.0, f"{state}; cannot be timed: {error}")
+    measured = section.steps // section.preview_every - done // section.preview_every + 1  # and before its export
+    seconds = (section.steps - done) * pace.step + measured * CALLS * pace.call
+    return Shared(stage, seconds / 60 + START_UP, state)
+
+
+def shared_words(shared: Sequence[Shared], plan: Sequence[Planned]) -> str:
+    """Says in one line what is made before the rows, and how many of them cannot be timed until then."""
+    untimed = sum(not row.minutes for row in plan)
+    until = f"; {untimed} of the rows cannot be timed until then" if untimed else ""
+    minutes = sum(each.minutes for each in shared)
+    names = ", ".join(each.stage for each in shared)
+    return f"missing: {names}; `make reproduce` without --plan makes them first ({minutes:.1f} minutes known){until}"
+
+
+def table_of(
+    plan: Sequence[Planned], results: dict[str, dict], sets: tuple[str, ...], shared: Sequence[Shared] = ()
+) -> str:
+    """Returns the plan as lines of text: minutes, row, the report's accuracy, ours, and how far it is.
+
+    What rows share comes first. Minutes that are not known are a question mark.
+    """
+    lines = [f"{'minutes':>8}  {'row':<36} {'report':<12} {'ours':<12} state"]
+
+    def line(minutes: float, name: str, reported: str, ours: str, state: str) -> None:
+        known = f"{minutes:.1f}" if minutes else "?"
+        lines.append(f"{known:>8}  {name:<36} {reported:<12} {ours:<12} {state}")
+
+    for each in shared:
+        line(each.minutes, each.stage, "-", "-", each.state)
+    for row in plan:
+        reported = " / ".join(f"{x:.3f}"[1:] for x in SYSTEMS[row.key].reported_on(sets).values()) or "-"
+        found = results.get(row.key, {}).get("figures", {})
+        ours = " / ".join(f"{found[name]['accuracy']:.3f}"[-4:] for name in sets if name in found) or "-"
+        line(row.minutes, row.key, reported, ours, row.state)
+    return "\n".join(lines)

@@ -8,8 +8,8 @@ import shlex
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -27,7 +27,21 @@ from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
 from stages.experiments.jobs import Job, cores_for, end_with_the_parent, run_jobs
 from stages.experiments.judges import another_evaluator
+<<<<<<< HEAD
 from stages.experiments.plan import Paces, estimate, guide_minutes, newest_step, pairs_minutes
+=======
+from stages.experiments.plan import (
+    Paces,
+    Planned,
+    Shared,
+    estimate,
+    guide_minutes,
+    missing_shared,
+    newest_step,
+    shared_words,
+    table_of,
+)
+>>>>>>> 52a883159d308d1b5e6f579c7523f069f5a17123
 from stages.experiments.quality import load_quality
 from stages.experiments.rows import asked_of, homes_of, recipe_of, row_of, teacher_of, told_of, unrefreshed
 from stages.experiments.systems import SYSTEMS
@@ -116,6 +130,7 @@ def run_row(context: Context, key: str) -> None:
             write_atomically(result_file(context, key), json.dumps(found).encode())
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True)
 class Planned:
     """A row that is not finished: minutes of one core until it is, how far it is, what it may gain by the report."""
@@ -142,6 +157,8 @@ def in_order(rows: list[Planned]) -> list[Planned]:
     return sorted(rows, key=place)
 
 
+=======
+>>>>>>> 52a883159d308d1b5e6f579c7523f069f5a17123
 class Planner:
     """Says which rows are missing, in the order of gain: accuracy that the report has and ours has not, per minute.
 
@@ -152,6 +169,11 @@ class Planner:
         self.context, self.homes = context, homes
         self.dataset = cache(lambda: load_dataset(context.config, context.device))
         self.paces = Paces(folder_of(context) / "timing.json", self.dataset)
+
+    @cached_property
+    def shared(self) -> list[Shared]:
+        """What rows share and Make makes before them, as far as it is missing."""
+        return missing_shared(self.context, self.paces)
 
     def finished(self, key: str, results: dict[str, dict]) -> bool:
         """Returns whether a row's figures are of its present models, judges, pictures and command."""
@@ -193,8 +215,9 @@ class Planner:
 
     def _planned(self, key: str, results: dict[str, dict], trained: frozenset[Path]) -> Planned:
         system = SYSTEMS[key]
-        reported = sum(system.reported or ()) / 2
-        gain = max(0.0, reported - max(0.0, mean_of(results.get(key, {}), self.context.config.data.conditions)))
+        report = system.reported_on(self.context.config.data.conditions)
+        reported = sum(report.values()) / max(1, len(report))
+        gain = max(0.0, reported - max(0.0, mean_of(results.get(key, {}), tuple(report))))
         if key not in self.homes:  # its child says why
             return Planned(key, 0.0, "not a valid configuration", gain, Path(), frozenset())
         home, row = self.homes[key], row_of(self.context, key, self.homes)
@@ -205,6 +228,9 @@ class Planner:
             folders.add(teacher[1].export(teacher[0]).parent)
         steps, done = getattr(home.config, system.model).steps, newest_step(home, system.model)
         state = "to be evaluated" if done == steps else f"at step {done:,} of {steps:,}" if done else "not begun"
+        if lacks := [each.stage for each in self.shared if each.stage != "vae" or row.config.needs_vae]:
+            words = f"{state}; cannot be timed without {', '.join(lacks)}"
+            return Planned(key, 0.0, words, gain, model, frozenset(folders))
         try:
             found = estimate(row, home, system.model, self.paces.of(home, system.model), self.dataset())
             minutes = found.evaluation + (self._teaching(home, *teacher, trained) if teacher else 0.0)
@@ -215,17 +241,6 @@ class Planner:
         if row.export("guide").parent not in trained:
             minutes += guide_minutes(row)
         return Planned(key, minutes, state, gain, model, frozenset(folders))
-
-
-def table_of(plan: list[Planned], results: dict[str, dict], sets: tuple[str, ...]) -> str:
-    """Returns the plan as lines of text: minutes, row, the report's accuracy, ours, and how far it is."""
-    lines = [f"{'minutes':>8}  {'row':<36} {'report':<12} {'ours':<12} state"]
-    for row in plan:
-        reported = " / ".join(f"{x:.3f}"[1:] for x in SYSTEMS[row.key].reported or ()) or "-"
-        found = results.get(row.key, {}).get("figures", {})
-        ours = " / ".join(f"{found[name]['accuracy']:.3f}"[-4:] for name in sets if name in found) or "-"
-        lines.append(f"{row.minutes:8.1f}  {row.key:<36} {reported:<12} {ours:<12} {row.state}")
-    return "\n".join(lines)
 
 
 def read_results(context: Context) -> dict[str, dict]:
@@ -261,15 +276,19 @@ def main(context: Context) -> None:
         return
     began = time.monotonic()
     cores = cores_for(a.jobs, context.device.type == "cpu")
+    if len(cores) < a.jobs:
+        say(f"warning: --jobs {a.jobs}, but this process is pinned to fewer cores: {len(cores)} at a time")
     if context.device.type == "cpu":
         torch.set_num_threads(1)  # as the rows have: they are timed here
     folder = folder_of(context)
     context.held.enter_context(locked(folder))
     results, planner = read_results(context), Planner(context, homes_of(context))
     plan, sets = planner.of(a.only, results), context.config.data.conditions
-    print(table_of(plan, results, sets))
-    total = sum(row.minutes for row in plan)
-    print(f"{len(plan)} of {len(a.only)} rows to run: {total:.0f} minutes of one core, {a.jobs} at a time", flush=True)
+    print(table_of(plan, results, sets, planner.shared))
+    if planner.shared:
+        print(shared_words(planner.shared, plan))
+    minutes = f"{sum(row.minutes for row in plan):.0f} minutes of one core, {len(cores)} at a time"
+    print(f"{len(plan)} of {len(a.only)} rows to run: {minutes}", flush=True)
     if a.plan:
         return
     failed: dict[str, str] = {}

@@ -12,6 +12,7 @@ from models.choices import (
     SCHEDULES,
     SPACINGS,
 )
+from stages.engine.schema import REPORTED
 
 OF_X0 = [p for p in PREDICTIONS if p != "mean"]  # x_0 of a mean is ill-conditioned: it needs the ancestral sampler
 MULTIPLY_ADD, SMALL = "configs/ddpm-multiply-add.yaml", "configs/ddpm-small.yaml"  # the second: for two cores
@@ -88,6 +89,11 @@ class System:
     recipe: str | None = None
     report: int | None = None
     tried: str = ""
+
+    def reported_on(self, sets: Iterable[str]) -> dict[str, float]:
+        """Returns the report's accuracy by file of label sets, of those in `sets` that the report has."""
+        pair = dict(zip(REPORTED, self.reported or (), strict=False))
+        return {name: pair[name] for name in sets if name in pair}
 
 
 # GANs that are told the label set only, as in the reports

@@ -41,13 +41,14 @@ def short_of(key: str, result: dict, sets: tuple[str, ...]) -> str:
     system = SYSTEMS[key]
     if "fault" in result:
         return result["fault"]
-    if not system.reported:
+    ours = {name: result["figures"][name]["accuracy"] for name in sets if name in result["figures"]}
+    lacks = {name: max(0.0, report - ours[name]) for name, report in system.reported_on(ours).items()}
+    if not lacks:  # no report, or none of these files of label sets
         return ""
-    ours = [result["figures"][name]["accuracy"] for name in sets if name in result["figures"]]
-    lacks = [max(0.0, report - own) for report, own in zip(system.reported, ours, strict=False)]
-    if not any(lacks):
-        return "reached"
-    words = "short by " + " / ".join(f"{lack:.3f}" for lack in lacks)
+    where = "" if [*lacks] == [*sets] else f" on {' / '.join(lacks)}"
+    if not any(lacks.values()):
+        return f"reached{where}"
+    words = "short by " + " / ".join(f"{lack:.3f}" for lack in lacks.values()) + where
     if theirs := re.match(r"[\d,]+(?= steps)", system.budget or ""):
         words += f", after {result['steps']:,} of the report's {theirs.group()} steps"
     return f"{words}. {system.tried}".rstrip() if system.tried else words
@@ -58,25 +59,30 @@ def _cell(figures: dict | None) -> dict:
     return {"figure": shown(figures) if figures else "–", "guide": f"{guide:.3f}" if guide else None}
 
 
+def _features_of(quality: dict | None) -> str:
+    return f"; quality on features: {quality['features']}" if quality else ""
+
+
 def _row(context: Context, key: str, result: dict, sets: tuple[str, ...]) -> dict:
     """Returns what the templates show of a row."""
-    system, figures = SYSTEMS[key], result.get("figures", {})
+    system, figures, quality = SYSTEMS[key], result.get("figures", {}), result.get("quality")
+    report = system.reported_on(sets)
     others = [(figures.get(name) or {}).get("by_other_judges") for name in sets]
     agreements = [opinions["agreement"] for opinions in others if opinions]
     return {
         "key": key,
         "system": result.get("system", system.words),
-        "reported": " / ".join(f"{x:.3f}" for x in system.reported) if system.reported else "–",
+        "reported": " / ".join(f"{report[name]:.3f}" if name in report else "–" for name in sets) if report else "–",
         "ours": [_cell(figures.get(name)) for name in sets if figures] or [_cell(None)],
         "others": [f"{opinions['accuracy']:.3f}" if opinions else "–" for opinions in others] if figures else ["–"],
         "agreement": sum(agreements) / len(agreements) if agreements else None,
-        "quality": cells(result.get("quality")),
+        "quality": cells(quality),
         "seeds": len(result["seeds"]) if "seeds" in result else "",
         "steps": f"{result['steps']:,}" if "steps" in result else "",
         "minutes": f"{result['minutes']:.1f}" if "minutes" in result else "",
         "short": short_of(key, result, sets),
         "configuration": ", ".join([*filter(None, [result.get("configuration")]), *result.get("settings", [])]),
-        "on": f"{result['device']}; {result['judge']} evaluator" if figures else None,
+        "on": f"{result['device']}; {result['judge']} evaluator{_features_of(quality)}" if figures else None,
         "command": result.get("command"),
     }
 
@@ -155,7 +161,7 @@ def write_page(context: Context, results: dict[str, dict], dataset: Dataset) -> 
             seed = context.config.eval.seeds[0]
             pictures.append({"labels": labels, "name": name, "place": place + 1, "seed": seed, "made": made})
     shown_rows = {key: _row(context, key, row, sets) | {"picture": thumbnails.get(key)} for key, row in rows.items()}
-    floors = [row["floor"] for row in results.values() if row.get("floor")]
+    floors = {row["floor"]["features"]: cells(row["floor"]) for row in results.values() if row.get("floor")}
     quality = sorted({row["quality_words"] for row in results.values() if row.get("quality_words")})
     judges = any(row["agreement"] is not None for row in shown_rows.values())
     opinions = (
@@ -170,7 +176,7 @@ def write_page(context: Context, results: dict[str, dict], dataset: Dataset) -> 
         "sets": sets,
         "judges": judges,
         "groups": [_group(title, keys, results, shown_rows) for title, keys in groups.items()],
-        "floor": cells(floors[-1]) if floors else None,
+        "floors": dict(sorted(floors.items())),
         "real": next((row["real_accuracy"] for row in results.values() if "real_accuracy" in row), None),
         "notes": [*differences_of(results, sets), opinions, *quality],
         "pictures": pictures,

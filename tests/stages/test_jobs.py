@@ -95,8 +95,11 @@ def test_a_killed_child_is_reported_and_the_others_go_on(tmp_path):
     assert ended == {"killed": -signal.SIGKILL, "b": 0}
 
 
-def test_more_jobs_than_cores_are_one_line():
-    with pytest.raises(UserError, match="--jobs 4000: this process may use"):
+def test_more_jobs_than_cores_are_one_line(monkeypatch):
+    with pytest.raises(UserError, match="--jobs 4000: this machine has"):
         cores_for(4000, on_cpu=True)
     assert cores_for(3, on_cpu=False) == [None] * 3
     assert cores_for(1, on_cpu=True) == [CORE]
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {1}, raising=False)
+    assert cores_for(2, on_cpu=True) == [1], "pinned to one of two cores: one at a time"

@@ -11,8 +11,11 @@ from stages.engine import packs
 from stages.engine.config import load
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
+from stages.engine.export import read_about, save_export
+from stages.engine.latents import from_pack
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
+from tests.stages.handful import context_with
 
 CPU = torch.device("cpu")
 
@@ -201,3 +204,28 @@ def test_a_list_of_folders_survives_as_an_override_and_in_a_variant():
     assert config.data.folders == (os.path.expanduser("~/a"), "/b")
     again = type(config).model_validate(config.model_dump(mode="json"))
     assert again.data.folders == config.data.folders
+
+
+def test_latents_of_an_autoencoder_that_was_trained_again_are_said_with_their_size(tmp_path, capsys):
+    """When a pack is written, and when latents are: folders of today's autoencoders, and all files, stay unnamed."""
+
+    def autoencoder(name, value):
+        save_export(tmp_path / name / "vae/export.safetensors", {"weight": torch.full((2,), value)}, {})
+        return read_about(tmp_path / name / "vae/export.safetensors", "")["sha256"]
+
+    def encode(sha256):
+        images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+        from_pack(context, lambda part: part.float().mean((2, 3), keepdim=True), images, {"data": "d", "vae": sha256})
+
+    context, words = context_with(f"root={tmp_path}"), "(0.0 GB) is of latents of an autoencoder that no experiment"
+    encode(autoencoder("other", 3.0))
+    encode(autoencoder("mine", 1.0))
+    assert words not in capsys.readouterr().err
+    (tmp_path / "mine/vae").rename(tmp_path / "mine/vae.old-1")  # as --fresh does
+    before = {*(tmp_path / "packs").glob("latents-*/")}
+    encode(autoencoder("mine", 2.0))
+    said = [line for line in capsys.readouterr().err.splitlines() if words in line]
+    (old,) = (f for f in before if f"{f} {words}" in said[0])
+    assert len(said) == 1 and said[0].endswith(f"in {tmp_path} has; delete it if nothing else uses it")
+    opened(tmp_path, write_folder(tmp_path / "d"))
+    assert f"{old} {words}" in capsys.readouterr().err and old.is_dir() and len(before) == 2
