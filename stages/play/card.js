@@ -38,7 +38,7 @@ export class Card {
     this.total = element("p", { className: "total" });
     this.png = this.#button("PNG", () => this.#savePng());
     this.gif = this.#button("GIF", () => gif(this));
-    this.gif.hidden = !model.steps;
+    this.gif.hidden = true; // until there is a denoising to show
     const figure = element("div", { className: "figure" }, this.image, this.#rings());
     const foot = element("div", { className: "row foot" }, this.total, this.png, this.gif);
     const head = element("div", { className: "row" }, element("h3", { textContent: model.title }), this.time);
@@ -70,6 +70,7 @@ export class Card {
     this.png.disabled = this.gif.disabled = false;
     if (this.frames.length > 1) {
       Object.assign(this.scrub, { max: this.frames.length, value: this.frames.length, hidden: false });
+      this.gif.hidden = false;
     }
     const all = event.verdicts?.flat() ?? [];
     const found = all.filter((verdict) => verdict.found).length;

@@ -223,6 +223,12 @@ def test_a_gif_shows_the_picture_of_its_card_whatever_the_scene_is_now(browser):
         with page.expect_request("**/api/draw") as asked, page.expect_download():
             page.click("[data-model=fake] button:has-text('GIF')")
         assert asked.value.post_data_json["objects"] == [{"name": "red cube", "place": [0.3, 0.6]}]
+        page.wait_for_selector("#status:has-text('The GIF is downloaded')")
+        assert page.locator("[data-model=fake] button:has-text('GIF')").is_visible()
+        page.fill("#steps", "1")  # nothing moves in one step
+        page.click("#draw")
+        settled(page)
+        assert not page.locator("[data-model=fake] button:has-text('GIF')").is_visible()
     page.close()
 
 
