@@ -188,6 +188,16 @@ class Planned:
         return -self.gain / max(self.minutes, 1.0), self.minutes
 
 
+def in_order(rows: list[Planned]) -> list[Planned]:
+    """Returns rows by their rank, but those that train a model before the one that is distilled from it."""
+
+    def place(row: Planned) -> tuple[tuple[float, float], bool]:
+        teachers = [other.rank for other in rows if other.model in row.folders - {row.model}]
+        return max([row.rank, *teachers]), bool(teachers)
+
+    return sorted(rows, key=place)
+
+
 @dataclass(frozen=True)
 class Shared:
     """What rows share and Make makes before them: a target, its minutes of one core (0: not known), how far it is."""

@@ -27,21 +27,19 @@ from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
 from stages.experiments.jobs import Job, cores_for, end_with_the_parent, run_jobs
 from stages.experiments.judges import another_evaluator
-<<<<<<< HEAD
-from stages.experiments.plan import Paces, estimate, guide_minutes, newest_step, pairs_minutes
-=======
 from stages.experiments.plan import (
     Paces,
     Planned,
     Shared,
     estimate,
     guide_minutes,
+    in_order,
     missing_shared,
     newest_step,
+    pairs_minutes,
     shared_words,
     table_of,
 )
->>>>>>> 52a883159d308d1b5e6f579c7523f069f5a17123
 from stages.experiments.quality import load_quality
 from stages.experiments.rows import asked_of, homes_of, recipe_of, row_of, teacher_of, told_of, unrefreshed
 from stages.experiments.systems import SYSTEMS
@@ -130,35 +128,6 @@ def run_row(context: Context, key: str) -> None:
             write_atomically(result_file(context, key), json.dumps(found).encode())
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class Planned:
-    """A row that is not finished: minutes of one core until it is, how far it is, what it may gain by the report."""
-
-    key: str
-    minutes: float
-    state: str
-    gain: float
-    model: Path  # the folder that its model is trained in
-    folders: frozenset[Path]  # that no other row may work in at the same time
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        return -self.gain / max(self.minutes, 1.0), self.minutes
-
-
-def in_order(rows: list[Planned]) -> list[Planned]:
-    """Returns rows by their rank, but those that train a model before the one that is distilled from it."""
-
-    def place(row: Planned) -> tuple[tuple[float, float], bool]:
-        teachers = [other.rank for other in rows if other.model in row.folders - {row.model}]
-        return max([row.rank, *teachers]), bool(teachers)
-
-    return sorted(rows, key=place)
-
-
-=======
->>>>>>> 52a883159d308d1b5e6f579c7523f069f5a17123
 class Planner:
     """Says which rows are missing, in the order of gain: accuracy that the report has and ours has not, per minute.
 

@@ -13,21 +13,23 @@ import torch
 
 from stages.engine.command import Context
 from stages.engine.config import load
-<<<<<<< HEAD
 from stages.engine.export import load_export, save_export
-from stages.experiments.plan import Pace, Paces, estimate, newest_step
-from stages.experiments.reproduce import Planned, Planner, in_order, jobs_of, main, run, table_of
+from stages.experiments.plan import (
+    START_UP,
+    Pace,
+    Paces,
+    Planned,
+    estimate,
+    in_order,
+    missing_shared,
+    newest_step,
+    table_of,
+)
+from stages.experiments.reproduce import Planner, jobs_of, main, run
 from stages.experiments.rows import changes_of, homes_of, row_of
 from stages.experiments.systems import PAIRS, SYSTEMS
 from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets, write_page
-from tests.conftest import copy_chain, finish, start_stage
-=======
-from stages.experiments.plan import START_UP, Pace, Paces, Planned, estimate, missing_shared, newest_step, table_of
-from stages.experiments.reproduce import Planner, homes_of, jobs_of, row_of
-from stages.experiments.systems import PAIRS, SYSTEMS
-from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets, write_page
 from tests.conftest import ask_for_few, copy_chain, finish, make, start_stage
->>>>>>> 52a883159d308d1b5e6f579c7523f069f5a17123
 from tests.helpers import assert_one_line, digest
 from tests.stages.test_jobs import wait_for
 
