@@ -147,7 +147,7 @@ SAID = $(if $(filter command,$(origin $(1))),--$(2) "$($(1))")
 play: $(PLAY) ## serve a page to place objects and draw, on this machine alone [PORT=8000] [HOST=0.0.0.0 for all]
 	@$(PY) -m stages.play --config "$(or $(SHIPPED),$(CONFIG))" $(call SAID,HOST,host) $(call SAID,PORT,port) -- $(SETS)
 
-release: setup ## write the weights in 16 bits with a model card into checkpoints/scenes, FLAGS="--to folder --report report.json ..."
+release: setup ## write the weights in 16 bits with a model card, FLAGS="--to folder [--report report.json ...]"
 	@$(PY) -m stages.use.release --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
 export: setup-export ## write what was trained as safetensors and ONNX, for other programs: [OUT=exports/NAME]

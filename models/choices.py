@@ -4,14 +4,54 @@ Each names the entries of one registry; tests/models/test_choices.py holds the t
 plural lists all.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 Model = Literal["ldm", "gan", "ddpm", "onestep"]
-MODELS = {  # what draws pictures, and what its stage does: stages/models.py
-    "ldm": "Stage 2: trains the latent diffusion model on the autoencoder's latents.",
-    "gan": "Trains the conditional WGAN-GP.",
-    "ddpm": "Trains a DDPM on pictures.",
-    "onestep": "Distils the latent diffusion model into a generator of one step.",
+MODELS: tuple[str, ...] = get_args(Model)  # what draws pictures: stages/models.py
+
+
+class Words(NamedTuple):
+    """What is said of a stage that trains: its network's name and what it is, and what the stage does."""
+
+    title: str
+    what: str
+    stage: str
+
+
+WORDS = {
+    "evaluator": Words(
+        "Evaluator, the judge",
+        "A ResNet-18 that says which objects a picture shows: one logit per object.",
+        "Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE).",
+    ),
+    "reader": Words(
+        "Reader of places",
+        "A small network that finds objects and where they are; it measures placing.",
+        "Trains the reader of objects and their places, which judges placing.",
+    ),
+    "vae": Words(
+        "Autoencoder",
+        "A VQ-VAE between pictures and latents an eighth as wide, on which the others work.",
+        "Stage 1: trains the VQ-VAE.",
+    ),
+    "ldm": Words(
+        "Latent diffusion",
+        "A cross-attention UNet that denoises latents, told objects and, if known, places.",
+        "Stage 2: trains the latent diffusion model on the autoencoder's latents.",
+    ),
+    "gan": Words(
+        "GAN",
+        "The generator of a conditional WGAN-GP or a relative of it: one call draws a picture.",
+        "Trains the conditional WGAN-GP.",
+    ),
+    "ddpm": Words(
+        "Pixel diffusion", "A network that denoises pictures, told the objects.", "Trains a DDPM on pictures."
+    ),
+    "onestep": Words(
+        "One-step LDM",
+        "A UNet like the latent diffusion model's, distilled from it, that turns noise into latents in one call.",
+        "Distils the latent diffusion model into a generator of one step.",
+    ),
 }
 DIFFUSION = ("ldm", "ddpm")  # those of them that denoise
 EVERY_TIMESTEP = ("ancestral",)  # the samplers that take no number of steps

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from models.choices import DIFFUSION, MODELS
+from models.choices import DIFFUSION, MODELS, WORDS
 from stages.engine.arguments import Command, add_fresh
 from stages.engine.config import Config
 from stages.engine.errors import UserError, of_the_system
 from stages.experiments.systems import GROUPS, SYSTEMS
-from stages.use.find import SHIPPED, check_release, refuse_training_in_a_release
+from stages.use.find import check_release, refuse_training_in_a_release
 from stages.use.output import check_output
 
 # what `make bench` and `make growth` measure: the names of stages/benchmark's tables
@@ -61,7 +61,7 @@ def _check_labels(text: str, folders: Sequence[str]) -> None:
 
 
 def _release(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", default=str(SHIPPED), metavar="FOLDER", help="where to (default: %(default)s)")
+    parser.add_argument("--to", metavar="FOLDER", help="where to: a new folder, or a release to replace (required)")
     parser.add_argument("--report", nargs="+", default=[], metavar="FILE", help="further report.json files to quote")
 
 
@@ -235,16 +235,9 @@ def _check_play(a: argparse.Namespace, config: Config) -> None:
         raise UserError(f"--port {a.port}: give a number from 0 to {2**16 - 1}")
 
 
-TRAINED = {
-    "evaluator": "Trains the evaluator, or adopts the lab's checkpoint (evaluator.checkpoint=FILE).",
-    "reader": "Trains the reader of objects and their places, which judges placing.",
-    "vae": "Stage 1: trains the VQ-VAE.",
-    **MODELS,
-}
-
 COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "render": Command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", alone=True),
-    **{stage: Command(words, check=refuse_training_in_a_release(stage)) for stage, words in TRAINED.items()},
+    **{stage: Command(words.stage, check=refuse_training_in_a_release(stage)) for stage, words in WORDS.items()},
     "evaluate": Command("Evaluates the models of a configuration on its test sets and writes the report."),
     "use.sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
     "use.release": Command("Writes an experiment's weights to share.", _release, alone=True, check=check_release),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Generic
 
 import torch
@@ -29,7 +30,8 @@ from stages.engine.sampling import Draw, in_batches, preview, takes_places, with
 from stages.engine.schema import Denoising, Eval
 from stages.engine.trained import held_in
 
-Watch = Callable[[int, Tensor, Tensor], None]
+Decoded = Callable[[], Tensor]  # decodes when it is called: (b, 3, s, s) in [-1, 1] or a little beyond
+Watch = Callable[[int, Decoded, Decoded], None]
 LogProbability = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -102,7 +104,8 @@ class DiffusionSampler:
     def sample(self, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
         """Samples n pictures (n, 3, s, s) in [-1, 1], one for each condition and key.
 
-        `watch` is called at each step with t and the pictures of x and of the predicted x_0. Raises UserError.
+        `watch` is called at each step with t and what decodes the pictures of x and of the predicted x_0, which takes
+        as long as a step: what is not called costs nothing. Raises UserError.
         """
         return self._sampled(condition, keys, how, lambda x: self.decode(x).float().clamp(-1, 1), watch)
 
@@ -132,10 +135,13 @@ class DiffusionSampler:
             )
         condition = self.with_places(condition, keys, how)
 
+        def shown(x: Tensor, wanted: int) -> Tensor:
+            return self.decode(x)[:wanted]
+
         def make(condition: Condition, draw: Draw, wanted: int) -> Tensor:
             for t, x, x0 in self._steps(condition, how, lambda: draw(*self.shape)):
                 if watch is not None:
-                    watch(t, self.decode(x)[:wanted], self.decode(x0)[:wanted])
+                    watch(t, partial(shown, x, wanted), partial(shown, x0, wanted))
             return finish(x)
 
         return in_batches(condition, keys, how.batch, self.context.device, make)

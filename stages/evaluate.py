@@ -54,7 +54,7 @@ def recorded(
 ) -> list[tuple[int, Tensor, Tensor]]:
     """Samples. Returns t, pictures of x and of the predicted x_0, at up to `columns` steps from first to last."""
     seen: list[tuple[int, Tensor, Tensor]] = []
-    sampler.sample(condition, keys, how, lambda t, x, x0: seen.append((t, x.cpu(), x0.cpu())))
+    sampler.sample(condition, keys, how, lambda t, x, x0: seen.append((t, x().cpu(), x0().cpu())))
     chosen = evenly(len(seen), columns).tolist()
     return [seen[i] for i in chosen]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from models.choices import WORDS
 from stages import ddpm, gan, ldm, onestep
 from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context
@@ -42,7 +43,7 @@ MODELS: dict[str, Model] = {
         ldm.main,
         ldm.fresh_task,
         ldm.load_sampler,
-        lambda config: "Latent diffusion",
+        lambda config: WORDS["ldm"].title,
         ((["loss"], "latent diffusion", True),),
         "latent diffusion",
         "ldm.network.places=true",
@@ -60,7 +61,7 @@ MODELS: dict[str, Model] = {
         ddpm.main,
         ddpm.DdpmTask,
         ddpm.load_ddpm,
-        lambda config: "Pixel diffusion",
+        lambda config: WORDS["ddpm"].title,
         ((["loss"], "pixel diffusion", True),),
         "pixel diffusion",
         "ddpm.places=true",
@@ -69,7 +70,7 @@ MODELS: dict[str, Model] = {
         onestep.main,
         onestep.fresh_task,
         onestep.load_onestep,
-        lambda config: "One-step LDM",
+        lambda config: WORDS["onestep"].title,
         ((["distance"], "one-step generator, distance from its teacher's latents", True),),
         "one-step generator",
         "ldm.network.places=true",

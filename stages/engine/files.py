@@ -1,10 +1,14 @@
-"""Writes files completely or not at all."""
+"""Writes files and folders completely or not at all."""
 
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stages.engine.errors import of_the_system
+from safetensors import SafetensorError
+
+from stages.engine.errors import UserError, of_the_system, oneline
 
 
 def write_atomically(path: Path, *content: bytes | memoryview) -> None:
@@ -30,3 +34,25 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """Context manager: a folder beside `folder` to fill, which gets its name at the end. A failure leaves nothing.
+
+    An empty folder of that name is replaced; move another one aside before the end.
+    """
+    folder = Path(os.path.abspath(folder))  # `.` too has a name
+    partly = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        partly.mkdir(parents=True)
+        yield partly
+        if folder.is_dir():
+            folder.rmdir()  # refused unless it is empty
+        partly.rename(folder)
+    except OSError as error:
+        raise of_the_system(error, f"cannot write {folder}") from None
+    except SafetensorError as error:  # its words for a full disk, among others
+        raise UserError(f"cannot write {folder}: {oneline(error)}; free space, or name another folder") from None
+    finally:
+        shutil.rmtree(partly, ignore_errors=True)

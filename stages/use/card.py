@@ -1,47 +1,77 @@
 """Writes the model card of a release: what each model is, how it was made, what was measured, where its limits are."""
 
 import json
+import shlex
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import jinja2
 import torch
 
-from models.choices import MODELS
+from models.choices import MODELS, WORDS
 from stages.engine.command import Context
 from stages.engine.errors import UserError
 from stages.engine.export import DTYPES
 from stages.engine.files import write_atomically
+from stages.engine.schema import Config
 from stages.models import title
+from stages.use.find import SHIPPED, is_shipped
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-WORDS = {
-    "evaluator": ("Evaluator, the judge", "A ResNet-18 that scores which objects a picture shows."),
-    "reader": ("Reader of places", "A small network that finds objects and where they are; it measures placing."),
-    "vae": (
-        "Autoencoder",
-        "A VQ-VAE with a patch discriminator, between pictures and latents of an eighth of their side.",
-    ),
-}
 
 
 def write_card(
-    context: Context, folder: Path, exports: dict[str, dict], kind: torch.dtype, losses: dict[torch.dtype, float]
+    context: Context,
+    folder: Path,
+    exports: dict[str, dict],
+    hashes: Mapping[str, Set[str]],
+    kind: torch.dtype,
+    losses: dict[torch.dtype, float],
 ) -> None:
-    """Writes README.md into a release. `exports`: the descriptions of the experiment's exports, by stage."""
-    config = context.config
-    named = WORDS | {model: (title(model, config), words) for model, words in MODELS.items()}
+    """Writes README.md into a release. Raises UserError for a report that measured other weights.
+
+    `exports`: the descriptions of the experiment's exports, by stage; `hashes`: those of their weights, before and
+    after rounding.
+    """
+    config, to = context.config, Path(context.arguments.to)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"figure": lambda value: "–" if value is None else f"{value:.3f}"}
     content = {
         "config": config,
         "file": context.arguments.config,
-        "stages": [(stage, *named[stage], about) for stage, about in exports.items()],
+        "set": _settings(context),
+        "flags": _flags(context),
+        "shipped": is_shipped(to),
+        "to": to.as_posix() if to.parent.name else f"./{to}",  # the library takes a bare name for one in checkpoints/
+        "stages": [
+            (stage, title(stage, config) if stage in MODELS else WORDS[stage].title, WORDS[stage].what, about)
+            for stage, about in exports.items()
+        ],
         "kind": DTYPES[kind],
         "losses": {DTYPES[one]: f"{loss:.1e}" for one, loss in losses.items()},
-        "reports": [read_report(path) for path in reports_of(context)],
+        "reports": [read_report(path, context, hashes) for path in reports_of(context)],
     }
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)
     write_atomically(folder / "README.md", text.encode())
+
+
+def _settings(context: Context) -> str:
+    """Returns what Make was told beside the configuration; where the experiment lies is no part of its recipe."""
+    told = [words for words in getattr(context.arguments, "overrides", []) if not words.startswith("root=")]
+    return f' SET="{" ".join(told)}"' if told else ""
+
+
+def _flags(context: Context) -> str:
+    """Returns the flags of the release, as they are where experiments lie in their usual place."""
+    root, usual = Path(context.config.root).absolute(), Path(Config.model_fields["root"].default)
+
+    def shown(path: Path) -> str:
+        inside = path.absolute().is_relative_to(root)
+        return shlex.quote(str(usual / path.absolute().relative_to(root) if inside else path))
+
+    to, reports = Path(context.arguments.to), [shown(Path(path)) for path in context.arguments.report]
+    words = ["--to", str(SHIPPED) if is_shipped(to) else shown(to), *(["--report", *reports] if reports else [])]
+    return " ".join(words)
 
 
 def reports_of(context: Context) -> list[Path]:
@@ -50,21 +80,32 @@ def reports_of(context: Context) -> list[Path]:
     return [*([own] if own.is_file() else []), *map(Path, context.arguments.report)]
 
 
-def read_report(path: Path) -> dict:
-    """Reads a report.json of `make eval`: `results`, `evaluator`, `provenance`. Raises UserError."""
+def read_report(path: Path, context: Context, hashes: Mapping[str, Set[str]]) -> dict:
+    """Reads what the card shows of a report.json of `make eval`. Raises UserError, also if it is of other weights."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         provenance, judge = report["provenance"], report["evaluator"]
-        return {
+        found = {
             "experiment": provenance["experiment"],
             "date": provenance["date"],
             "seeds": provenance["seeds"],
-            "how": provenance["configuration"]["eval"],
             "judge": judge["real_accuracy"],
+            "others": [*report.get("other_judges", {}).values()],
             "vae": (report.get("vae") or {}).get("reconstruction_accuracy"),
-            "results": {
-                model: {name: figures for name, figures in sets.items()} for model, sets in report["results"].items()
-            },
+            "results": {model: dict(sets) for model, sets in report["results"].items()},
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        parents = dict(provenance["parents"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no report.json of `make eval` ({type(error).__name__}: {error})") from None
+    quoted = [*found["results"], *(["vae"] if found["vae"] is not None else [])]
+    if found["experiment"] == context.config.name:  # "its judge" is the one in the release
+        quoted += ["evaluator", "reader"] if "reader" in parents else ["evaluator"]
+    for stage in quoted:
+        if stage in hashes and parents.get(stage) not in hashes[stage]:
+            raise UserError(
+                f"{path} measured another {stage} than the one in {context.export(stage)}; evaluate again "
+                f"({context.make('eval')}), or leave the report out"
+            )
+    if not set(quoted) & hashes.keys():
+        raise UserError(f"{path} measured none of {', '.join(hashes)}; leave it out")
+    return found

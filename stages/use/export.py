@@ -15,6 +15,7 @@ from stages.commands import COMMANDS, export_folder
 from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context, run_command
 from stages.engine.export import read_about
+from stages.engine.files import made_whole
 from stages.engine.log import say
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
@@ -23,7 +24,7 @@ from stages.judge import load_evaluator
 from stages.models import MODELS
 from stages.onestep import ONE_CALL, OneStepSampler
 from stages.use import graphs
-from stages.use.folder import Folder, made_whole
+from stages.use.folder import Folder
 from stages.use.graphs import Graph
 from stages.use.schedule import diffusers_scheduler, table
 from stages.vae import load_vae_of

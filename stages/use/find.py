@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
-from models.choices import MODELS
+from models.choices import MODELS, WORDS
 from stages.engine.config import Config, derive, load
 from stages.engine.errors import UserError, of_the_system
 from stages.engine.rules import plain
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = Path("checkpoints/scenes")  # the weights that come with the project, from the repository's folder
-STAGES = ("evaluator", "reader", "vae", *MODELS)  # what an experiment has exports of
+SHIPPED_FROM = "scenes-trained"  # the experiment that they are of: configs/scenes.yaml
+STAGES = tuple(WORDS)  # what an experiment has exports of
 MANIFEST = "manifest.json"  # of a released experiment: {file: {"sha256": ..., "bytes": ...}}
 
 
@@ -64,14 +65,18 @@ def available(config: Config) -> tuple[str, ...]:
     return tuple(sorted(trained, key=lambda model: model != config.drawer))
 
 
+def is_shipped(folder: Path) -> bool:
+    """Returns True for the folder of the weights that come with the project, however it is written."""
+    return folder.resolve() in (SHIPPED.resolve(), (REPOSITORY / SHIPPED).resolve())
+
+
 def refuse_training_in_a_release(stage: str) -> Callable[[Namespace, Config], None]:
     """Returns a command's check: a release is not trained in. A stage that it has, unless --fresh, is finished."""
 
     def check(arguments: Namespace, config: Config) -> None:
         folder = Path(config.root) / config.name
-        of_project = folder.absolute() in (SHIPPED.absolute(), REPOSITORY / SHIPPED)
         finished = (folder / stage / "export.safetensors").is_file() and not arguments.fresh
-        if (of_project or (folder / MANIFEST).is_file()) and not finished and stage not in config.uses:
+        if (is_shipped(folder) or (folder / MANIFEST).is_file()) and not finished and stage not in config.uses:
             raise UserError(f"{folder} is the place of released weights, where nothing is trained; set another name=")
 
     return check
@@ -79,7 +84,14 @@ def refuse_training_in_a_release(stage: str) -> Callable[[Namespace, Config], No
 
 def check_release(arguments: Namespace, config: Config) -> None:
     """Checks what can be known before weights are read: the data, what is trained, and the place. Raises UserError."""
+    if arguments.to is None:
+        raise UserError('name the folder to write with --to, such as FLAGS="--to checkpoints/mine-released"')
     to, own = Path(arguments.to), Path(config.root) / config.name
+    if is_shipped(to) and config.name != SHIPPED_FROM:
+        raise UserError(
+            f"--to {to}: there are the weights of {SHIPPED_FROM}, which come with the project, and this experiment is "
+            f"{config.name}; name another folder"
+        )
     if config.data.folder is not None:
         raise UserError(
             f"data.folder={config.data.folder}: only models of scenes drawn here are released; leave it out (DATA=)"
@@ -89,7 +101,7 @@ def check_release(arguments: Namespace, config: Config) -> None:
     if missing:
         raise UserError(f"{own} has no {missing[0]} yet: train it with `make {missing[0]} CONFIG={arguments.config}`")
     if not plain(to.name) or to.absolute() == own.absolute():
-        raise UserError(f"--to {to}: name another folder than the experiment's, such as {SHIPPED}")
+        raise UserError(f"--to {to}: name another folder than the experiment's, such as {own}-released")
     if to.exists() and not (to / MANIFEST).is_file():
         raise UserError(f"--to {to}: there is something else than a release; move it aside, or name another folder")
     for file in arguments.report:

@@ -1,10 +1,8 @@
 """Fills the folder of `make export`: one folder a network, a page about all of them, and a script that draws."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,13 @@ from typing import Any
 import jinja2
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError
 from torch import nn
 
 from data.sizes import SIZE
+from models.choices import WORDS
 from models.layouts import LayoutPrior
 from stages.engine.command import Context
-from stages.engine.errors import UserError, of_the_system, oneline
+from stages.engine.errors import UserError
 from stages.engine.log import say
 from stages.use import graphs, hub
 from stages.use.graphs import Graph
@@ -26,35 +24,8 @@ from stages.use.graphs import Graph
 HERE = Path(__file__).parent
 SCRIPT = HERE / "draw_onnx.py"
 CHECKED = ((1, 1), (3, 5))  # rows and slots with which each graph is compared with torch
-WORDS = {
-    "evaluator": ("Evaluator", "A ResNet-18 that says which objects a picture shows: one logit per object."),
-    "vae": ("Autoencoder", "A VQ-VAE between pictures and latents an eighth as wide, on which the others work."),
-    "ldm": ("Latent diffusion", "A cross-attention UNet that denoises latents, told objects and, if known, places."),
-    "onestep": ("One-step LDM", "The LDM's network, distilled to draw latents by one call, guidance included."),
-    "gan": ("GAN", "The generator of a conditional WGAN-GP or a relative of it: one call draws a picture."),
-    "ddpm": ("Pixel diffusion", "A network that denoises pictures, told the objects."),
-}
 OURS = "The scenes are the project's own drawings; code and weights have the MIT licence."
 THEIRS = "The code has the MIT licence; for the weights the terms of the pictures count, which this card does not know."
-
-
-@contextmanager
-def made_whole(folder: Path) -> Iterator[Path]:
-    """Context manager: a folder beside `folder` to fill, which gets its name at the end. A failure leaves nothing."""
-    folder = Path(os.path.abspath(folder))  # `.` too has a name
-    partly = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        partly.mkdir(parents=True)
-        yield partly
-        if folder.is_dir():
-            folder.rmdir()  # empty: the command's check refused any other
-        partly.rename(folder)
-    except OSError as error:
-        raise of_the_system(error, f"cannot write {folder}") from None
-    except SafetensorError as error:  # its words for a full disk, among others
-        raise UserError(f"cannot write {folder}: {oneline(error)}; free space, or name another folder") from None
-    finally:
-        shutil.rmtree(partly, ignore_errors=True)
 
 
 @dataclass
@@ -111,15 +82,14 @@ class Folder:
         self.graphs[name] = {"inputs": graph.shapes(), "output": graph.output, "difference": worst}
 
     def _card(self, stage: str, about: dict, files: dict[str, str]) -> ModelCard:
-        title, words = WORDS[stage]
         ours = self.context.config.data.folder is None
         data = ModelCardData(library_name=hub.LIBRARY, tags=[*hub.TAGS, stage], license="mit" if ours else "other")
         figures, seeds = self._figures(stage, about)
         return ModelCard.from_template(
             data,
             template_str=(HERE / "network_card.md.jinja").read_text(encoding="utf-8"),
-            title=f"{title}, {self.context.config.name}",
-            words=words,
+            title=f"{WORDS[stage].title}, {self.context.config.name}",
+            words=WORDS[stage].what,
             stage=stage,
             experiment=self.context.config.name,
             files=files,

@@ -22,7 +22,7 @@ from torch import Tensor
 from data.labels import DataError, Place, Vocabulary
 from models.choices import DIFFUSION
 from models.condition import Condition
-from stages.diffusion import DiffusionSampler, Watch
+from stages.diffusion import Decoded, DiffusionSampler, Watch
 from stages.engine.command import Context, device_of, precision_of
 from stages.engine.config import derive
 from stages.engine.errors import UserError, is_out_of_memory, of_the_system, oneline
@@ -30,6 +30,7 @@ from stages.engine.pictures import image_of
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.models import MODELS
+from stages.use.exact import exact_float32
 from stages.use.facts import Facts, facts_of
 from stages.use.find import available, configuration_of, refuse_tampered
 from stages.use.verdict import Judge, Verdict
@@ -125,10 +126,10 @@ class Experiment:
             return images
         done, total = 0, len(sampler.times(how)) * -(-count // batch)
 
-        def watch(t: int, x: Tensor, predicted: Tensor) -> None:
+        def watch(t: int, x: Decoded, predicted: Decoded) -> None:
             nonlocal done
             done += 1
-            on_step(done, total, _images(predicted))
+            on_step(done, total, _images(predicted()))
 
         return self._sampled(sampler, condition, keys, how, watch)
 
@@ -158,8 +159,8 @@ class Experiment:
         made: list[Frame] = []
         total = len(sampler.times(how))
 
-        def watch(t: int, x: Tensor, predicted: Tensor) -> None:
-            frame = Frame(len(made) % total + 1, total, t, _images(x), _images(predicted))
+        def watch(t: int, x: Decoded, predicted: Decoded) -> None:
+            frame = Frame(len(made) % total + 1, total, t, _images(x()), _images(predicted()))
             made.append(frame)
             if on_frame is not None:
                 on_frame(frame)
@@ -176,7 +177,7 @@ class Experiment:
         `pictures`: Pillow images (another size is scaled) or a tensor (n, 3, s, s), uint8 or in [-1, 1]. `labels`: one
         text as in `draw` for all of them, or one for each picture. Raises UserError.
         """
-        with _turn, _in_one_line(), _environment(), self._settings():
+        with _turn, _in_one_line(), _environment(), exact_float32():
             return self._judge.verdicts(pictures, labels)
 
     def facts(self, model: str | None = None) -> Facts:
@@ -227,59 +228,37 @@ class Experiment:
                 f"labels {labels!r}: this {model} was trained without places; leave them out, or train one with "
                 f"{MODELS[model].placing}"
             )
-        condition = Condition.of_lists([objects], len(vocabulary), [where]).repeat(count)
         changes = {"steps": steps, "guidance": guidance, "batch": batch}
         how = self._context.config.eval.model_copy(update={k: v for k, v in changes.items() if v is not None})
-        return condition, [(seed, "sample", i) for i in range(count)], how
+        with _within_memory():
+            condition = Condition.of_lists([objects], len(vocabulary), [where]).repeat(count)
+            return condition, [(seed, "sample", i) for i in range(count)], how
 
     def _sampled(
         self, sampler: Sampler, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None
     ) -> Tensor:
-        try:
-            with _turn, self._settings():
-                if isinstance(sampler, DiffusionSampler):
-                    return sampler.sample(condition, keys, how, watch)
-                return sampler.sample(condition, keys, how)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"out of memory ({oneline(error)[:100]}); ask for fewer pictures, or a smaller batch"
-            ) from None
-
-    @contextmanager
-    def _settings(self) -> Iterator[None]:
-        """Sets torch as a command does (stages/engine/command.py), within the context: float32 means float32."""
-        precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        try:
-            if precision != "highest":
-                torch.set_float32_matmul_precision("highest")
-            if self.device.type == "cuda":
-                torch.backends.cudnn.allow_tf32 = False
-            yield
-        finally:
-            if precision != "highest":
-                torch.set_float32_matmul_precision(precision)
-            if self.device.type == "cuda":
-                torch.backends.cudnn.allow_tf32 = tf32
+        with _within_memory(), _turn, exact_float32():
+            if isinstance(sampler, DiffusionSampler):
+                return sampler.sample(condition, keys, how, watch)
+            return sampler.sample(condition, keys, how)
 
 
 def load(
     experiment: str | os.PathLike[str] = "scenes",
     *settings: str,
     model: str | None = None,
-    device: str | torch.device = "auto",
+    device: str | torch.device | None = None,
 ) -> Experiment:
     """Loads an experiment: a name in checkpoints/, the path of an experiment's folder, or a configuration file.
 
     `settings` replace values of its configuration: "eval.steps=20". `device`: auto (a GPU if there is one), cpu, cuda,
-    cuda:1. `model` draws by default; without it the configuration's does. It is loaded now, other models and the judge
-    at their first use. Raises UserError.
+    cuda:1; without it the configuration's. `model` draws by default; without it the configuration's does. It is loaded
+    now, other models and the judge at their first use. Raises UserError.
     """
     with _in_one_line():
         config, file = configuration_of(experiment, settings)
         # torch.compile would start processes and leave settings behind
-        config = derive(config, [f"device={device}", "eval.compile=false"])
+        config = derive(config, ["eval.compile=false", *([] if device is None else [f"device={device}"])])
         place = device_of(config.device)
         arguments = Namespace(config=str(file))
         context = Context(config, place, precision_of(config, place), arguments, time.perf_counter(), ExitStack())
@@ -306,6 +285,17 @@ def _in_one_line() -> Iterator[None]:
         raise UserError(str(error)) from None
     except OSError as error:
         raise of_the_system(error) from None
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Reports that memory ran out as a UserError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory ({oneline(error)[:100]}); ask for fewer pictures, or a smaller batch") from None
 
 
 def _refuse_other_numbers(**numbers: int | None) -> None:

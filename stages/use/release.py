@@ -4,7 +4,6 @@ The folder has the layout of an experiment, so that whatever loads one loads it:
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from stages.engine.command import Context, run_command
 from stages.engine.config import derive
 from stages.engine.errors import UserError
 from stages.engine.export import DTYPES, load_export, save_export, sha256_of
-from stages.engine.files import write_atomically
+from stages.engine.files import made_whole, write_atomically
 from stages.engine.run import move_aside
 from stages.use.card import write_card
 from stages.use.find import MANIFEST, STAGES, sha256_of_file
@@ -95,15 +94,14 @@ def main(context: Context) -> None:
     exports = read_exports(context)
     losses = {kind: rounding_error(exports, kind) for kind in TYPES}
     kind = min(TYPES, key=losses.__getitem__)
-    partly = to.with_name(f".{to.name}.partly")
-    shutil.rmtree(partly, ignore_errors=True)
-    try:
+    with made_whole(to) as partly:
+        hashes = {stage: {about["sha256"]} for stage, (_, about) in exports.items()}
         for stage, (tensors, about) in rounded(exports, kind).items():
-            save_export(partly / stage / "export.safetensors", tensors, about)
-        named = derive(config, [f"name={to.name}", f"root={to.parent.as_posix()}", "uses={}"])
+            hashes[stage].add(save_export(partly / stage / "export.safetensors", tensors, about))
+        named = derive(config, [f"name={to.name}", f"root={to.parent.as_posix()}", "uses={}", "device=auto"])
         text = yaml.safe_dump(named.model_dump(mode="json"), sort_keys=False)
         write_atomically(partly / "config.yaml", text.encode())
-        write_card(context, partly, {stage: about for stage, (_, about) in exports.items()}, kind, losses)
+        write_card(context, partly, {stage: about for stage, (_, about) in exports.items()}, hashes, kind, losses)
         files = sorted(path for path in partly.rglob("*") if path.is_file())
         sizes = {path.relative_to(partly).as_posix(): path.stat().st_size for path in files}
         size, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
@@ -116,9 +114,6 @@ def main(context: Context) -> None:
         write_atomically(partly / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         if to.exists():
             print(f"the old release is now {move_aside(to)}")
-        partly.rename(to)
-    finally:
-        shutil.rmtree(partly, ignore_errors=True)
     shown = ", ".join(f"{DTYPES[one]} {loss:.1e}" for one, loss in losses.items())
     print(f"{to}: {', '.join(exports)}; {size / 1e6:.1f} MB in {DTYPES[kind]} (largest relative error: {shown})")
 

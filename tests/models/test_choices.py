@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from typing import get_args
 
 import pytest
 
@@ -18,7 +17,7 @@ from tests.conftest import HERE
     ("words", "registry"),
     [
         (choices.MODELS, MODELS),
-        (get_args(choices.Model), MODELS),
+        (choices.WORDS, ["evaluator", "reader", "vae", *MODELS]),
         (choices.SCHEDULES, diffusion.SCHEDULES),
         (choices.SAMPLERS, samplers.SAMPLERS),
         (choices.EVERY_TIMESTEP, [name for name, sampler in samplers.SAMPLERS.items() if sampler.every_timestep]),

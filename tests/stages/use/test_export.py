@@ -23,6 +23,7 @@ from stages.engine.config import load
 from stages.engine.draws import sample_generator
 from stages.engine.errors import UserError
 from stages.engine.export import load_export
+from stages.engine.files import made_whole
 from stages.engine.lock import locked
 from stages.gan import load_gan
 from stages.judge import load_evaluator
@@ -37,7 +38,6 @@ onnx, onnxscript, onnxruntime, huggingface_hub = (
 
 from stages.use import graphs, hub  # noqa: E402 (after what skips)
 from stages.use.export import add_model  # noqa: E402
-from stages.use.folder import made_whole  # noqa: E402
 
 HOW = ("eval.steps=10", "eval.guidance=3.0", "eval.interval=[0.4,0.9]", "precision=float32")
 SIZES = ((1, 1), (2, 3), (5, 4))  # rows and slots

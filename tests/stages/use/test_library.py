@@ -130,6 +130,17 @@ def test_each_step_is_told_and_what_it_raises_ends_the_drawing(experiment):
     assert bits(experiment.draw(ASKED, count=9)) == bits(drawn)
 
 
+def test_a_step_decodes_only_what_it_shows(experiment, monkeypatch):
+    sampler, decoded = experiment._model("ldm")[1], []
+    decode = sampler.decode
+    monkeypatch.setattr(sampler, "decode", lambda x: decoded.append(len(x)) or decode(x))
+    told = []
+    experiment.draw(ASKED, count=1, batch=1, on_step=lambda *step: told.append(step))
+    assert len(decoded) == len(told) + 1 == 4  # each step's prediction, and the final picture
+    experiment.denoising(ASKED, batch=1)
+    assert len(decoded) == 4 + 2 * 3 + 1
+
+
 def test_a_denoising_ends_in_what_is_drawn(experiment):
     made = []
     frames = experiment.denoising(ASKED, count=9, seed=2, steps=2, on_frame=made.append)
@@ -180,6 +191,12 @@ def test_an_experiment_is_found_by_folder_and_by_configuration(chain, experiment
     assert load(chain / "smoke", model="gan").model == "gan"
 
 
+def test_the_device_is_the_configurations_unless_the_call_names_one(chain):
+    with pytest.raises(UserError, match="device 'quantum'"):
+        load(chain / "smoke", "device=quantum")
+    assert load(chain / "smoke", "device=quantum", device="cpu").device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -192,6 +209,7 @@ def test_an_experiment_is_found_by_folder_and_by_configuration(chain, experiment
         ({"steps": 1000}, "must not exceed ldm.timesteps"),
         ({"guidance": float("nan")}, "guidance nan"),
         ({"batch": 0}, "batch 0"),
+        ({"count": 10**15}, "out of memory"),
         ({"model": "vqgan"}, "choose from ldm, gan"),
         ({"model": "ddpm"}, "ddpm/export.safetensors is missing"),
         ({"model": "gan", "steps": 3}, "steps and guidance are for diffusion models"),

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from stages import UserError, load
+from stages.engine.config import load as config_of
 from stages.engine.export import load_export, read_about, save_export
 from stages.use import release
-from stages.use.find import MANIFEST, SHIPPED, STAGES, refuse_tampered, sha256_of_file
+from stages.use.card import write_card
+from stages.use.find import MANIFEST, SHIPPED, SHIPPED_FROM, STAGES, refuse_tampered, sha256_of_file
 from tests.conftest import HERE, SMOKE
 from tests.helpers import assert_one_line
 from tests.stages.handful import context_with
@@ -72,11 +74,92 @@ def test_the_card_has_the_figures_of_the_report(chain, released):
     for model in ("ldm", "gan"):
         for name in ("test", "new_test"):
             figures = report["results"][model][name]
-            assert f"{name} {figures['accuracy']:.3f} ± {figures['std']:.3f}" in card
+            assert f"| {name} | {figures['accuracy']:.3f} ± {figures['std']:.3f} | " in card
+            shares = figures["by_objects"].items()
+            assert f" | {', '.join(f'{n}: {share:.3f}' for n, share in shares)} |" in card
     assert f"Accuracy on held-out pictures: {report['evaluator']['real_accuracy']:.3f}" in card
     for words in ("MIT", "Limits", "F16", "20 scenes", "make ldm CONFIG=configs/smoke.yaml", "Latent diffusion"):
         assert words in card
-    assert "{" not in card
+    assert "{" not in card and 'load("scenes")' not in card and "further judges" not in card
+    assert f'--config "{released}/config.yaml"' in card and f'load("{released}")' in card
+    assert f'`make release CONFIG=configs/smoke.yaml FLAGS="--to {released}"`' in card
+
+
+def card_of(chain, folder, report, to="checkpoints/scenes"):
+    """The card with figures of one more report, for made-up hashes."""
+    path = folder / "report.json"
+    path.write_text(json.dumps(report))
+    arguments = Namespace(config=SMOKE, to=to, report=[str(path)], overrides=[f"root={folder}", "seed=0"])
+    about = {"steps": 3, "seconds": 60, "device": None}
+    context = replace(context_with(f"root={folder}"), arguments=arguments)
+    hashes = {"ldm": {"before", "after"}, "vae": {"v"}}
+    write_card(context, folder, {"ldm": about, "vae": about}, hashes, torch.float16, {torch.float16: 0.001})
+    return (folder / "README.md").read_text()
+
+
+def of_others(chain):
+    """A report as of two further judges, and with a file of four and five objects."""
+    report = json.loads((chain / "smoke/eval/report.json").read_text())
+    report["provenance"] |= {"experiment": "other", "parents": {"ldm": "after", "vae": "v", "evaluator": "x"}}
+    report["other_judges"] = {"judge1": 0.971, "judge2": 0.982}
+    of_ldm = report["results"]["ldm"]
+    of_ldm["more"] = {"accuracy": 0.8, "std": 0.01, "per_seed": [0.8], "by_objects": {"4": 0.833, "5": 0.766}}
+    for figures in (of_ldm["test"], of_ldm["more"]):
+        figures["by_other_judges"] = {
+            "accuracy": 0.9,
+            "per_judge": {"judge1": 0.911, "judge2": 0.887},
+            "agreement": 0.94,
+        }
+    return report
+
+
+def test_the_card_shows_further_judges_and_how_to_make_it_again(chain, tmp_path):
+    card = card_of(chain, tmp_path, of_others(chain))
+    assert "by other's judge" in card and "by 2 further judges that nothing was chosen by (0.971, 0.982)" in card
+    assert "| more | 0.800 ± 0.010 | 4: 0.833, 5: 0.766 | 0.911, 0.887 | 0.940 |" in card
+    assert "|  | – |" in card  # new_test, of which they were not asked
+    assert "    make sample LABELS=" in card and 'load("scenes")' in card
+    again = 'CONFIG=configs/smoke.yaml SET="seed=0" FLAGS="--to checkpoints/scenes --report checkpoints/report.json"'
+    assert f"`make release {again}`" in card and str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    ("parents", "words"),
+    [
+        ({"ldm": "of an earlier one", "vae": "v"}, "measured another ldm than the one in"),
+        ({"vae": "v"}, "measured another ldm"),
+        ({"ldm": "before", "vae": "an earlier one"}, "measured another vae"),
+    ],
+)
+def test_figures_of_other_weights_are_refused(chain, tmp_path, parents, words):
+    report = of_others(chain)
+    report["provenance"]["parents"] = parents
+    with pytest.raises(UserError, match=words):
+        card_of(chain, tmp_path, report)
+    report["provenance"]["parents"], report["results"], report["vae"] = {}, {"ddpm": {}}, None
+    with pytest.raises(UserError, match="measured none of ldm, vae"):
+        card_of(chain, tmp_path, report)
+
+
+def test_a_report_of_before_the_last_training_is_refused(chain_copy, tmp_path):
+    path = chain_copy / "smoke/gan/export.safetensors"
+    tensors, about = load_export(path, "")
+    save_export(path, {name: values * 2 for name, values in tensors.items()}, about)
+    arguments = Namespace(config=SMOKE, to=str(tmp_path / "new"), report=[])
+    with pytest.raises(UserError, match=r"report\.json measured another gan .*make eval CONFIG"):
+        release.main(replace(context_with(f"root={chain_copy}"), arguments=arguments))
+    assert not list(tmp_path.glob("*new*"))
+
+
+def test_only_their_own_experiment_replaces_the_weights_in_the_box(stage):
+    assert config_of(HERE / "configs/scenes.yaml").name == SHIPPED_FROM
+    for to in (SHIPPED, HERE / SHIPPED, HERE / "configs/../checkpoints/scenes"):
+        for experiment in (SMOKE, "configs/demo.yaml"):
+            said = stage("release", "--to", str(to), "--check", config=experiment)
+            assert_one_line(*said, f"weights of {SHIPPED_FROM}", "name another folder")
+    assert_one_line(*stage("release", "--check"), "name the folder to write with --to")
+    said = stage("release", "--to", str(SHIPPED), "--check", "root=nowhere", config="configs/scenes.yaml")
+    assert_one_line(*said, "has no evaluator yet")
 
 
 def test_it_draws_nearly_the_same(chain, released):
