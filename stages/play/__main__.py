@@ -43,11 +43,11 @@ def main(context: Context) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; `make play` installs it, or pip install '.[play]'") from None
     from stages.play.line import Worker
-    from stages.play.painter import LibraryPainter
+    from stages.play.painter import LibraryPainter, command_of
     from stages.use.library import load
 
     with listen(a.host, a.port) as listening:  # before the weights are read: what cannot be is said at once
-        painter, worker = LibraryPainter(load(a.config, *a.overrides)), Worker()
+        painter, worker = LibraryPainter(load(a.config, *a.overrides), command_of(a.config, a.overrides)), Worker()
         hosts = LOCAL | {a.host.lower()} if is_local(listening) else None
         server = uvicorn.Server(settings(application(painter, worker, hosts)))
         announce(listening, a.host)

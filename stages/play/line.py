@@ -48,14 +48,12 @@ class Worker:
             self._jobs.get()()
 
     async def do(self, job: Callable[[], None]) -> None:
-        """Runs the job and returns when it has ended, however it ends."""
+        """Runs the job and returns when it has ended; never if Ctrl-C ends it: half a drawing must not look whole."""
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def whole() -> None:
-            try:
-                job()
-            finally:
-                loop.call_soon_threadsafe(done.set)
+            job()
+            loop.call_soon_threadsafe(done.set)
 
         self._jobs.put(whole)
         await done.wait()

@@ -79,9 +79,11 @@ function refresh() {
   document.body.classList.toggle("rings", $("rings").checked);
   for (const card of cards.values()) card.mode($("noise").checked);
   const model = models[0] ?? "MODEL";
-  const how = facts(model)?.steps ? ` FLAGS="--steps ${steps} --guidance ${guidance}"` : "";
-  $("command").textContent =
-    `make sample LABELS="${written(objects)}" MODEL=${model} COUNT=${count} SEED=${seed}${how}`;
+  const { places = true, ...takes } = facts(model) ?? {};
+  const flags = `--steps ${steps}${takes.guidance === null ? "" : ` --guidance ${guidance}`}`;
+  const labels = written(places ? objects : objects.map(({ name }) => ({ name }))); // else the command refuses them
+  const how = takes.steps ? ` FLAGS="${flags}"` : "";
+  $("command").textContent = `${experiment.command} LABELS="${labels}" MODEL=${model} COUNT=${count} SEED=${seed}${how}`;
   toHash();
 }
 

@@ -1,8 +1,10 @@
 """Turns a request into pictures through the library, and tells each step of it."""
 
 import base64
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from data.labels import COLOURS, SHAPES
@@ -10,6 +12,7 @@ from data.render import RGB
 from models.layouts import evenly
 from stages.play.asked import COUNT, GUIDANCE, OBJECTS, SEED, STEPS, Asked, read
 from stages.play.server import Stopped, Tell
+from stages.use.find import REPOSITORY, SHIPPED
 from stages.use.library import Experiment, Frame
 from stages.use.output import encoded, sheets
 
@@ -28,16 +31,35 @@ def look(name: str) -> dict[str, str] | None:
     return {"shape": shape, "colour": "#{:02x}{:02x}{:02x}".format(*RGB[colour])}
 
 
-class LibraryPainter:
-    """Draws with the models of an experiment, and has its judge look at the pictures. For one thread at a time."""
+def command_of(config: str, overrides: Sequence[str]) -> str:
+    """Returns how `make sample` begins for the experiment of this configuration file and overrides.
 
-    def __init__(self, experiment: Experiment):
+    Of the shipped weights it names no CONFIG, with which Make would see to a training; but where name or root is
+    changed too, Make would take another configuration without it.
+    """
+    words = ["make sample"]
+    shipped = Path(config).resolve() == (REPOSITORY / SHIPPED / "config.yaml").resolve()
+    if not shipped or any(one.startswith(("name=", "root=")) for one in overrides):
+        words.append(f"CONFIG={shlex.quote(config)}")
+    if overrides:
+        words.append(f"SET={shlex.quote(shlex.join(overrides))}")
+    return " ".join(words).replace("$", "$$")  # of Make
+
+
+class LibraryPainter:
+    """Draws with the models of an experiment, and has its judge look at the pictures. For one thread at a time.
+
+    `command`: how `make sample` begins for this experiment.
+    """
+
+    def __init__(self, experiment: Experiment, command: str = "make sample"):
         self.experiment = experiment
         experiment.judge([], experiment.objects[0])  # loads it: without a judge nothing is served
         self.models = {model: experiment.facts(model) for model in experiment.models}
         self.about = {
             "name": experiment.name,
             "size": experiment.size,
+            "command": command,
             "objects": [{"name": name, **(look(name) or {})} for name in experiment.objects],
             "models": [self._described(model) for model in experiment.models],
             "limits": {"objects": OBJECTS, "count": COUNT, "steps": STEPS, "guidance": GUIDANCE, "seed": SEED},

@@ -368,10 +368,23 @@ def test_two_hundred_requests_twenty_at_once_lose_nothing(playing):
         assert list(pool.map(one, range(200))) == [["200", "done", "end"]] * 200
 
 
-def test_a_wish_that_the_models_cannot_fulfil_is_refused(playing):
+def test_the_command_draws_with_the_same_weights():
+    from stages.play.painter import command_of
+
+    shipped = "checkpoints/scenes/config.yaml"
+    assert command_of(shipped, []) == "make sample"  # as it does without CONFIG
+    assert command_of(shipped, ["eval.steps=5"]) == "make sample SET=eval.steps=5"
+    assert command_of(shipped, ["root=there"]) == f"make sample CONFIG={shipped} SET=root=there"
+    assert command_of("my file.yaml", ["a=1", "b=x $y"]) == (
+        """make sample CONFIG='my file.yaml' SET='a=1 '"'"'b=x $$y'"'"''"""
+    )
+
+
+def test_a_wish_that_the_models_cannot_fulfil_is_refused(playing, chain):
     assert_refused(*ask(playing, TWO | {"models": ["ddpm"]}))
     assert_refused(*ask(playing, TWO | {"models": ["ldm"], "steps": 101}))  # smoke has a hundred timesteps
     about = json.loads(ask(playing, method="GET", path="/api/experiment")[2][0])
     assert [model["name"] for model in about["models"]] == ["ldm", "gan"]
     assert [model["places"] for model in about["models"]] == [True, False]
+    assert about["command"] == f"make sample CONFIG={SMOKE} SET=root={chain}"
     assert about["objects"][1] == {"name": "red cube", "shape": "cube", "colour": "#ad2323"}

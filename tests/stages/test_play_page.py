@@ -204,6 +204,7 @@ def faking(seconds: float = 0.0, **facts):
     painter.about = {
         "name": "fake",
         "size": 64,
+        "command": "make sample CONFIG=mine.yaml",
         "objects": [{"name": "red cube"}, {"name": "cyan sphere"}, {"name": "a thing of another data set"}],
         "models": [FAKE | facts],
         "limits": {"objects": 5, "count": 8, "steps": 100, "guidance": 20, "seed": 9},
@@ -229,6 +230,17 @@ def test_a_gif_shows_the_picture_of_its_card_whatever_the_scene_is_now(browser):
         page.click("#draw")
         settled(page)
         assert not page.locator("[data-model=fake] button:has-text('GIF')").is_visible()
+    page.close()
+
+
+def test_the_command_names_the_configuration_and_only_what_the_model_takes(browser):
+    page = browser.new_page()
+    page.set_default_timeout(DRAWN)
+    with serving(faking(places=False)) as port:
+        page.goto(f"http://127.0.0.1:{port}/#objects=red cube at 0.300 0.600&models=fake&steps=3&guidance=2")
+        settled(page)
+        command = 'make sample CONFIG=mine.yaml LABELS="red cube" MODEL=fake COUNT=1 SEED=0 FLAGS="--steps 3"'
+        assert page.text_content("#command") == command  # neither places nor guidance
     page.close()
 
 
