@@ -215,18 +215,21 @@ KINDS = (
     *("ldm", "ldm-guided", "ldm-told-the-set", "gan", "gan-placed", "gan-body-residual"),
     *("ddpm-cosine", "ddpm-patches", "onestep"),
 )
+FEW = ("ldm", "ldm-guided", "gan")
 
 
-def test_reproduce_runs_systems_and_only_what_is_missing(stage, root):
+@pytest.mark.parametrize("kinds", [FEW, pytest.param(KINDS, marks=pytest.mark.faults)], ids=["few", "all"])
+def test_reproduce_runs_systems_and_only_what_is_missing(stage, root, kinds):
     """With two steps per training, the page has a row for each system, the reports' figures beside ours."""
     small = (f"root={root}", "ddpm.width=8", "ddpm.timesteps=12", "ddpm.batch=4", "eval.seeds=[0]", BATCH)
-    status, said = stage("reproduce", "--steps", "2", "--only", *KINDS, "--", *small)
+    status, said = stage("reproduce", "--steps", "2", "--only", *kinds, "--", *small)
     assert status == 0, said
     rows = json.loads((root / "reproduce/report.json").read_text())
-    assert rows.keys() == set(KINDS)
+    assert rows.keys() == set(kinds)
     assert rows["gan"]["reported"] == [0.527, 0.678]
     told = {key for key, row in rows.items() if "labels only, places chosen by the program" in row["system"]}
-    assert {"ldm", "ldm-guided", "gan-placed", "ddpm-patches", "onestep"} <= told and "ldm-told-the-set" not in told
+    assert {"ldm", "ldm-guided", "gan-placed", "ddpm-patches", "onestep"} & {*kinds} <= told
+    assert "ldm-told-the-set" not in told
     for key, row in rows.items():
         results = json.loads((root / f"smoke-{key}/eval/report.json").read_text())["results"]
         assert row["figures"] == results[SYSTEMS[key].model]

@@ -76,7 +76,9 @@ def test_at_the_deadline_they_are_asked_to_stop_and_the_rest_is_left(tmp_path):
 def test_no_child_survives_its_parent(tmp_path, number):
     jobs = [list(job(tmp_path, name, 500).words) for name in "ab"]
     code = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); from stages.experiments.jobs import Job, run_jobs;"
+        f"import signal, sys; sys.path.insert(0, {str(HERE)!r}); from stages.experiments.jobs import Job, run_jobs;"
+        # the tests themselves may have been started in the background, where SIGINT is ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"jobs = [Job(words[3], tuple(words), frozenset()) for words in {jobs!r}];"
         f"run_jobs(jobs, [{CORE}, {CORE}], None, print, print)"
     )

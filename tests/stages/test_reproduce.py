@@ -351,6 +351,7 @@ def test_a_distilled_rows_minutes_have_its_teachers_and_its_pairs(context, chain
     dataset = load_dataset(load("configs/smoke.yaml", [f"root={chain}"]), torch.device("cpu"))
     planner = Planner(context, homes_of(context))
     planner.dataset = planner.paces.dataset = lambda: dataset
+    planner.shared = []  # as if evaluator and autoencoder were there: nothing but minutes is asked of them
     (alone,) = planner.of(["onestep"], {})
     first, after = planner.of(["onestep", "ldm"], {})
     assert (first.key, after.key) == ("ldm", "onestep") and first.model in after.folders
