@@ -26,8 +26,9 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        clients = [getattr(other, "client", None) for other in self.connections]  # (address, port)
         address = self.client and self.client[0]
-        if sum(other.client is not None and other.client[0] == address for other in self.connections) > PER_ADDRESS:
+        if sum(client is not None and client[0] == address for client in clients) > PER_ADDRESS:
             transport.abort()
         else:
             self._watch()
