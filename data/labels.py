@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -34,6 +34,12 @@ def on_one_spot(places: Sequence[Place | None]) -> tuple[int, int] | None:
     known = [(i, place) for i, place in enumerate(places) if place is not None]
     close = ((i, j) for (i, a), (j, b) in combinations(known, 2) if math.dist(a, b) < SPOT)
     return next(close, None)
+
+
+def as_text(names: Iterable[str], places: Iterable[Place | None]) -> str:
+    """Writes objects and their places, or None, as `Vocabulary.parse` reads them: "red cube at 0.3 0.6, gray cube"."""
+    pairs = zip(names, places, strict=True)
+    return ", ".join(name + (f" at {place[0]!r} {place[1]!r}" if place else "") for name, place in pairs)
 
 
 class Vocabulary:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.labels import COLOURS, SHAPES
+from data.labels import COLOURS, SHAPES, as_text
 from data.render import RGB
 from models.layouts import evenly
 from stages.play.asked import COUNT, GUIDANCE, OBJECTS, SEED, STEPS, Asked, read
@@ -107,8 +107,7 @@ class LibraryPainter:
     def _labels(self, asked: Asked, model: str) -> str:
         """Writes the objects as the library reads them, with their places for a model that takes places."""
         places = asked.places if self.models[model].takes_places else [None] * len(asked.objects)
-        pairs = zip(asked.names, places, strict=True)
-        return ", ".join(name + (f" at {place[0]!r} {place[1]!r}" if place else "") for name, place in pairs)
+        return as_text(asked.names, places)
 
     def _frames(self, asked: Asked, model: str, tell: Tell, stop: Callable[[], bool]) -> list[Frame]:
         """Draws by one model and tells its steps. Returns all of them; a model without steps has one."""

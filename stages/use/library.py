@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.labels import DataError, Place, Vocabulary
+from data.labels import DataError, Place, Vocabulary, as_text
 from models.choices import DIFFUSION
 from models.condition import Condition
 from stages.diffusion import Decoded, DiffusionSampler, Watch
@@ -321,8 +321,7 @@ def _with_places(labels: str, places: Sequence[Place | None] | None, vocabulary:
         raise UserError(f"places {places!r}: give (x, y) or None for each object, such as [(0.3, 0.6), None]") from None
     if len(pairs) != len(objects):
         raise UserError(f"places {places!r}: give one for each of the {len(objects)} objects, or None")
-    names = (vocabulary.names[i] for i in objects)
-    return ", ".join(name + (f" at {p[0]!r} {p[1]!r}" if p else "") for name, p in zip(names, pairs, strict=True))
+    return as_text((vocabulary.names[i] for i in objects), pairs)
 
 
 def _images(pictures: Tensor) -> Pictures:
