@@ -1,6 +1,7 @@
 """`make vae`, stage 1: trains a VQ-VAE with a patch discriminator; the judge reads its reconstructions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -68,13 +69,11 @@ def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
 
 
 @torch.no_grad()
-def encoded(encode: Callable[[Tensor], Tensor], images: Rows, context: Context) -> Iterator[Tensor]:
-    """Encodes a set (n, 3, s, s) uint8, which may be on another device, in parts: yields (at most 256, c, s/8, s/8)."""
-    for part in images.split(BATCH):
-        pictures = to_unit(part.to(context.device)).to(memory_format=torch.channels_last)
-        with context.autocast():
-            latents = encode(pictures)
-        yield latents
+def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context) -> Tensor:
+    """Encodes at most 256 pictures (n, 3, s, s) uint8, which may be on another device: (n, c, s/8, s/8)."""
+    pictures = to_unit(images.to(context.device)).to(memory_format=torch.channels_last)
+    with context.autocast():
+        return encode(pictures)
 
 
 def _latent_shape(vae: VQVAE, dataset: Dataset) -> tuple[int, int, int]:
@@ -91,11 +90,7 @@ def latents_of(vae: VQVAE, sha256: str, dataset: Dataset, context: Context) -> R
 
     `sha256`: the autoencoder's. Each picture is encoded once, by one of the processes.
     """
-
-    def encode(images: Tensor) -> Tensor:
-        (latents,) = encoded(vae.encode, images, context)
-        return latents
-
+    encode = partial(encoded, vae.encode, context=context)
     if latents_kind(vae, dataset, context):
         return from_pack(context, encode, dataset.images, {"data": dataset.sha256, "vae": sha256})
     return in_memory(encode, dataset.images, _latent_shape(vae, dataset), context.device)
@@ -348,8 +343,8 @@ class VaeTask:
         """Sets the export's per-channel mean and deviation, over the whole training set, in float64."""
         vae, count = self.ema.average, 0
         total = squares = torch.zeros_like(vae.latent_mean, dtype=torch.float64)
-        for latents in encoded(vae.latents, self.dataset.images, self.context):
-            latents = latents.double().transpose(0, 1).flatten(1)
+        for images in self.dataset.images.split(BATCH):
+            latents = encoded(vae.latents, images, self.context).double().transpose(0, 1).flatten(1)
             count, total = count + latents.shape[1], total + latents.sum(1)
             squares = squares + latents.square().sum(1)
         mean = total / count
