@@ -15,18 +15,45 @@ from stages.engine.errors import UserError, of_the_system, oneline
 from stages.engine.rules import check, plain
 from stages.engine.schema import Config
 
+LARGEST = 2**16  # bytes of a configuration file; those in configs/ have a fiftieth
+DEEPEST = 20  # levels of sections and lists; the sections of `Config` have three
+
 
 class _Loader(yaml.SafeLoader):
-    """Loads safe YAML with decimal numbers, reads 1e-4 as one, and rejects a key that is given twice."""
+    """Loads safe YAML with decimal numbers, reads 1e-4 as one, and rejects a key that is given twice.
+
+    It goes no deeper than DEEPEST: reading what lies deeper takes longer with each level.
+    """
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent, index):
+        self._depth += 1
+        if self._depth > DEEPEST:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} levels deep", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise _refused("<< is not supported; write the keys out, or let `extends` name a file", key_node)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _refused("a key must be a name, not a list or a section", key_node)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+                raise _refused(f"key {key!r} is given twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -55,7 +82,11 @@ def _parse(text: str, where: str):
 
 def _read(path: Path) -> dict:
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise UserError(f"{path}: more than {LARGEST} bytes; see configs/demo.yaml for an example")
+        content = _parse(text.decode(), str(path))
     except FileNotFoundError:
         near = sorted(p.as_posix() for p in Path("configs").glob("*.yaml"))
         raise UserError(f"no configuration {path}; there are {', '.join(near) or 'none in configs/'}") from None
@@ -65,7 +96,6 @@ def _read(path: Path) -> dict:
         raise of_the_system(error, f"cannot read {path}") from None
     except ValueError as error:  # no file can have this name
         raise UserError(f"cannot read {path}: {oneline(error)}; a configuration is a file in configs/") from None
-    content = _parse(text, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: a configuration is a mapping of sections, such as configs/demo.yaml")
     return content
@@ -81,12 +111,16 @@ def _read_extended(path: Path, depth: int = 0) -> dict:
         raise UserError(f"{path}: extends must name one file beside it, such as iclevr.yaml, and form no circle")
     below = _read_extended(path.parent / base, depth + 1)
     below.pop("name", None)
-    return _merged(below, content)
+    return _merged(below, content, Config)
 
 
-def _merged(below: dict, above: dict) -> dict:
-    both = below.keys() & above.keys()
-    deeper = {k: _merged(below[k], above[k]) for k in both if isinstance(below[k], dict) and isinstance(above[k], dict)}
+def _merged(below: dict, above: dict, section: type[BaseModel]) -> dict:
+    """Merges the keys of a section. Only those of the schema are merged: aliases can make others endlessly deep."""
+    deeper = {}
+    for key in below.keys() & above.keys() & section.model_fields.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            inner = _inner(section, key)
+            deeper[key] = _merged(below[key], above[key], inner) if inner else below[key] | above[key]
     return below | above | deeper
 
 
@@ -122,10 +156,18 @@ def _is_several(path: list[str]) -> bool:
 def _section_at(path: tuple) -> type[BaseModel]:
     section: type[BaseModel] = Config
     for part in path:
-        annotation = section.model_fields[part].annotation
-        candidates = (*get_args(annotation), annotation)
-        section = next(a for a in candidates if a is not type(None))  # of `Ddpm | None`
+        inner = _inner(section, part)
+        if inner is None:
+            raise KeyError(part)
+        section = inner
     return section
+
+
+def _inner(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """Returns the section that a key of a section holds, None if it holds a value."""
+    annotation = section.model_fields[key].annotation
+    candidates = (*get_args(annotation), annotation)  # of `Ddpm | None`
+    return next((a for a in candidates if isinstance(a, type) and issubclass(a, BaseModel)), None)
 
 
 def _explain(error: ValidationError, where: str) -> str:
