@@ -16,7 +16,7 @@ from stages.diffusion import DiffusionSampler
 from stages.engine.command import JUDGES, Context
 from stages.engine.dataset import Dataset
 from stages.engine.errors import UserError
-from stages.engine.export import load_export, refuse_other_size
+from stages.engine.export import load_export, of_this_version, refuse_other_size
 from stages.engine.sampling import Sampler, sample_shared, without_places
 from stages.engine.schema import Reader as ReaderSection
 from stages.engine.trained import filled, load_trained
@@ -215,7 +215,9 @@ def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: D
     """Raises UserError if an export's metadata names other pictures than these, or another size."""
     for stage, about in exports.items():
         refuse_other_size(context.export(stage), about, dataset.size)
-        if about["identity"]["parent data"] != dataset.sha256:
+        with of_this_version(context.export(stage), context.make(f"{stage} FRESH=1")):
+            data = about["identity"]["parent data"]
+        if data != dataset.sha256:
             raise UserError(
                 f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder to them"
             )

@@ -24,6 +24,7 @@ from stages.engine.dataset import PREVIEWED, Dataset, load_dataset
 from stages.engine.draws import Draws
 from stages.engine.ema import Ema
 from stages.engine.errors import UserError
+from stages.engine.export import of_this_version
 from stages.engine.latent_parts import step_in_parts
 from stages.engine.latents import BATCH, from_pack, in_memory, in_pack
 from stages.engine.log import say
@@ -59,7 +60,8 @@ def load_vae(context: Context) -> tuple[VQVAE, dict]:
 def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
     """Loads the autoencoder that a stage's export was trained on, by its description `about`. Refuses any other."""
     vae, vae_about = load_vae(context)
-    trained_on = about["parents"]["vae"]
+    with of_this_version(context.export(stage), context.make(f"{stage} FRESH=1")):
+        trained_on = about["parents"]["vae"]
     if vae_about["sha256"] != trained_on:
         raise UserError(
             f"{context.export(stage)} was trained on another autoencoder (vae: {trained_on[:12]} -> "

@@ -37,6 +37,14 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+KINDS: dict[str, type | tuple[type, ...]] = {  # of what a description says, where it says it
+    **dict.fromkeys(("identity", "parents", "config", "teacher"), dict),
+    **dict.fromkeys(("classes", "inputs", "latent_channels", "most", "size", "steps"), int),
+    "objects": list,
+    "seconds": (int, float),
+}
+
+
 @dataclass(frozen=True)
 class Computed:
     """A tensor that is only hashed, as if it were stored: `parts()` yields its rows in order."""
@@ -110,8 +118,11 @@ def read_about(path: Path, remedy: str) -> dict:
         words = hashlib.sha256(header["about"].encode()).hexdigest()
         if header.get("about_sha256", words) != words:
             raise ValueError("checksum of its description differs")
-        return {**json.loads(header["about"]), "sha256": header["sha256"]}
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        about = {**json.loads(header["about"]), "sha256": header["sha256"]}
+        if wrong := [key for key, kind in KINDS.items() if key in about and not isinstance(about[key], kind)]:
+            raise ValueError(f"its {wrong[0]} is {about[wrong[0]]!r:.40}")
+        return about
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({oneline(error)}): move it aside, then {remedy}") from None
 
 
@@ -130,7 +141,7 @@ def of_this_version(path: Path, remedy: str) -> Iterator[None]:
     """Context manager that reports an export that does not fit this version's networks as a UserError."""
     try:
         yield
-    except (ValidationError, RuntimeError, KeyError, ValueError) as error:
+    except (ValidationError, ArithmeticError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} was made by another version of this project ({oneline(error)[:80]}); make it again with {remedy}"
         ) from None

@@ -22,7 +22,7 @@ from stages.engine.checkpoint import Checkpoints
 from stages.engine.command import Context
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
-from stages.engine.export import read_about, refuse_other_size, save_export
+from stages.engine.export import of_this_version, read_about, refuse_other_size, save_export
 from stages.engine.files import write_atomically
 from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
@@ -124,9 +124,11 @@ class Run:
             return False
         about = read_about(path, f"run {self.context.make(self.stage)} again")
         refuse_other_size(path, about, self.context.config.data.size)
-        made = {key: value for key, value in about["identity"].items() if not key.startswith(HOW)}
+        with of_this_version(path, self.context.make(f"{self.stage} FRESH=1")):
+            made = {key: value for key, value in about["identity"].items() if not key.startswith(HOW)}
+            took = f"{about['steps']} steps, {about['seconds'] / 60:.1f} min"
         self.refuse_other(made | {key: value for key, value in self.identity.items() if key.startswith(HOW)})
-        say(f"{self.title}: finished already ({about['steps']} steps, {about['seconds'] / 60:.1f} min): {path}")
+        say(f"{self.title}: finished already ({took}): {path}")
         return True
 
     def refuse_other(self, identity: dict) -> None:

@@ -60,6 +60,7 @@ PictureDraws = Literal["uniform", "by-labels"]  # each picture once per epoch, o
 Compiled = Literal[False, True, "cuda-graphs"]  # cuda-graphs: compiled, and launched as one graph; true on a CPU
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
+Layers = Annotated[int, Field(gt=0, le=100)]  # of a network; from an export it must not be endless
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something
@@ -185,7 +186,7 @@ class Fsq(Section):
 
 class Residual(Section):
     codes: Positive = 1024  # of each codebook
-    quantizers: Positive = 2  # codebooks
+    quantizers: Layers = 2  # codebooks
     decay: Part = 0.99
     commitment: NonNegative = 0.25
     dead_below: NonNegative = 1.0
@@ -195,10 +196,10 @@ class Vae(Training):
     channels: Widths = (64, 96, 128)  # at the three resolutions, finest first
     stem: Literal[1, 2] = 2  # 2: unshuffle 2x2 pixels into channels before the first convolution
     stem_channels: Positive | None = None  # null: as channels[0]
-    blocks: Positive = 1  # residual blocks at each resolution
-    middle_blocks: Natural = 1  # at the coarsest resolution
+    blocks: Layers = 1  # residual blocks at each resolution
+    middle_blocks: Annotated[int, Field(ge=0, le=100)] = 1  # at the coarsest resolution
     norm: Literal["group", "none"] = "group"
-    latent_channels: Positive = 6
+    latent_channels: Annotated[int, Field(gt=0, le=1024)] = 6
     quantizer: Quantizer = "codebook"
     codebook: Codebook = Codebook()
     fsq: Fsq = Fsq()
@@ -225,10 +226,10 @@ class Network(Section):
 
     channels: Positive = 96
     multipliers: Widths = (1, 2)
-    blocks: Positive = 2  # residual blocks per level
+    blocks: Layers = 2  # residual blocks per level
     head_width: Positive | None = 32
     heads: Positive | None = None  # instead of head_width
-    depth: Positive = 1  # transformer layers per block
+    depth: Layers = 1  # transformer layers per block
     expansion: Natural = 2  # of the feed-forward part of a transformer layer; 0: no feed-forward
     context: Positive = 128  # width of the label tokens
     condition: Literal["tokens", "vector"] = "tokens"  # a token per label, or one token for the whole set
@@ -257,7 +258,8 @@ class Denoising(Training):
     prediction: Prediction = "v"
     schedule: Schedule = "cosine"
     zero_terminal_snr: bool = False  # rescale the schedule to end in pure noise; needs min_snr and log_snr null
-    timesteps: Positive = 1000  # linear: fewer timesteps have larger betas, so that it ends equally near to noise
+    # linear: fewer timesteps have larger betas, so that it ends equally near to noise
+    timesteps: Annotated[int, Field(gt=0, le=100_000)] = 1000
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # null: unweighted
     log_snr: Bell | None = None  # weights v's error by a bell curve over log SNR
     bound: bool = False  # the variational bound's weights; like log_snr, it overrides min_snr

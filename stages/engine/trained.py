@@ -1,10 +1,13 @@
 """Loads a trained network as its export describes it."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from models.layouts import LayoutPrior
 from stages.engine.command import Context
@@ -40,14 +43,33 @@ class Trained(NamedTuple, Generic[Network, Settings]):
     layouts: LayoutPrior
 
 
+@contextmanager
+def _at_most(weights: int) -> Iterator[None]:
+    """Context manager that raises RuntimeError as soon as a network of more weights than these is built in it."""
+    thread, found = threading.get_ident(), 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal found
+        found += threading.get_ident() == thread and parameter is not None
+        if found > weights:
+            raise RuntimeError(f"it describes a network of more than {weights} weights, which it does not hold")
+
+    hook = register_module_parameter_registration_hook(count)  # of all modules, in all threads
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def filled(build: Callable[[], Network], weights: dict[str, Tensor]) -> Network:
     """Returns the network that `build` makes, with these weights, in its own types: released ones have 16 bits.
 
-    It is built without memory: a hostile header could name one larger than memory, so shapes are compared first; and
-    its first weights would be drawn at random, in vain. Raises RuntimeError if names or shapes differ.
+    It is built without memory: a hostile header could name one larger than memory, or of endless layers, so shapes are
+    compared first; and its first weights would be drawn at random, in vain. Raises RuntimeError if names or shapes
+    differ.
     """
-    with torch.device("meta"):
-        network = build()
+    with torch.device("meta"), _at_most(2 * len(weights)):
+        network = build()  # which makes some layers twice
     types = {name: own.dtype for name, own in network.state_dict().items()}
     weights = {name: values.to(types.get(name, values.dtype), copy=True) for name, values in weights.items()}
     network.load_state_dict(weights, assign=True)

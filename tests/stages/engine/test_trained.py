@@ -1,5 +1,8 @@
 """Frozen networks hold the weights of autocast's layers in autocast's type: the same bits, without a cast a call."""
 
+import argparse
+import time
+from contextlib import ExitStack
 from copy import deepcopy
 
 import pytest
@@ -12,7 +15,11 @@ from models.layouts import LayoutPrior
 from stages.ddpm import build_ddpm, pixel_sampler
 from stages.engine.command import Context
 from stages.engine.config import load
-from stages.engine.trained import CAST, held_in
+from stages.engine.errors import UserError
+from stages.engine.export import read_about, save_export
+from stages.engine.machine import peak_memory, reset_peak
+from stages.engine.schema import Ldm
+from stages.engine.trained import CAST, held_in, load_trained
 from stages.gan import GanSampler, build_generator
 from stages.ldm import build_unet, latent_sampler
 from stages.vae import build_vae
@@ -92,3 +99,62 @@ def test_in_float32_nothing_changes_and_norms_stay_as_they_are():
     assert {p.dtype for p in held_in(network, torch.float32).parameters()} == {torch.float32}
     types = [p.dtype for p in held_in(network, torch.bfloat16).parameters()]
     assert types == [torch.bfloat16] * 2 + [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+CPU = torch.device("cpu")
+ABOUT = {"inputs": 6, "classes": 24, "most": 3}
+
+
+def exported(root, about=ABOUT, **changes):
+    """Writes an export of an untrained LDM whose description says `about` and `changes` of its section."""
+    config = load(SMOKE, [f"root={root}"])
+    context = Context(config, CPU, torch.float32, argparse.Namespace(config=SMOKE), 0.0, ExitStack())
+    section = config.ldm.model_dump(mode="json")
+    network, section["network"] = changes.pop("network", {}), section["network"]
+    described = {"config": section | changes | {"network": section["network"] | network}, **about}
+    save_export(context.export("ldm"), build_unet(config.ldm, 6, 24, 3).state_dict(), described)
+    return context
+
+
+def loaded(context):
+    return load_trained(context, "ldm", Ldm, lambda s, a: build_unet(s, a["inputs"], a["classes"], a["most"]))
+
+
+def test_an_export_is_loaded_as_it_describes_itself(tmp_path):
+    assert loaded(exported(tmp_path)).network.inputs == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"about": ABOUT | {"classes": 60_000_000}}, id="many classes"),
+        pytest.param({"about": ABOUT | {"inputs": 10**9}}, id="wide latents"),
+        pytest.param({"network": {"blocks": 10**9}}, id="many blocks"),
+        pytest.param({"network": {"depth": 10**9}}, id="many layers"),
+        pytest.param({"network": {"multipliers": [1] * 10**5}}, id="many levels"),
+        pytest.param({"network": {"context": 10**18}}, id="wide tokens"),
+        pytest.param({"timesteps": 10**10}, id="many timesteps"),
+        pytest.param({"about": ABOUT | {"classes": 10**30}}, id="more than 64 bits"),
+        pytest.param({"about": ABOUT | {"classes": -1}}, id="none"),
+        pytest.param({"about": ABOUT | {"classes": "many"}}, id="text"),
+        pytest.param({"about": {"config": 5}}, id="no section"),
+        pytest.param({"about": {"inputs": 6}}, id="too little"),
+    ],
+)
+def test_a_hostile_export_is_one_line_before_memory_or_time_is_spent(tmp_path, changes):
+    """Within 1 s of the processor's time and 200 MiB."""
+    context = exported(tmp_path, **changes)
+    reset_peak(CPU)
+    before, began = peak_memory(CPU), time.process_time()
+    with pytest.raises(UserError) as fault:
+        loaded(context)
+    assert time.process_time() - began < 1
+    assert peak_memory(CPU) - before < 200 * 2**20
+    assert str(context.export("ldm")) in str(fault.value)
+
+
+@pytest.mark.parametrize("about", [[], 5, None, {"identity": 3}, {"parents": []}, {"seconds": "long"}])
+def test_a_description_of_other_types_is_one_line(tmp_path, about):
+    save_export(tmp_path / "export.safetensors", {"x": torch.zeros(1)}, about)
+    with pytest.raises(UserError, match="is damaged"):
+        read_about(tmp_path / "export.safetensors", "make it again")
