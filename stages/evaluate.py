@@ -316,8 +316,8 @@ def is_current(context: Context, dataset: Dataset, exports: dict[str, dict]) -> 
     except (ValueError, KeyError, TypeError):
         old = {}
     now = _provenance(context, dataset, exports)
-    was = old.get("parents", {})
-    if "vae" not in now["parents"]:  # an older report names one even if none was needed
+    was = old.get("parents")
+    if isinstance(was, dict) and "vae" not in now["parents"]:  # an older report names one even if none was needed
         was.pop("vae", None)
     # an older report hashed the label sets without their order, which no model read then
     if old.get("test_sets_sha256") == _digest_of_sets(dataset, lambda asked: asked.labels):

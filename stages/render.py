@@ -22,7 +22,7 @@ def _settings_of(folder: Path) -> dict | None:
         return {"objects": OBJECTS, "series": True} | json.loads((folder / "render.json").read_text())
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{folder / 'render.json'} is damaged; start again with --fresh (Make: FRESH=1)") from None
 
 

@@ -67,7 +67,7 @@ class Paces:
         self.path, self.dataset = path, dataset
         try:
             self._known = dict(json.loads(path.read_text()))
-        except (OSError, ValueError):
+        except (OSError, TypeError, ValueError):
             self._known = {}
 
     def of(self, home: Context, model: str) -> Pace:

@@ -216,10 +216,10 @@ def read_results(context: Context) -> dict[str, dict]:
     """Returns the rows of this command's earlier runs, with what children left that no parent has read yet."""
     try:
         results = dict(json.loads((folder_of(context) / "report.json").read_text()))
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):
         results = {}
     for key in SYSTEMS:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, TypeError, ValueError):
             found = json.loads(result_file(context, key).read_text())
             if "figures" in found:
                 results[key] = found
@@ -264,8 +264,8 @@ def main(context: Context) -> None:
 
     def ended(key: str, status: int) -> None:
         try:
-            found = json.loads(result_file(context, key).read_text())
-        except (OSError, ValueError):
+            found = dict(json.loads(result_file(context, key).read_text()))
+        except (OSError, TypeError, ValueError):
             found = {"fault": f"ended with status {status} before its figures; the same command continues it"}
         if "fault" in found:
             failed[key] = found["fault"]

@@ -2,7 +2,7 @@ import json
 
 import torch
 
-from stages.engine.log import MetricsLog
+from stages.engine.log import MetricsLog, read_metrics
 
 
 def test_a_metric_that_begins_within_an_interval_is_the_mean_of_its_own_steps(tmp_path):
@@ -30,3 +30,12 @@ def test_a_sum_of_some_pictures_is_divided_by_how_many_they_were_also_after_a_re
     again.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["part"] == 2.5 and "never" not in line
+
+
+def test_lines_that_are_no_metrics_are_passed_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('5\n[]\nnull\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+    log = MetricsLog(tmp_path, every=2, steps=2, batch=1, title="x")
+    log.begin(1)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
