@@ -112,6 +112,10 @@ def task_of(stage, *overrides):
 ON_LATENTS = ["gan.space=latents", "gan.stem=1", "gan.generator.channels=[16,8]", "gan.critic.channels=[8,16]"]
 ON_MAP = ["gan.generator.entry=map", "gan.generator.condition=modulation", "gan.generator.channels=[16]"]
 AT_PLACES = ["gan.critic.read=places", "gan.critic.pool=sum", "gan.critic.channels=[16]"]
+TOLD = ["ldm.network.order=true", "ldm.network.places=true", "ldm.network.pooled=true", "ldm.picture_draws=by-labels"]
+TOLD += ["ldm.timestep_draws=weighted", "ldm.log_snr=[0.0,2.0]"]
+BY_LABELS = ["gan.picture_draws=by-labels", "gan.critic.condition=auxiliary"]
+RISING = ["gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising", "gan.generator.condition=modulation"]
 VAE_LOSSES = ["vae.cell_weight=0.1", "vae.windows_until=6", "vae.unquantized=0.5", "vae.decoder_noise=0.1"]
 
 
@@ -152,6 +156,23 @@ VAE_LOSSES = ["vae.cell_weight=0.1", "vae.windows_until=6", "vae.unquantized=0.5
             id="onestep without a critic",
         ),
         pytest.param("ddpm", (0,), ["ddpm.network=patches", "ddpm.unet.channels=32"], id="ddpm on patches"),
+        pytest.param("ldm", (0, 5), TOLD, id="ldm that is told order and places, by weighted draws"),
+        pytest.param("ddpm", (0,), ["ddpm.places=true", "ddpm.paths=up"], id="ddpm with places"),
+        pytest.param("gan", (0,), ["gan.loss=hinge", *BY_LABELS, "gan.body=dcgan"], id="gan with a hinge, by labels"),
+        pytest.param(
+            "gan", (0,), ["gan.loss=lsgan", "gan.critic.condition=concatenation"], id="gan of least squares, on a map"
+        ),
+        pytest.param("gan", (0,), ["gan.loss=non-saturating", *RISING], id="gan with logits, its label loss rising"),
+        pytest.param("gan", (0,), ["gan.penalty_share=0.5", "gan.accumulate=2"], id="gan in parts"),
+        pytest.param("gan", (0,), [*ON_LATENTS, *ON_MAP, *AT_PLACES, "gan.accumulate=2"], id="gan on a map in parts"),
+        pytest.param("vae", (3, 4), ["vae.accumulate=2", "vae.edges=0.5"], id="vae in parts, with edges"),
+        pytest.param(
+            "evaluator", (0,), ["evaluator.accumulate=2", "evaluator.cell_weight=0.1"], id="evaluator in parts"
+        ),
+        pytest.param("reader", (0,), ["reader.accumulate=2"], id="reader in parts"),
+        pytest.param("ldm", (0,), ["ldm.accumulate=2", "ldm.network.self_condition=true"], id="ldm in parts"),
+        pytest.param("ddpm", (0,), ["ddpm.accumulate=2"], id="ddpm in parts"),
+        pytest.param("onestep", (0,), ["onestep.accumulate=2", *TOLD], id="onestep in parts, of a teacher with places"),
     ],
 )
 def test_a_step_does_not_wait(machine, stage, steps, overrides):
@@ -193,8 +214,24 @@ def test_a_sampling_does_not_wait(machine, overrides):
     assert waits_of_sampling(machine, task.sampler_of(task.ema.average, task.layouts), config) == []
 
 
-def test_the_gans_sampling_does_not_wait(machine):
-    task, config = task_of("gan")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        TOLD,
+        ["ddpm.places=true", "eval.sampler=ancestral", "eval.clip=1.0"],
+        ["ddpm.network=patches", "ddpm.unet.channels=32", "ddpm.unet.self_condition=true", "eval.interval=[0.2,0.8]"],
+        ["eval.classifier_guidance=1.0", "uses.guide=other", "eval.eta=0.5"],
+    ],
+    ids=" ".join,
+)
+def test_sampling_places_or_pixels_does_not_wait(machine, overrides):
+    task, config = task_of("ldm" if overrides is TOLD else "ddpm", *overrides)
+    assert waits_of_sampling(machine, task.sampler_of(task.ema.average, task.layouts), config) == []
+
+
+@pytest.mark.parametrize("overrides", [[], ON_LATENTS, [*ON_LATENTS, *ON_MAP]], ids=["pixels", "latents", "map"])
+def test_the_gans_sampling_does_not_wait(machine, overrides):
+    task, config = task_of("gan", *overrides)
     sampler = GanSampler(task.context, task.ema.average, task.settings, task.vae, task.layouts)
     assert waits_of_sampling(machine, sampler, config) == []
 
