@@ -44,7 +44,7 @@ def beta_cosine_alpha_bar(timesteps: int, first: float = 1e-4, last: float = 0.0
 
 
 def sigmoid_alpha_bar(timesteps: int, start: float = -3.0, end: float = 3.0) -> Tensor:
-    """Returns abar along a sigmoid, float64 (timesteps,) (arXiv 2212.11972, algorithm 1, tau = 1; clipped at 0.999)."""
+    """Returns abar along a sigmoid, float64 (timesteps,) (arXiv 2301.10972, algorithm 1, tau = 1; clipped at 0.999)."""
     t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
     low, high = (torch.tensor(v, dtype=torch.float64).sigmoid() for v in (start, end))
     return _from_function((high - (start + t * (end - start)).sigmoid()) / (high - low))

@@ -1,5 +1,6 @@
 """Loads LPIPS with its backbone's weights from a file, from torch's hub cache, or by download."""
 
+import hashlib
 from pathlib import Path
 from urllib.error import URLError
 
@@ -8,6 +9,7 @@ import torch
 from models.perceptual import Perceptual, load_trunk, trunk_url
 from stages.engine.command import Context
 from stages.engine.errors import UserError, is_out_of_memory, oneline
+from stages.engine.log import say
 
 
 def load_perceptual(settings, context: Context) -> Perceptual:
@@ -29,6 +31,7 @@ def load_perceptual(settings, context: Context) -> Perceptual:
                 f"LPIPS needs {path}, which cannot be downloaded here: put {path.name} there, {without}"
             ) from None
     try:
+        _warn_of_other(path, Path(url).name)
         trunk = load_trunk(torch.load(path, map_location="cpu", weights_only=True))
         return Perceptual(settings.network, trunk, dtype)
     except FileNotFoundError:
@@ -40,3 +43,12 @@ def load_perceptual(settings, context: Context) -> Perceptual:
         raise UserError(
             f"{path} does not hold torchvision's {Path(url).name} ({oneline(error)[:60]}): replace it, {without}"
         ) from None
+
+
+def _warn_of_other(path: Path, name: str) -> None:
+    """Says so if a file is not torchvision's `name`, which ends with the first digits of its SHA-256."""
+    digits = Path(name).stem.rpartition("-")[2]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(digits):
+        say(f"warning: {path} is another file than torchvision's {name} ({found[:8]}); LPIPS was fitted to that one")

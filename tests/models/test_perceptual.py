@@ -1,3 +1,5 @@
+import hashlib
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +8,9 @@ from torchvision.models import alexnet
 
 from models.perceptual import Perceptual, load_trunk
 from stages.engine.command import Context
+from stages.engine.errors import UserError
 from stages.engine.lpips import load_perceptual
+from stages.evaluator import load_lab_checkpoint
 
 
 def test_zero_between_equal_pictures_and_frozen():
@@ -53,3 +57,47 @@ def test_only_a_gpu_runs_the_trunk_in_the_stages_type(monkeypatch, tmp_path, dev
     settings = SimpleNamespace(network="alex", weights=str(tmp_path / "trunk.pth"))
     context = Context(None, torch.device(device), torch.bfloat16, None, 0.0, None)
     assert load_perceptual(settings, context) == expected
+
+
+def test_a_download_is_checked_by_the_hash_in_its_name(monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: asked.update(options, url=url))
+    context = Context(None, torch.device("cpu"), torch.float32, None, 0.0, None)
+    with pytest.raises(UserError):  # nothing was downloaded
+        load_perceptual(SimpleNamespace(network="vgg", weights=None), context)
+    assert (asked["check_hash"], asked["weights_only"]) == (True, True)
+    assert re.search(r"-[0-9a-f]{8}\.pth$", asked["url"])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_another_file_than_torchvision_s_is_said_to_be(monkeypatch, tmp_path, capsys, given):
+    path = tmp_path / "checkpoints/alex-0badc0de.pth"
+    path.parent.mkdir()
+    torch.save({"features.0.weight": torch.zeros(1)}, path)
+    url = f"https://example.org/{path.name}"
+    monkeypatch.setattr("stages.engine.lpips.trunk_url", lambda network: url)
+    monkeypatch.setattr("stages.engine.lpips.Perceptual", lambda *unused: None)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    context = Context(None, torch.device("cpu"), torch.float32, None, 0.0, None)
+    settings = SimpleNamespace(network="alex", weights=str(path) if given else None)
+    load_perceptual(settings, context)
+    assert f"warning: {path} is another file than torchvision's alex-0badc0de.pth" in capsys.readouterr().err
+    url = f"https://example.org/alex-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
+    load_perceptual(SimpleNamespace(network="alex", weights=str(path)), context)
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [MemoryError, lambda: torch.OutOfMemoryError("CUDA out of memory")])
+def test_too_little_memory_is_not_taken_for_a_wrong_file(monkeypatch, tmp_path, fails):
+    (tmp_path / "x.pth").write_bytes(b"")
+
+    def load(*unused, **options):
+        raise fails()
+
+    monkeypatch.setattr(torch, "load", load)
+    context = Context(None, torch.device("cpu"), torch.float32, None, 0.0, None)
+    with pytest.raises((MemoryError, torch.OutOfMemoryError)):
+        load_perceptual(SimpleNamespace(network="vgg", weights=str(tmp_path / "x.pth")), context)
+    with pytest.raises((MemoryError, torch.OutOfMemoryError)):
+        load_lab_checkpoint(tmp_path / "x.pth", 24)
