@@ -7,7 +7,7 @@ from data.sizes import SIZE
 from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
 from models.sizes import CELL
 from stages.engine.errors import UserError
-from stages.engine.schema import Config, Denoising, Gan, Network, flatten
+from stages.engine.schema import Config, Denoising, Eval, Gan, Network, flatten
 
 # a data folder's other files, and a report's key beside the sets' names
 OTHER_FILES = ("train", "validation", "objects", "places", "render", "held_out")
@@ -153,6 +153,11 @@ def _check_gan(gan: Gan, size: int, where: Path) -> None:
             f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic that reads labels; set "
             f"gan.critic.condition=auxiliary, or the schedule to constant"
         )
+    if critic.condition == "auxiliary" and gan.auxiliary == 0:
+        raise UserError(
+            f"{where}: gan.auxiliary=0 with gan.critic.condition=auxiliary teaches no labels; set gan.auxiliary above "
+            f"0, or gan.critic.condition=projection"
+        )
     size = min(size, SIZE)  # in larger pictures the width at the smallest map serves what they have more
     for key, (side, needed) in gan.levels(size).items():
         widths, full = getattr(gan, key).channels, gan.side(size)
@@ -218,14 +223,22 @@ def ignored(config: Config) -> list[str]:
         found.append(f"eval.eta={how.eta:g} has no effect: eval.sampler={how.sampler} takes none")
     if how.clip is not None and how.sampler not in EVERY_TIMESTEP:
         found.append(f"eval.clip={how.clip:g} has no effect: eval.sampler={how.sampler} takes none")
+    if how.spacing != Eval().spacing and how.sampler in EVERY_TIMESTEP:
+        found.append(f"eval.spacing={how.spacing} has no effect: eval.sampler={how.sampler} visits every timestep")
+    if how.interval != Eval().interval and how.guidance == 1:
+        found.append(f"eval.interval={[*how.interval]} has no effect: eval.guidance=1 is none")
     for stage in DIFFUSION:
         section = getattr(config, stage)
         if stage in config.models and section.prediction == "mean" and how.sampler not in EVERY_TIMESTEP:
             found.append(
                 f"{stage}.prediction=mean with eval.sampler={how.sampler} amplifies errors; set eval.sampler=ancestral"
             )
-    if config.gan.loss != "wgan-gp" and config.gan.penalty_share != 1 and config.gan.loss != "r3gan":
-        found.append(f"gan.penalty_share={config.gan.penalty_share:g} has no effect: gan.loss={config.gan.loss}")
+    used = {"wgan-gp": ("penalty", "penalty_share"), "r3gan": ("gamma", "penalty_share"), "wgan": ("weight_clip",)}
+    for key in sorted({key for keys in used.values() for key in keys} - {*used.get(config.gan.loss, ())}):
+        value = getattr(config.gan, key)
+        if value != Gan.model_fields[key].default:
+            shown = [*value] if isinstance(value, tuple) else value
+            found.append(f"gan.{key}={shown} has no effect: gan.loss={config.gan.loss}")
     if config.gan.stem != 1 and config.gan.on_latents:
         found.append(f"gan.stem={config.gan.stem} has no effect: gan.space=latents")
     return found

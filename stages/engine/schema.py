@@ -121,7 +121,7 @@ class Training(Section):
     weight_decay: NonNegative = 0.0
     warmup: Natural = 0  # steps of linear warm-up
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    clip: Annotated[float, Field(gt=0)] | None = None  # the largest norm of the gradient
+    clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of the gradient, a critic's too
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     log_every: Positive = 50
     preview_every: Positive = 500
@@ -157,7 +157,7 @@ class Perceptual(Section):
     weights: File = None  # the backbone's file; null: torch's hub cache
 
 
-class Discriminator(Section):
+class Discriminator(Section):  # it has Adam with betas .5 and .9, and of `vae` only `clip`
     weight: NonNegative = 0.0  # 0: none
     adaptive: bool = False  # scale by the ratio of gradient norms at the last layer, clamped
     adaptive_limit: Annotated[float, Field(gt=0)] = 1.0
@@ -170,7 +170,7 @@ class Discriminator(Section):
 
 
 class Codebook(Section):
-    codes: Positive = 1024
+    codes: Annotated[int, Field(ge=2)] = 1024
     decay: Part = 0.99
     commitment: NonNegative = 0.25
     dead_below: NonNegative = 1.0  # codes with a smaller average count per batch are replaced
@@ -185,7 +185,7 @@ class Fsq(Section):
 
 
 class Residual(Section):
-    codes: Positive = 1024  # of each codebook
+    codes: Annotated[int, Field(ge=2)] = 1024  # of each codebook
     quantizers: Layers = 2  # codebooks
     decay: Part = 0.99
     commitment: NonNegative = 0.25
@@ -336,7 +336,7 @@ class Gan(Training):
     stem: Literal[1, 2] = 1  # in pixel space, 2: both networks work on 2x2 unshuffled pixels
     generator: Generator = Generator()
     critic: Critic = Critic()
-    critic_learning_rate: Annotated[float, Field(gt=0)] | None = None  # null: the generator's
+    critic_learning_rate: Annotated[float, Field(gt=0)] | None = None  # null: the generator's; all else is alike
     critic_steps: Positive = 5  # per generator step
     penalty: NonNegative = 10.0  # lambda of wgan-gp
     weight_clip: Annotated[float, Field(gt=0)] = 0.01  # of wgan: the critic's weights stay within +- this

@@ -28,6 +28,9 @@ CONFIG = HERE / SMOKE
         (["ldm.place_dropout=1.0"], "ldm.place_dropout should be less than 1"),
         (["ldm.network.dropout=1.0"], "ldm.network.dropout should be less than 1"),
         (["gan.auxiliary_schedule=rising", "gan.critic.condition=projection"], "needs a critic that reads labels"),
+        (["gan.auxiliary=0", "gan.critic.condition=auxiliary"], "teaches no labels"),
+        (["vae.codebook.codes=1"], "vae.codebook.codes should be greater than or equal to 2"),
+        (["vae.residual.codes=1"], "vae.residual.codes should be greater than or equal to 2"),
         (["ldm.network.head_width=12", "ldm.network.channels=16"], "head_width (12) must divide"),
         (["reported.lmd=[0.1,0.2]"], "reported.lmd"),
         (["gan.generator.channels=[128]"], "too few"),
@@ -52,6 +55,11 @@ def test_what_means_nothing_is_refused(overrides, words):
         (["eval.sampler=ddim", "eval.clip=1.0"], "eval.clip=1"),
         (["ldm.prediction=mean", "eval.sampler=ddim"], "amplifies errors"),
         (["gan.loss=hinge", "gan.penalty_share=0.5"], "gan.penalty_share"),
+        (["gan.loss=hinge", "gan.penalty=5.0"], "gan.penalty=5.0"),
+        (["gan.loss=lsgan", "gan.weight_clip=0.1"], "gan.weight_clip=0.1"),
+        (["gan.gamma=[0.1,0.1]"], "gan.gamma=[0.1, 0.1]"),
+        (["eval.sampler=ancestral", "eval.spacing=uniform"], "eval.spacing=uniform"),
+        (["eval.guidance=1", "eval.interval=[0.1,0.9]"], "eval.interval=[0.1, 0.9]"),
         (["gan.space=latents", "gan.stem=2"], "gan.stem=2"),
         (["evaluator.checkpoint=x.pth", "uses.evaluator=other"], "evaluator.checkpoint"),
     ],
@@ -60,6 +68,11 @@ def test_what_is_ignored_is_said(overrides, words):
     assert not ignored(load(CONFIG))
     (said,) = ignored(load(CONFIG, overrides))
     assert words in said
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_set_nothing_that_is_ignored(path):
+    assert ignored(load(path)) == []
 
 
 def test_numbers_are_decimal():
