@@ -1,11 +1,12 @@
 """Keys of a data folder: by what the system says of its files at once, and by what they hold."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data.images import VERSION, PictureFiles
-from data.labels import DataError
+from data.labels import DataError, read_json
 from data.sizes import SIZE
 
 LABEL_FILES = ("objects.json", "train.json", "validation.json", "places.json")
@@ -16,12 +17,15 @@ def fingerprint(folder: Path, validation_every: int, size: int = SIZE) -> str:
 
     It changes with a folder's path and its files' times; a zip's does not. Raises DataError for an incomplete folder.
     """
-    return _key(folder, validation_every, size, lambda pictures: pictures.stamps())
+    return _key(folder, validation_every, size, lambda pictures: pictures.stamps(), Path.read_bytes)
 
 
 def outline(folder: Path, validation_every: int, size: int = SIZE) -> str:
-    """Returns a quick key without path and times: folders of the same content agree, and few others do."""
-    return _key(folder, validation_every, size, lambda pictures: pictures.sizes())
+    """Returns a quick key without path and times: folders of the same content agree, and few others do.
+
+    The order of the pictures in a file of labels does not count.
+    """
+    return _key(folder, validation_every, size, lambda pictures: pictures.sizes(), _ordered)
 
 
 def content_of(folder: Path, progress: Callable[[list[str]], Iterable[str]] = iter) -> str:
@@ -32,7 +36,18 @@ def content_of(folder: Path, progress: Callable[[list[str]], Iterable[str]] = it
     return pictures.content()
 
 
-def _key(folder: Path, validation_every: int, size: int, stamps: Callable[[PictureFiles], Iterator[str]]) -> str:
+def _ordered(path: Path) -> bytes:
+    """Returns a JSON file's content with its keys in order. Raises DataError."""
+    return json.dumps(read_json(path), sort_keys=True).encode()
+
+
+def _key(
+    folder: Path,
+    validation_every: int,
+    size: int,
+    stamps: Callable[[PictureFiles], Iterator[str]],
+    labels: Callable[[Path], bytes],
+) -> str:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data folder; give the folder that holds train.json")
     digest = hashlib.sha256(f"{VERSION} {validation_every} {size}\n".encode())
@@ -40,5 +55,5 @@ def _key(folder: Path, validation_every: int, size: int, stamps: Callable[[Pictu
         digest.update(stamp.encode(errors="surrogateescape") + b"\n")
     for name in LABEL_FILES:
         if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
+            digest.update(labels(folder / name))
     return digest.hexdigest()[:16]

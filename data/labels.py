@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -133,11 +134,11 @@ def read_json(path: Path) -> object:
     """Returns a JSON file's content. Raises DataError if it is missing, not UTF-8, not JSON, or repeats a key."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
             raise DataError(f"{path}: {twice!r} appears twice; remove one")
-        return dict(pairs)
+        return found
 
     try:
         content = path.read_text(encoding="utf-8-sig")  # a byte order mark, as some editors write, is skipped

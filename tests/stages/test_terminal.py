@@ -13,19 +13,23 @@ from tests.helpers import digest
 from tests.stages.test_resume import signal_after
 
 
-def started(root, stderr):
-    command = [sys.executable, "-m", module_of("ldm"), "--config", SMOKE, f"root={root}", "ldm.log_every=1"]
+def started(root, stderr, under=()):
+    command = [*under, sys.executable, "-m", module_of("ldm"), "--config", SMOKE, f"root={root}", "ldm.log_every=1"]
     return subprocess.Popen(command, cwd=HERE, stderr=stderr, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("where", [pytest.param("full", marks=pytest.mark.faults), "closed"])
+@pytest.mark.parametrize(
+    "where", [*(pytest.param(where, marks=pytest.mark.faults) for where in ("full", "none")), "closed"]
+)
 def test_what_cannot_be_said_is_not_said(chain, chain_copy, where):
-    """`2>/dev/full`, and a reader that is gone, as in `2>&1 | head -1`: the run ends as one left alone."""
+    """`2>/dev/full`, `2>&-`, and a reader that is gone, as in `2>&1 | head -1`: the run ends as one left alone."""
     folder = chain_copy / "smoke/ldm"
     folder.rename(chain_copy / "gone")
     if where == "full":
         with open("/dev/full", "w") as stderr:
             process = started(chain_copy, stderr)
+    elif where == "none":
+        process = started(chain_copy, None, under=("sh", "-c", 'exec "$@" 2>&-', "sh"))
     else:
         reader, writer = os.pipe()
         process = started(chain_copy, writer)

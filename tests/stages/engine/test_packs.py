@@ -63,6 +63,22 @@ def test_folders_that_are_copied_moved_or_touched_share_one_pack(tmp_path, capsy
     assert f"{pack} (0.0 GB) is of" not in capsys.readouterr().err, "a link still needs it"
 
 
+def test_the_order_of_keys_in_a_label_file_changes_nothing(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    expected = opened(tmp_path, folder)
+    for name in ("train.json", "places.json"):
+        content = json.loads((folder / name).read_text())
+        assert list(content) == sorted(content)
+        (folder / name).write_text(json.dumps(dict(reversed(content.items())), indent=1))
+    found = opened(tmp_path, folder)
+    assert (found.sha256, found.places_sha256) == (expected.sha256, expected.places_sha256)
+    assert torch.equal(found.images, expected.images)
+    text = (folder / "train.json").read_text().rstrip(" }\n")
+    (folder / "train.json").write_text(f'{text}, "{max(content)}": ["red cube"], "{max(content)}": ["red cube"]}}')
+    with pytest.raises(UserError, match="appears twice"):
+        opened(tmp_path, folder)
+
+
 def test_pictures_of_the_same_names_and_sizes_but_other_pixels_are_another_pack(tmp_path):
     folder = write_folder(tmp_path / "d")
     expected = opened(tmp_path, folder)
