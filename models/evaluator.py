@@ -4,6 +4,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+STRIDE = 8  # pixels a side of what a feature of `Evaluator.middle` sees the centre of
+
 
 class Evaluator(nn.Module):
     """torchvision's ResNet-18 with `fc = Linear(512, classes), Sigmoid`: the module tree of the lab's checkpoint."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data.sizes import SIZE
 from models.condition import Condition, cell_labels, cell_loss, cell_weights
-from models.evaluator import Evaluator, accuracy
+from models.evaluator import STRIDE, Evaluator, accuracy
 from stages.commands import COMMANDS
 from stages.engine import distributed
 from stages.engine.command import Context, run_command
@@ -74,7 +74,7 @@ class EvaluatorTask:
         images, labels = images.contiguous(memory_format=torch.channels_last), self.dataset.labels(index)
         parts, found = parts_of(len(images), s.accumulate), []
         if self.cells:
-            shown = cell_labels(condition, images.shape[-1] // 8)
+            shown = cell_labels(condition, images.shape[-1] // STRIDE)
             weight = distributed.average(cell_weights(shown, condition.classes).sum()) / len(parts)
         self.network.train()
         for rows in parts:

@@ -258,7 +258,7 @@ class VaeTask:
     def of_latents(
         self, latents: Tensor, index: Tensor, shown: Tensor | None, metrics: dict[str, Tensor]
     ) -> Tensor | float:
-        """Returns the weighted losses of the heads on latents (b, c, 8, 8), and adds each to `metrics`."""
+        """Returns the weighted losses of the heads on latents (b, c, s/8, s/8), and adds each to `metrics`."""
         loss: Tensor | float = 0.0
         if self.classifier is not None:
             found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels(index))
@@ -287,7 +287,7 @@ class VaeTask:
         return metrics
 
     def given(self, latents: Tensor, quantize: bool, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns what the decoder is given, (b, c, 8, 8), the codes' indices (b, 8, 8) and the commitment loss.
+        """Returns what the decoder is given (b, c, s/8, s/8), the codes' indices (b, s/8, s/8) and the commitment loss.
 
         As configured, the decoder learns from noisy and unquantised latents: a sampler's are slightly off, and a
         decoder that has seen such latents decodes them better (arXiv 2507.15856, 2510.11690).

@@ -30,7 +30,7 @@ def step_in_parts(
     """Takes one step on pictures (b, 3, h, w) with pixel weights of that shape. Returns the metrics of `VaeTask.step`.
 
     `task` is a VaeTask; the engine imports no stage.
-    `shown`: what each cell shows, (b, 8, 8), for a head that learns it.
+    `shown`: what each cell shows, (b, s/8, s/8), for a head that learns it.
     """
     network, optimizer, autocast = task.network, task.optimizers[0], task.context.autocast
     parts = parts_of(len(images), task.settings.accumulate)

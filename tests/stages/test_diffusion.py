@@ -1,19 +1,28 @@
 """Self-conditioning in training and sampling, with networks that record their inputs; classifier guidance with a
 linear guide."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from models.condition import Condition
 from models.diffusion import Diffusion
+from models.evaluator import Evaluator
 from models.layouts import LayoutPrior
 from models.samplers import SAMPLERS, sampling_timesteps
+from stages.ddpm import DdpmTask
 from stages.diffusion import DiffusionSampler, denoising_errors
 from stages.engine.command import Context
 from stages.engine.config import load
+from stages.engine.draws import Draws
+from stages.engine.optim import Optimizer
 from stages.judge import guide_of
+from stages.ldm import ldm_task
+from stages.vae import build_vae
 from tests.conftest import SMOKE
+from tests.stages.handful import context_with, noise_pictures
 
 DEVICE = torch.device("cpu")
 NOTHING = Condition.of_lists([[]], 24)
@@ -150,3 +159,29 @@ def test_one_evaluation_serves_prediction_and_gradient_with_the_bits_of_two(guid
         *_, (_, last, _) = solver.solve(denoiser, sampler.diffusion, draw(), times, **options)
         found.append(last)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("stage", ["ldm", "ddpm"])
+def test_every_weight_gets_a_gradient_under_autocast(monkeypatch, tmp_path, stage):
+    """Self-conditioning calls the network without a gradient first; a cast kept from there would have none."""
+    judge = (Evaluator(3).eval().requires_grad_(False), {})
+    for module in ("ldm", "ddpm"):
+        monkeypatch.setattr(f"stages.{module}.load_evaluator", lambda *unused: judge)
+    told = ["network.self_condition=true", "network.dropout=0.1", "network.order=true", "network.pooled=true"]
+    of = {"ldm": told, "ddpm": ["network=patches", "unet.channels=16", "unet.self_condition=true"]}[stage]
+    made = context_with("precision=bfloat16", *(f"{stage}.{change}" for change in of))
+    made, dataset = replace(made, dtype=torch.bfloat16), noise_pictures(tmp_path)
+    if stage == "ddpm":
+        task = DdpmTask(made, dataset)
+    else:
+        vae = build_vae(made.config.vae).eval().requires_grad_(False)
+        task = ldm_task(made, dataset, vae, torch.randn(8, vae.latent_mean.numel(), 8, 8))
+    without, take = [], Optimizer.take
+
+    def looked_at(self, step):
+        without.extend(name for name, parameter in self.named if parameter.grad is None)
+        return take(self, step)
+
+    monkeypatch.setattr(Optimizer, "take", looked_at)
+    task.step(0, Draws(0, "test", 0, 8, DEVICE))
+    assert without == []
