@@ -63,6 +63,7 @@ class FakeCuda(TorchDispatchMode):
         self.waits: list[str] = []
         self.types: dict[object, set[torch.dtype]] = {}  # of what they are given
         self.calls: Counter = Counter()  # operations on the device that are more than a view
+        self.sent = 0  # copies from the host that it did not wait for
         self.says = True  # the answer to a question to the device
         self._pinned: dict[int, Tensor] = {}  # by address, kept alive so that none is used twice
 
@@ -116,6 +117,8 @@ class FakeCuda(TorchDispatchMode):
             flag = kwargs.get("non_blocking", args[2] if function is aten.copy_.default and len(args) > 2 else False)
             if not (flag and source.untyped_storage().data_ptr() in self._pinned):
                 self._wait(function)
+            else:
+                self.sent += 1
         return function(*args, **kwargs)
 
     def _index(self, function, args):

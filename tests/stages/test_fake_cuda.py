@@ -5,6 +5,7 @@ No operation mixes devices or types, and the host waits for the device as rarely
 
 import argparse
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack
 from copy import deepcopy
 
@@ -36,6 +37,7 @@ from stages.vae import VaeTask, build_vae
 from tests.conftest import HERE, SMOKE
 from tests.fake_cuda import CUDA, fake_cuda
 
+ON_DISK = False  # whether training pictures and latents are on the host
 LISTS = [[0, 5], [1], [2, 3, 23], [7]] * 10
 PLACES = [[(0.2 + 0.25 * i, 0.5) for i, _ in enumerate(row)] for row in LISTS]
 NAMES = [f"{colour} {shape}" for colour in "abcdefgh" for shape in ("cube", "sphere", "cylinder")]
@@ -67,7 +69,15 @@ def dataset():
     images = torch.zeros(len(LISTS), 3, 64, 64, dtype=torch.uint8)
     on_device = conditions().to(CUDA)
     made = Dataset(
-        images.to(CUDA), on_device, images[:8].to(CUDA), on_device[:8], {}, Vocabulary(NAMES), "0" * 64, "1" * 64, HERE
+        images if ON_DISK else images.to(CUDA),
+        on_device,
+        images[:8].to(CUDA),
+        on_device[:8],
+        {},
+        Vocabulary(NAMES),
+        "0" * 64,
+        "1" * 64,
+        HERE,
     )
     made.__dict__["most_objects"] = 3  # a question to the device
     return made
@@ -99,7 +109,7 @@ def task_of(stage, *overrides):
     if stage == "gan":
         vae = untrained_vae(context) if context.config.gan.space == "latents" else None
         return GanTask(context, pictures, vae), context.config
-    latents = torch.zeros(len(LISTS), context.config.vae.latent_channels, 8, 8, device=CUDA)
+    latents = torch.zeros(len(LISTS), context.config.vae.latent_channels, 8, 8, device="cpu" if ON_DISK else CUDA)
     task = ldm_task(context, pictures, untrained_vae(context), latents)
     if stage == "onestep":
         about = {"config": context.config.ldm.model_dump(mode="json"), **task.facts}
@@ -178,6 +188,30 @@ VAE_LOSSES = ["vae.cell_weight=0.1", "vae.windows_until=6", "vae.unquantized=0.5
 def test_a_step_does_not_wait(machine, stage, steps, overrides):
     task, config = task_of(stage, *overrides)
     assert waits_of_steps(machine, task, getattr(config, stage), *steps) == []
+
+
+class AtOnce:
+    """Stands for a thread: it does what it is given at once, for a thread would not see the fake GPU."""
+
+    def __init__(self, *unused, **options):
+        pass
+
+    def submit(self, function, *arguments):
+        done = Future()
+        done.set_result(function(*arguments))
+        return done
+
+
+@pytest.mark.parametrize("stage", ["vae", "evaluator", "reader", "gan", "ddpm", "ldm"])
+def test_pictures_or_latents_that_stay_on_the_disk_are_not_waited_for(machine, monkeypatch, stage):
+    """They come from pinned memory, and which ones is known on the host."""
+    monkeypatch.setattr("stages.engine.ahead.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("tests.stages.test_fake_cuda.ON_DISK", True)
+    task, config = task_of(stage)
+    waits_of_steps(machine, task, getattr(config, stage), 1)  # the reader's own list of pictures comes to the host once
+    before = machine.sent
+    assert waits_of_steps(machine, task, getattr(config, stage), 2) == []
+    assert machine.sent > before, "nothing came from the host"
 
 
 def test_only_the_start_of_a_codebook_waits(machine):
