@@ -1,7 +1,10 @@
+import tomllib
+from importlib.metadata import version
 from typing import get_args
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from vector_quantize_pytorch import FSQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
@@ -9,6 +12,7 @@ from models.codebooks import IndexedCodebook, Quantizer, Residual
 from models.quantizer import QUANTIZERS, FiniteScalar
 from models.vqvae import code_counts, perplexity
 from stages.engine.schema import Vae
+from tests.conftest import HERE
 
 OPTIONS = {"decay": 0.9, "rotation_trick": False}
 
@@ -255,3 +259,11 @@ def test_a_loaded_codebook_knows_on_the_host_that_it_has_started():
 def test_codes_are_counted_as_bincount_counts_them():
     indices = torch.randint(9, (3, 8, 8))
     assert torch.equal(code_counts(indices, 12), torch.bincount(indices.flatten(), minlength=12).float())
+
+
+def test_the_library_s_versions_are_those_whose_inside_is_known():
+    """The codebook extends a class of its inside, which 1.28 did not have so and a later version may change."""
+    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
+    (bounds,) = (need for need in map(Requirement, project["dependencies"]) if need.name == "vector-quantize-pytorch")
+    assert bounds.specifier.contains(version("vector-quantize-pytorch"))
+    assert not any(bounds.specifier.contains(other) for other in ("1.27.0", "1.28.2", "1.33.0"))
