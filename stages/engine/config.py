@@ -185,6 +185,8 @@ def _explain(error: ValidationError, where: str) -> str:
     if fault["type"] == "missing":
         return f"{where}: {key} is missing; see configs/demo.yaml for an example"
     message = KINDS.get(fault["type"]) or fault["msg"].replace("Input should", "should")
+    if fault["type"] == "literal_error":
+        message = message.replace("False, True", "false, true")
     return f"{where}: {key} {message}, not {_shown(fault['input'])[:60]}"
 
 
@@ -202,6 +204,7 @@ KINDS = {
     "dict_type": "should be a section with keys of its own",
     "none_required": "should be null",
     "too_short": "should name at least one",
+    "too_long": "should have two numbers, such as [0.5, 0.9]",  # only pairs have a largest length
 }
 
 
@@ -209,6 +212,7 @@ def _shown(value: object) -> str:
     """Returns a value in short: aliases can make a small YAML file's content as large as memory."""
     if value is None or isinstance(value, bool | int | float | str):
         return json.dumps(value)
+    value = [*value] if isinstance(value, tuple) else value  # a list of YAML
     short = reprlib.Repr()
     short.maxdict = short.maxlist = short.maxtuple = 6
     short.maxlevel = 2

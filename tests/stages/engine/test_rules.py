@@ -38,7 +38,9 @@ CONFIG = HERE / SMOKE
         (["models=ldm"], "models should be a list, such as"),
         (["eval.seeds=3"], "eval.seeds should be a list, such as"),
         (["deterministic=3"], "deterministic should be true or false"),
-        (["models=[]"], "models should name at least one"),
+        (["models=[]"], "models should name at least one, not []"),
+        (["ldm.betas=[0.1,0.2,0.3]"], "ldm.betas should have two numbers, such as [0.5, 0.9], not [0.1, 0.2, 0.3]"),
+        (["ldm.compile=x"], "ldm.compile should be false, true or 'cuda-graphs'"),
         (["ldm.betas=[0.9]"], "ldm.betas should have two numbers"),
     ],
 )
