@@ -1,9 +1,12 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from stages.engine.config import load
 from stages.engine.errors import UserError
+from stages.engine.learnable import refuse_unlearnable
+from stages.engine.rules import ignored
 from stages.engine.schema import flatten
 
 HERE = Path(__file__).resolve().parents[3]
@@ -98,3 +101,15 @@ def test_neutral_keys_are_no_part_of_a_runs_identity():
     flat = flatten(load(SMOKE).ldm, "ldm.")
     assert flat["ldm.network.channels"] == 16
     assert not any(key.endswith(("_every", "keep", "NEUTRAL")) for key in flat)
+
+
+@pytest.mark.parametrize("page", sorted((HERE / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_the_commands_of_the_documents_are_accepted(page):
+    """Each `make ... CONFIG=FILE SET="..."` of a configuration that comes with the project."""
+    for command in re.findall(r"make [^`\n]*", page.read_text()):
+        path = re.search(r"CONFIG=(configs/[\w-]+\.yaml)", command)
+        settings = re.search(r'SET="([^"]*)"', command)
+        if settings and "DIR" not in settings[1] and "FILE" not in settings[1]:
+            config = load(HERE / (path[1] if path else "configs/demo.yaml"), settings[1].split())
+            refuse_unlearnable(config)
+            assert ignored(config) == [], command
