@@ -20,6 +20,15 @@ def test_singular_values_come_close_to_one_and_the_vectors_stay(shape, dtype):
     assert (inner - torch.diag_embed(values)).abs().max() < (0.08 if dtype == torch.bfloat16 else 1e-3)
 
 
+def test_singular_values_end_where_the_docstring_says():
+    """For two values of which the smaller one is a given share of the norm, from a hundredth on."""
+    share = torch.logspace(-2, -1e-4, 300, dtype=torch.float64)
+    matrices = torch.diag_embed(torch.stack([share, (1 - share.square()).sqrt()], dim=1))
+    values = orthogonalised(matrices, torch.float64).diagonal(dim1=1, dim2=2).abs()
+    assert values.min().item() == pytest.approx(0.68, abs=0.005)
+    assert values.max().item() == pytest.approx(1.20, abs=0.005)
+
+
 def test_no_gradient_makes_no_step():
     assert torch.equal(orthogonalised(torch.zeros(1, 4, 8), torch.float32), torch.zeros(1, 4, 8))
 
