@@ -29,6 +29,8 @@ from stages.engine.log import progress, say
 SUFFIX = ".safetensors"
 LATENTS = "latents-"  # what the folders beside the packs that hold latents begin with
 LABELS = ("held_out", "objects", "places")  # what a pack holds beside the pictures
+DIGESTS = ("pictures_sha256", "places_sha256")
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 TRUSTED = 4 * 2**30  # bytes from which a pack's pictures are checked once and not at each start
 REMEDY = "run the same command again"
 
@@ -57,6 +59,9 @@ def _about(path: Path) -> dict:
     about = read_about(path, "copy it again")
     if "pictures_sha256" not in about or "objects" not in about:
         raise UserError(f"{path} is no pack of pictures; data.folder takes data folders, and packs from packs/")
+    names = about["objects"]
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise UserError(f"{path} is no pack of pictures: its description names no objects, or one twice; copy it again")
     return about
 
 
@@ -230,11 +235,30 @@ def _opened(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
     tensors, about = load_export(path, remedy, mapped=True, check=not known)
     if missing := {"images", *LABELS} - tensors.keys():
         raise UserError(f"{path} is no pack of pictures: it has no {min(missing)}; {remedy}")
+    if fault := _fault_of(tensors, about):
+        raise UserError(f"{path} is no pack of pictures: {fault}; {remedy}")
     if large and not known:
         note_checked(path)
     elif known and sha256_of({name: tensors[name] for name in LABELS}) != about["labels_sha256"]:
         raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
     return tensors, about
+
+
+def _fault_of(tensors: dict[str, Tensor], about: dict) -> str | None:
+    """Returns what a pack says or holds that none does, or None: it may be a file that someone sent."""
+    images, held_out, objects, places = (tensors[name] for name in ("images", *LABELS))
+    names, shape, count = about["objects"], tuple(images.shape), len(images)
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not count:
+        return f"its pictures are {shape}, {images.dtype}"
+    if objects.dtype not in SIGNED or objects.ndim != 2 or objects.shape[1] < 1 or len(objects) != count:
+        return f"its objects are {tuple(objects.shape)}, {objects.dtype}"
+    if held_out.dtype != torch.bool or held_out.shape != (count,) or places.shape != (*objects.shape, 2):
+        return f"held_out and places are {tuple(held_out.shape)}, {held_out.dtype}, and {tuple(places.shape)}"
+    if not places.is_floating_point() or not all(isinstance(about.get(key), str) for key in DIGESTS):
+        return "its places or hashes are of another type"
+    if any(part.min() < UNKNOWN or part.max() >= len(names) for part in objects.split(CHUNK)):
+        return f"an object is not among its {len(names)}"
+    return None
 
 
 def on_disk(folder: Path, *shape: int) -> Tensor:

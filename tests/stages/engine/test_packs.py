@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from stages.engine import packs
 from stages.engine.config import load
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
-from stages.engine.export import read_about, save_export
+from stages.engine.export import load_export, read_about, save_export
 from stages.engine.latents import from_pack
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
@@ -186,6 +187,36 @@ def flip(path, place):
         file.seek(place)
         file.write(bytes([byte ^ 1]))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "about", "words"),
+    [
+        ({}, {"objects": [1, 2]}, "names no objects"),
+        ({}, {"objects": [["red cube"]]}, "names no objects"),
+        ({}, {"objects": []}, "names no objects"),
+        ({}, {"objects": ["a", "a"]}, "or one twice"),
+        ({}, {"objects": "red cube"}, "is damaged"),
+        ({}, {"places_sha256": None}, "of another type"),
+        ({"images": torch.zeros(18, 3, 64 * 64, dtype=torch.uint8)}, {}, "its pictures are (18, 3, 4096)"),
+        ({"images": torch.zeros(18, 3, 64, 64)}, {}, "torch.float32"),
+        ({"images": torch.zeros(3, 3, 64, 64, dtype=torch.uint8)}, {}, "its objects are (18,"),
+        ({"held_out": torch.zeros(18)}, {}, "held_out and places are (18,), torch.float32"),
+        ({"objects": torch.full((18, 3), 100)}, {}, "an object is not among its 24"),
+        ({"objects": torch.full((18, 3), -2)}, {}, "an object is not among its 24"),
+        ({"places": torch.zeros(18, 3, 1)}, {}, "and (18, 3, 1)"),
+    ],
+)
+def test_a_pack_that_none_would_write_is_one_line(tmp_path, tensors, about, words):
+    """A whole file with a right checksum, as someone may send it."""
+    opened(tmp_path, folder := write_folder(tmp_path / "d"))
+    (path,) = whole_packs(tmp_path)
+    found, said = load_export(path, "")
+    assert len(found["images"]) == 18 and found["objects"].shape == (18, 3)
+    sent = folder / "sent.safetensors"
+    save_export(sent, {name: value.clone() for name, value in found.items()} | tensors, said | about)
+    with pytest.raises(UserError, match=re.escape(words)):
+        opened(tmp_path, sent)
 
 
 def test_a_large_pack_s_pictures_are_read_only_when_it_is_new_or_changed(tmp_path, monkeypatch):
