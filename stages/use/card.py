@@ -39,7 +39,8 @@ def write_card(
     content = {
         "config": config,
         "file": context.arguments.config,
-        "set": _settings(context),
+        "set": _settings(context, [model for model in config.models if model in exports]),
+        "made": [model for model in config.models if model in exports],
         "flags": _flags(context),
         "shipped": is_shipped(to),
         "to": to.as_posix() if to.parent.name else f"./{to}",  # the library takes a bare name for one in checkpoints/
@@ -55,9 +56,14 @@ def write_card(
     write_atomically(folder / "README.md", text.encode())
 
 
-def _settings(context: Context) -> str:
-    """Returns what Make was told beside the configuration; where the experiment lies is no part of its recipe."""
+def _settings(context: Context, models: list[str]) -> str:
+    """Returns what Make is told beside the configuration, to make these models and no others.
+
+    Where the experiment lies is no part of its recipe.
+    """
     told = [words for words in getattr(context.arguments, "overrides", []) if not words.startswith("root=")]
+    if models != list(context.config.models):  # `make eval` trains what `models` names
+        told = [words for words in told if not words.startswith("models=")] + [f"models=[{','.join(models)}]"]
     return f' SET="{" ".join(told)}"' if told else ""
 
 
