@@ -103,7 +103,10 @@ def test_neutral_keys_are_no_part_of_a_runs_identity():
     assert not any(key.endswith(("_every", "keep", "NEUTRAL")) for key in flat)
 
 
-@pytest.mark.parametrize("page", sorted((HERE / "docs").glob("*.md")), ids=lambda page: page.stem)
+PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_the_documents_are_accepted(page):
     """Each `make ... CONFIG=FILE SET="..."` of a configuration that comes with the project."""
     for command in re.findall(r"make [^`\n]*", page.read_text()):
