@@ -50,7 +50,8 @@ from stages.models import MODELS
 
 def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
     """Trains and evaluates what a row lacks. Returns what the page shows of the row."""
-    system, home, row = SYSTEMS[key], homes[key], row_of(context, key, homes)
+    system, row = SYSTEMS[key], row_of(context, key, homes)
+    home = homes[key]
     if "guide" in row.config.uses:
         train_evaluator(another_evaluator(unrefreshed(context), row.experiment_of("guide"), 1))
     if teacher := teacher_of(system.model, homes):  # --fresh starts it again in its own row

@@ -99,9 +99,14 @@ def told_of(config: Config, model: str) -> str:
 
 
 def row_of(context: Context, key: str, homes: dict[str, Context]) -> Context:
-    """Returns the experiment in which a row is evaluated; it uses the model of the row's home."""
+    """Returns the experiment in which a row is evaluated; it uses the model of the row's home.
+
+    Raises UserError for a row without a home: its configuration is not valid.
+    """
     system, name = SYSTEMS[key], named(context, key)
     changes = [*changes_of(context, key), *taught(system.model, homes)]
+    if key not in homes:
+        context.derived(name, *changes)
     if (home := homes[key]).config.name != name:
         changes.append(f"uses.{system.model}={home.experiment_of(system.model)}")
     return context.derived(name, *changes)

@@ -13,6 +13,7 @@ import torch
 
 from stages.engine.command import Context
 from stages.engine.config import load
+from stages.engine.errors import UserError
 from stages.engine.export import load_export, save_export
 from stages.experiments.plan import (
     START_UP,
@@ -256,6 +257,15 @@ def test_minutes_are_steps_previews_and_network_calls(context, chain, tmp_path):
     ancestral = row.derived(row.config.name, "eval.sampler=ancestral")
     many = estimate(ancestral, home, "ldm", Pace(0.0, 60.0), dataset).evaluation
     assert many == pytest.approx(one * row.config.ldm.timesteps / calls, rel=0.05)
+
+
+def test_a_row_whose_configuration_is_not_valid_says_why(context):
+    """Not a KeyError of the table of homes, in which it is missing."""
+    impossible = context.derived(context.config.name, "gan.auxiliary=0")
+    homes = homes_of(impossible)
+    assert "gan-auxiliary" not in homes
+    with pytest.raises(UserError, match="auxiliary"):
+        row_of(impossible, "gan-auxiliary", homes)
 
 
 def test_choices_that_cost_nothing_share_a_timing(context, tmp_path, monkeypatch):
