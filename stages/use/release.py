@@ -21,7 +21,7 @@ from stages.engine.run import move_aside
 from stages.use.card import write_card
 from stages.use.find import MANIFEST, STAGES, sha256_of_file
 
-LIMIT = 40_000_000  # bytes of all files together: they are part of every clone
+LIMIT = 40 * 2**20  # bytes of all files together: they are part of every clone
 TYPES = (torch.float16, torch.bfloat16)
 Exports = dict[str, tuple[dict[str, Tensor], dict]]  # tensors and description, by stage
 
@@ -107,15 +107,15 @@ def main(context: Context) -> None:
         size, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
         if size > LIMIT:
             raise UserError(
-                f"{size / 1e6:.1f} MB are more than the {LIMIT / 1e6:.0f} MB that a clone may carry ({largest}: "
-                f"{sizes[largest] / 1e6:.1f} MB); train smaller networks"
+                f"{size / 2**20:.1f} MiB are more than the {LIMIT / 2**20:.0f} MiB that a clone may carry ({largest}: "
+                f"{sizes[largest] / 2**20:.1f} MiB); train smaller networks"
             )
         manifest = {name: {"sha256": sha256_of_file(partly / name), "bytes": sizes[name]} for name in sizes}
         write_atomically(partly / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         if to.exists():
             print(f"the old release is now {move_aside(to)}")
     shown = ", ".join(f"{DTYPES[one]} {loss:.1e}" for one, loss in losses.items())
-    print(f"{to}: {', '.join(exports)}; {size / 1e6:.1f} MB in {DTYPES[kind]} (largest relative error: {shown})")
+    print(f"{to}: {', '.join(exports)}; {size / 2**20:.1f} MiB in {DTYPES[kind]} (largest relative error: {shown})")
 
 
 if __name__ == "__main__":

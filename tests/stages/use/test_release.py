@@ -233,9 +233,9 @@ def test_what_is_not_released(stage, chain, tmp_path):
 
 
 def test_more_than_the_limit_is_refused(chain, tmp_path, monkeypatch):
-    monkeypatch.setattr(release, "LIMIT", 1_000_000)
+    monkeypatch.setattr(release, "LIMIT", 2**20)
     arguments = Namespace(config=SMOKE, to=str(tmp_path / "new"), report=[])
-    with pytest.raises(UserError, match="more than the 1 MB that a clone may carry"):
+    with pytest.raises(UserError, match="more than the 1 MiB that a clone may carry"):
         release.main(replace(context_with(f"root={chain}"), arguments=arguments))
     assert not list(tmp_path.iterdir())
 
