@@ -7,9 +7,7 @@ import tomllib
 import pytest
 from PIL import Image
 
-from stages import load
 from stages.use import library
-from stages.use.find import MANIFEST, SHIPPED
 from tests.conftest import HERE
 
 NOTEBOOK = HERE / "docs/example.ipynb"
@@ -21,15 +19,29 @@ def test_it_is_valid_and_holds_no_outputs():
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     for cell in notebook["cells"]:
         assert cell["cell_type"] == "markdown" or (cell["outputs"], cell["execution_count"]) == ([], None)
-    first = "".join(notebook["cells"][0]["source"])
-    assert "git clone" in first and "pip install -q -r docs/requirements.txt" in first
 
 
-def test_every_cell_runs(request, capsys, monkeypatch):
-    """With the weights in the box, or if there are none with the smoke experiment's."""
-    if not (HERE / SHIPPED / MANIFEST).is_file():
-        smoke = request.getfixturevalue("chain") / "smoke"
-        monkeypatch.setattr(library, "load", lambda name: load(smoke))
+def first_code() -> str:
+    return "".join(json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"][1]["source"])
+
+
+def test_alone_it_asks_for_the_repository_and_clones_it(tmp_path, monkeypatch):
+    """As on Colab; pip is left out, which would fetch packages."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit, match="set REPOSITORY"):
+        exec(first_code(), {})
+    commands = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    exec(first_code().replace('REPOSITORY = ""', 'REPOSITORY = "https://git.example/x"'), {})
+    clone, install = commands
+    assert clone[:2] == ["git", "clone"] and "https://git.example/x" in clone
+    assert install[1:4] == ["-m", "pip", "install"] and install[-1] == str(tmp_path / "scenes/docs/requirements.txt")
+    assert sys.path[0] == str(tmp_path / "scenes")
+
+
+def test_every_cell_runs(capsys, monkeypatch):
+    """With the weights in the box."""
     monkeypatch.chdir(HERE / "docs")
     monkeypatch.setattr(sys, "path", [*sys.path])
     space: dict = {}
