@@ -83,7 +83,8 @@ def _flags(context: Context) -> str:
 def reports_of(context: Context) -> list[Path]:
     """Returns the report.json files whose figures the card shows: the experiment's own, and those of --report."""
     own = context.folder("eval") / "report.json"
-    return [*([own] if own.is_file() else []), *map(Path, context.arguments.report)]
+    others = (path for path in map(Path, context.arguments.report) if path.resolve() != own.resolve())
+    return [*([own] if own.is_file() else []), *others]
 
 
 def read_report(path: Path, context: Context, hashes: Mapping[str, Set[str]]) -> dict:
