@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import jinja2
@@ -36,11 +36,12 @@ def write_card(
     config, to = context.config, Path(context.arguments.to)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"figure": lambda value: "–" if value is None else f"{value:.3f}"}
+    made = [model for model in config.models if model in exports]
     content = {
         "config": config,
         "file": context.arguments.config,
-        "set": _settings(context, [model for model in config.models if model in exports]),
-        "made": [model for model in config.models if model in exports],
+        "set": _settings(context, made),
+        "made": made,
         "flags": _flags(context),
         "shipped": is_shipped(to),
         "to": to.as_posix() if to.parent.name else f"./{to}",  # the library takes a bare name for one in checkpoints/
@@ -56,13 +57,13 @@ def write_card(
     write_atomically(folder / "README.md", text.encode())
 
 
-def _settings(context: Context, models: list[str]) -> str:
+def _settings(context: Context, models: Sequence[str]) -> str:
     """Returns what Make is told beside the configuration, to make these models and no others.
 
     Where the experiment lies is no part of its recipe.
     """
     told = [words for words in getattr(context.arguments, "overrides", []) if not words.startswith("root=")]
-    if models != list(context.config.models):  # `make eval` trains what `models` names
+    if [*models] != [*context.config.models]:  # `make eval` trains what `models` names
         told = [words for words in told if not words.startswith("models=")] + [f"models=[{','.join(models)}]"]
     return f' SET="{" ".join(told)}"' if told else ""
 
