@@ -29,6 +29,7 @@ def _begin() -> None:
     module = started_module() or ""
     if not module.startswith("stages.") or module == "stages.engine.config":  # the latter is what this would import
         return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then uses Linux's huge pages: fewer page faults
     from stages.engine.terminal import ending_signals
 
     for number in ending_signals():
