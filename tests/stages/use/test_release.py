@@ -122,6 +122,9 @@ def test_the_card_shows_further_judges_and_how_to_make_it_again(chain, tmp_path)
     again = 'CONFIG=configs/smoke.yaml SET="seed=0 models=[ldm]"'
     flags = 'FLAGS="--to checkpoints/scenes --report checkpoints/report.json"'
     assert f"`make ldm eval {again}`, then `make release {again} {flags}`" in card and str(tmp_path) not in card
+    own = of_others(chain)
+    own["provenance"] |= {"experiment": "smoke", "parents": {"ldm": "after", "vae": "v"}}
+    assert "`make ldm judges eval CONFIG" in card_of(chain, tmp_path, own)  # its further judges are of its own
 
 
 @pytest.mark.parametrize(
