@@ -272,7 +272,8 @@ def test_a_stopped_drawing_and_a_server_that_is_gone_are_said_in_words(browser):
 @pytest.mark.skipif("PLAY" not in os.environ, reason="PLAY=experiment writes docs/play.png with its pictures")
 def test_the_picture_of_the_documentation(opened):
     page = opened(
-        "#objects=red cube at 0.35 0.42, cyan sphere at 0.66 0.55, yellow cylinder&models=ldm,onestep,gan&seed=1&steps=10",
+        "#objects=red cube at 0.35 0.42, cyan sphere at 0.66 0.55, yellow cylinder"
+        "&models=ldm,onestep,gan&seed=1&steps=10",
         viewport={"width": 1500, "height": 860},
     )
     settled(page)
