@@ -48,6 +48,19 @@ class LayoutPrior:
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{PREFIX}{number}": places for number, places in self.layouts.items()}
 
+    def apart(self, distance: float) -> "LayoutPrior":
+        """Keeps the layouts whose objects are at least `distance` (sides of the picture) apart.
+
+        Such objects rarely hide one another. If a number of objects has no such layout, its widest one is kept.
+        """
+        if distance == 0:
+            return self
+        kept = {}
+        for number, places in self.layouts.items():
+            smallest = _gaps(places).amin(1) if number > 1 else torch.full((len(places),), torch.inf)
+            kept[number] = places[smallest >= min(distance, smallest.max().item())]
+        return LayoutPrior(kept)
+
     def nearest(self) -> float:
         """Returns the smallest distance of two objects: the first percentile over training pairs, 0 without pairs."""
         gaps = [_gaps(places).flatten() for number, places in self.layouts.items() if number > 1]

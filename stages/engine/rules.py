@@ -227,6 +227,8 @@ def ignored(config: Config) -> list[str]:
         found.append(f"eval.spacing={how.spacing} has no effect: eval.sampler={how.sampler} visits every timestep")
     if how.interval != Eval().interval and how.guidance == 1:
         found.append(f"eval.interval={[*how.interval]} has no effect: eval.guidance=1 is none")
+    if how.apart > 0 and how.places == "unknown":
+        found.append(f"eval.apart={how.apart:g} has no effect: eval.places=unknown chooses no places")
     for stage in DIFFUSION:
         section = getattr(config, stage)
         if stage in config.models and section.prediction == "mean" and how.sampler not in EVERY_TIMESTEP:

@@ -42,11 +42,11 @@ def without_places(condition: Condition) -> Condition:
 def with_chosen_places(condition: Condition, keys: list[tuple], layouts: LayoutPrior, how: Eval) -> Condition:
     """Gives each object without a place one from a training layout, which the sample's key chooses.
 
-    With `how.places` "unknown", unknown places stay unknown.
+    With `how.places` "unknown", unknown places stay unknown. Objects of those layouts are at least `how.apart` apart.
     """
     if how.places == "unknown":
         return condition
-    return layouts.complete(condition, [sample_generator(*key, "layout") for key in keys])
+    return layouts.apart(how.apart).complete(condition, [sample_generator(*key, "layout") for key in keys])
 
 
 def in_batches(

@@ -405,6 +405,7 @@ class Eval(Section):
     guidance: NonNegative = 1.0  # classifier-free; 1: none
     classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: no classifier guidance
     places: Literal["chosen", "unknown"] = "chosen"  # places not given: drawn from training layouts, or left unknown
+    apart: Share = 0.0  # smallest distance of objects in the layouts drawn, in sides of the picture; 0: as in training
     interval: Pair = (0.0, 1.0)  # range of t / T in which classifier-free guidance acts
     compile: Compiled = False  # torch.compile for the denoiser: pays off after some thousand network calls
     batch: Positive = 32  # pictures sampled at once; affects results, since it decides how sums are rounded

@@ -39,8 +39,9 @@ def on_the_host(context: Context) -> Context:
 
 def _layouts_of(sampler: DiffusionSampler | GanSampler, context: Context) -> LayoutPrior | None:
     """Returns the layouts that a sampling chooses places from, or None where it chooses none."""
-    chosen = sampler.takes_places and context.config.eval.places == "chosen"
-    return sampler.layouts if chosen and sampler.layouts.layouts else None
+    how = context.config.eval
+    chosen = sampler.takes_places and how.places == "chosen"
+    return sampler.layouts.apart(how.apart) if chosen and sampler.layouts.layouts else None
 
 
 def _add_vae(folder: Folder, context: Context, model: str, about: dict) -> VQVAE:

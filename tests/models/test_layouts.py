@@ -54,6 +54,23 @@ def test_more_objects_than_training_shows_keep_its_distances(number):
     assert all(smallest_gap(places) >= PRIOR.nearest() - 1e-6 for places in rows.places)
 
 
+def test_layouts_whose_objects_keep_a_distance():
+    wide = PRIOR.apart(0.45)
+    for number, places in PRIOR.layouts.items():
+        kept = {tuple(map(tuple, layout.tolist())) for layout in wide.layouts[number]}
+        assert kept == {tuple(map(tuple, one.tolist())) for one in places if number == 1 or smallest_gap(one) >= 0.45}
+    assert 1 < len(wide.layouts[3]) < len(PRIOR.layouts[3]) and len(wide.layouts[1]) == len(PRIOR.layouts[1])
+    rows = wide.complete(Condition.of_lists([[0, 1, 2]] * 10 + [[0, 1, 2, 3]] * 10, 5), keys(20))
+    assert all(smallest_gap(places[:3]) >= 0.45 - 1e-6 for places in rows.places)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_where_no_layout_is_wide_enough_the_widest_is_kept(number):
+    (widest,) = PRIOR.apart(5.0).layouts[number]
+    assert smallest_gap(widest) == pytest.approx(max(map(smallest_gap, PRIOR.layouts[number])))
+    assert PRIOR.apart(0.0).layouts[number] is PRIOR.layouts[number]
+
+
 def test_where_some_places_are_given_the_others_keep_their_distance():
     given = Condition.of_lists([[0, 1, 2]] * 10, 5, [[None, (0.8, 0.8), None]] * 10)
     rows = PRIOR.complete(given, keys(10))

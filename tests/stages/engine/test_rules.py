@@ -63,6 +63,7 @@ def test_what_means_nothing_is_refused(overrides, words):
         (["eval.sampler=ancestral", "eval.spacing=uniform"], "eval.spacing=uniform"),
         (["eval.guidance=1", "eval.interval=[0.1,0.9]"], "eval.interval=[0.1, 0.9]"),
         (["gan.space=latents", "gan.stem=2"], "gan.stem=2"),
+        (["eval.places=unknown", "eval.apart=0.2"], "eval.apart=0.2"),
         (["evaluator.checkpoint=x.pth", "uses.evaluator=other"], "evaluator.checkpoint"),
     ],
 )
