@@ -1,5 +1,6 @@
-"""Writes files and folders completely or not at all."""
+"""Reads and writes files: what is written is there completely or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -56,3 +57,12 @@ def made_whole(folder: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {folder}: {oneline(error)}; free space, or name another folder") from None
     finally:
         shutil.rmtree(partly, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict:
+    """Returns the object in a JSON file that can be made again, {} if the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -17,7 +17,7 @@ from stages.engine.dataset import Dataset, sources_of
 from stages.engine.draws import Draws
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
-from stages.engine.files import write_atomically
+from stages.engine.files import read_json, write_atomically
 from stages.engine.log import say
 from stages.engine.machine import describe_device
 from stages.engine.run import Task
@@ -65,10 +65,7 @@ class Paces:
 
     def __init__(self, path: Path, dataset: Callable[[], Dataset]):
         self.path, self.dataset = path, dataset
-        try:
-            self._known = dict(json.loads(path.read_text()))
-        except (OSError, TypeError, ValueError):
-            self._known = {}
+        self._known = read_json(path)
 
     def of(self, home: Context, model: str) -> Pace:
         """Returns a model's pace, which is measured if no equally costly model's is known. Raises UserError."""

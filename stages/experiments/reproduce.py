@@ -7,7 +7,6 @@ import json
 import shlex
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from stages.engine.command import Context, run_command
 from stages.engine.dataset import load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
-from stages.engine.files import write_atomically
+from stages.engine.files import read_json, write_atomically
 from stages.engine.lock import locked
 from stages.engine.log import say
 from stages.evaluate import exports_of, is_current
@@ -215,15 +214,10 @@ class Planner:
 
 def read_results(context: Context) -> dict[str, dict]:
     """Returns the rows of this command's earlier runs, with what children left that no parent has read yet."""
-    try:
-        results = dict(json.loads((folder_of(context) / "report.json").read_text()))
-    except (OSError, TypeError, ValueError):
-        results = {}
+    results = read_json(folder_of(context) / "report.json")
     for key in SYSTEMS:
-        with suppress(OSError, TypeError, ValueError):
-            found = json.loads(result_file(context, key).read_text())
-            if "figures" in found:
-                results[key] = found
+        if "figures" in (found := read_json(result_file(context, key))):
+            results[key] = found
     return results
 
 
@@ -264,10 +258,8 @@ def main(context: Context) -> None:
     failed: dict[str, str] = {}
 
     def ended(key: str, status: int) -> None:
-        try:
-            found = dict(json.loads(result_file(context, key).read_text()))
-        except (OSError, TypeError, ValueError):
-            found = {"fault": f"ended with status {status} before its figures; the same command continues it"}
+        unfinished = {"fault": f"ended with status {status} before its figures; the same command continues it"}
+        found = read_json(result_file(context, key)) or unfinished
         if "fault" in found:
             failed[key] = found["fault"]
             say(f"warning: {key}: {found['fault']}")

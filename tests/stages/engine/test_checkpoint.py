@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from stages.engine.checkpoint import Checkpoints
 from stages.engine.errors import Interrupted, UserError
 from stages.engine.export import load_export, read_about, save_export
-from stages.engine.files import write_atomically
+from stages.engine.files import read_json, write_atomically
 
 
 def checkpoints(folder, keep=2):
@@ -150,3 +150,13 @@ def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         write_atomically(tmp_path / "file", b"new")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"\xff", b"3"])
+def test_a_json_file_that_is_missing_or_damaged_is_read_as_empty(content, tmp_path):
+    path = tmp_path / "kept.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json(path) == {}
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
