@@ -78,7 +78,7 @@ class ImageSet:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]."""
+    """Converts uint8 0..255 to float32 in [-1, 1]."""
     return images.float().div_(127.5).sub_(1.0)
 
 
@@ -203,7 +203,7 @@ def _png_depth(content: bytes) -> int:
 
 
 def _kind(content: bytes) -> str | None:
-    """Returns what a file that is no picture of FORMATS is, in words, or None if unknown."""
+    """Returns the kind of a file that is not in FORMATS, in words, or None if unknown."""
     start = content[:512].lstrip()
     if not start:
         return "an empty file; restore it"

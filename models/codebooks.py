@@ -63,7 +63,7 @@ class IndexedCodebook(Codebook):
             self.started = True
 
     def expire_codes_(self, batch_samples: Tensor, seq_mask: None = None) -> None:
-        """Replaces dead codes by vectors of the batch, each by another one."""
+        """Replaces dead codes by vectors of the batch, each by a different one."""
         if not self.has_dead_code_replacement:
             return
         # on a CPU the answer is there and spares the draws; on a GPU the host would wait for it

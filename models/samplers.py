@@ -21,12 +21,12 @@ Score = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 def _trailing(timesteps: int, steps: int) -> list[int]:
-    """Even steps from the noisy end (arXiv 2305.08891, section 3.3)."""
+    """Returns evenly spaced timesteps from the noisy end (arXiv 2305.08891, section 3.3)."""
     return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
 
 
 def _end_to_end(power: int) -> Callable[[int, int], list[int]]:
-    """Timesteps from T - 1 to 0 by a power of even fractions: a power of 2 is dense where little noise is left.
+    """Spaces timesteps from T - 1 to 0 by a power of even fractions: 2 is dense where little noise is left.
 
     After arXiv 2010.02502, appendix D.2, whose own floor(c i) leaves out the noisy end.
     """
@@ -165,7 +165,7 @@ def guided(
     timesteps: int,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoiser:
-    """Classifier-free guidance u + scale (c - u) (arXiv 2207.12598) within an interval of t / T (arXiv 2404.07724).
+    """Applies classifier-free guidance u + scale (c - u) (arXiv 2207.12598) in an interval of t / T (2404.07724).
 
     `both` computes conditional and unconditional predictions of one x in one pass, concatenated. Outside the
     interval, and at scale 1, only the conditional one is computed; at scale 0 only the unconditional one.
@@ -186,7 +186,7 @@ def guided_and_told(
     timesteps: int,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """Returns a function that gives the guided prediction of `guided` and the conditional one, of one evaluation."""
+    """Returns a function that gives the guided prediction of `guided` and the conditional one from one evaluation."""
     low, high = interval
 
     def predict(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ def score_of(
 
 
 def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Denoiser:
-    """Classifier guidance for DDIM: eps - sigma_t score, as the network predicts it (arXiv 2105.05233, algorithm 2).
+    """Adds classifier guidance for DDIM: eps - sigma_t score, as the network predicts (arXiv 2105.05233, alg. 2).
 
     Where abar is below 0.001 the score is left out: there a small change of eps changes x_0 without bound.
     """

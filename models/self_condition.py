@@ -52,7 +52,7 @@ def first_estimate(
 
 
 class Remembering:
-    """A network as one sampling of `condition` calls it: each call is given the x_0 that the call before predicted.
+    """Wraps a network for one sampling of `condition`: each call gets the x_0 that the previous call predicted.
 
     What the network computes from the condition alone (its method `told`, if it has one) is computed in the first call.
     The state is of this object; the network has none.

@@ -154,7 +154,7 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
 
 
 def play_command(context: Context) -> str | None:
-    """Returns the command that serves a page of these models, with what this one was told; None for a variant."""
+    """Returns the `make play` command for these models, with this command's overrides; None for a variant."""
     if context.is_variant:  # it has more settings than a command line says
         return None
     words = f"make play CONFIG={shlex.quote(context.arguments.config)}"

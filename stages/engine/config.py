@@ -209,7 +209,7 @@ KINDS = {
 
 
 def _shown(value: object) -> str:
-    """Returns a value in short: aliases can make a small YAML file's content as large as memory."""
+    """Returns a short form of a value: aliases can make a small YAML file's content as large as memory."""
     if value is None or isinstance(value, bool | int | float | str):
         return json.dumps(value)
     value = [*value] if isinstance(value, tuple) else value  # a list of YAML

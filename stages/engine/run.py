@@ -46,7 +46,7 @@ OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # torch's messa
 
 
 class Part(Protocol):
-    """What a checkpoint holds of a task: a network, an average, an optimiser."""
+    """A part of a task that checkpoints store: a network, an average, an optimiser."""
 
     def state_dict(self) -> dict: ...
 

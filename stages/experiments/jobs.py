@@ -27,7 +27,7 @@ class Job:
 
 
 class _Child:
-    """A running job. Its standard input is a pipe that only this process holds open: its end says that we ended."""
+    """A running job. Its standard input is a pipe that only this process holds open, so it closes with it."""
 
     def __init__(self, job: Job, core: int | None, tell: Callable[[str], None]):
         self.job, self.core, self._tell = job, core, tell
@@ -68,7 +68,7 @@ class _Child:
 
 
 def end_with_the_parent() -> None:
-    """Called by a child: it stops as if by SIGTERM once standard input, its parent's pipe, ends."""
+    """Makes this child stop, as by SIGTERM, once standard input, its parent's pipe, closes."""
 
     def watch() -> None:
         while os.read(0, 1):

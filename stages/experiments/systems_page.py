@@ -21,7 +21,7 @@ MOST = 3  # objects of the label sets that are shown, from one on
 
 
 def group_of(key: str) -> str:
-    """Returns the heading that a row stands under."""
+    """Returns the heading of a row's group."""
     system = SYSTEMS[key]
     if system.report:
         return f"The {NAMES[system.report]} report"
@@ -37,7 +37,7 @@ def mean_of(result: dict, sets: tuple[str, ...]) -> float:
 
 
 def short_of(key: str, result: dict, sets: tuple[str, ...]) -> str:
-    """Says whether a row reaches its report; if not, by how much it is short, of which budget, what was tried."""
+    """Describes whether a row reaches its report; if not, how far it is short, after which budget, what was tried."""
     system = SYSTEMS[key]
     if "fault" in result:
         return result["fault"]
@@ -113,7 +113,7 @@ def ordered(results: dict[str, dict], sets: tuple[str, ...]) -> dict[str, list[s
 
 
 def differences_of(results: dict[str, dict], sets: tuple[str, ...]) -> list[str]:
-    """Says by how much paired rows differ: the difference of means over trainings, and its standard error."""
+    """Describes how much paired rows differ: the difference of means over trainings, and its standard error."""
     notes = []
     for words, pair in PAIRS.items():
         known = [[results[key]["figures"] for key in keys if "figures" in results.get(key, {})] for keys in pair]

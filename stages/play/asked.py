@@ -1,4 +1,4 @@
-"""What a page may ask for: one JSON object, with a bound on every value."""
+"""Reads what a page asks for: one JSON object, with a bound on every value."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated

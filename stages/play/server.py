@@ -113,7 +113,7 @@ class Guard:
 
 
 async def body_of(request: Request) -> bytes:
-    """Returns a request's body. Raises Refused if it is too large, too slow or said to be no JSON."""
+    """Returns a request's body. Raises Refused if it is too large, too slow or not declared as JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused("send application/json", 415)
     body = b""
@@ -205,7 +205,7 @@ class Drawing:
 
 
 async def _send(events: asyncio.Queue, send: Send) -> None:
-    """Sends events until None. A client that takes nothing for long is given up."""
+    """Sends events until None. Gives up on a client that accepts nothing for too long."""
     head = [(b"content-type", b"application/x-ndjson")]
     await send({"type": "http.response.start", "status": 200, "headers": head})
     while (event := await events.get()) is not None:

@@ -58,7 +58,7 @@ def write_card(
 
 
 def _settings(context: Context, models: Sequence[str]) -> str:
-    """Returns what Make is told beside the configuration, to make these models and no others.
+    """Returns the settings beside the configuration with which Make trains these models and no others.
 
     Where the experiment lies is no part of its recipe.
     """

@@ -71,7 +71,7 @@ def is_shipped(folder: Path) -> bool:
 
 
 def refuse_training_in_a_release(stage: str) -> Callable[[Namespace, Config], None]:
-    """Returns a command's check: a release is not trained in. A stage that it has, unless --fresh, is finished."""
+    """Returns a command's check that nothing is trained in a release. Its own stages are finished, unless --fresh."""
 
     def check(arguments: Namespace, config: Config) -> None:
         folder = Path(config.root) / config.name

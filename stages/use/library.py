@@ -267,7 +267,7 @@ def load(
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Takes back what the import of torchvision, and of the codebooks' library, adds to the environment."""
+    """Undoes what importing torchvision and the codebooks' library adds to the environment."""
     before = set(os.environ)
     try:
         yield
