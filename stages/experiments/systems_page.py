@@ -165,10 +165,10 @@ def write_page(context: Context, results: dict[str, dict], dataset: Dataset) -> 
     quality = sorted({row["quality_words"] for row in results.values() if row.get("quality_words")})
     judges = any(row["agreement"] is not None for row in shown_rows.values())
     opinions = (
-        "Other judges: the mean over evaluators of other seeds, by which nothing was chosen. Agree: the share of "
+        "Further judges: the mean over evaluators of other seeds, by which nothing was chosen. Agree: the share of "
         "labels on which all judges agree."
         if judges
-        else "No other judges have scored these rows: `make judges` trains them, and the same command then asks them."
+        else "No further judges have scored these rows: `make judges` trains them, and the same command then asks them."
     )
     content = {
         "title": "The reports' systems, side by side",
