@@ -287,7 +287,7 @@ def exports_of(context: Context) -> dict[str, dict]:
         path = context.export(stage)
         if stage in models and not path.exists():
             name = title(stage, context.config)
-            say(f"warning: no {name} here ({path}), it is left out; {context.make(stage)} trains one")
+            say(f"warning: the {name} is left out: no {path}; {context.make(stage)} trains it")
         elif stage != "vae" or path.exists():  # a model that lacks it reports that when it is loaded
             exports[stage] = read_about(path, f"run {context.make(stage)}")
             refuse_other_size(path, exports[stage], context.config.data.size)

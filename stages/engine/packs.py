@@ -58,10 +58,10 @@ def _about(path: Path) -> dict:
     """Returns the description of a pack that `data.folder` names. Raises UserError if it is another file."""
     about = read_about(path, "copy it again")
     if "pictures_sha256" not in about or "objects" not in about:
-        raise UserError(f"{path} is no pack of pictures; data.folder takes data folders, and packs from packs/")
+        raise UserError(f"{path} is not a pack of pictures; data.folder takes data folders, and packs from packs/")
     names = about["objects"]
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise UserError(f"{path} is no pack of pictures: its description names no objects, or one twice; copy it again")
+        raise UserError(f"{path} is not a pack of pictures: it names no objects, or one twice; copy it again")
     return about
 
 
@@ -131,7 +131,7 @@ def _say_unused(path: Path, folder: Path) -> None:
         gone = "folder" in about and not Path(about["folder"]).exists() and other.resolve() not in linked
         if other != path and (same or gone):
             why = f"an older state of {folder}" if same else f"{about['folder']}, which is gone"
-            say(f"{other} ({other.stat().st_size / 1e9:.1f} GB) is of {why}; delete it if nothing else uses it")
+            say(f"{other} ({other.stat().st_size / 1e9:.1f} GB) holds {why}; delete it if nothing else uses it")
     say_unused_latents(path.parent)
 
 
@@ -147,7 +147,7 @@ def say_unused_latents(packs: Path) -> None:
             if files and read_about(files[0], REMEDY)["vae"] not in autoencoders:
                 size = sum(file.stat().st_size for file in files) / 1e9
                 why = f"latents of an autoencoder that no experiment in {packs.parent} has"
-                say(f"{folder} ({size:.1f} GB) is of {why}; delete it if nothing else uses it")
+                say(f"{folder} ({size:.1f} GB) holds {why}; delete it if nothing else uses it")
 
 
 def _write(path: Path, config: Config, folder: Path) -> None:
@@ -234,9 +234,9 @@ def _opened(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
     known = large and was_checked(path)
     tensors, about = load_export(path, remedy, mapped=True, check=not known)
     if missing := {"images", *LABELS} - tensors.keys():
-        raise UserError(f"{path} is no pack of pictures: it has no {min(missing)}; {remedy}")
+        raise UserError(f"{path} is not a pack of pictures: it has no {min(missing)}; {remedy}")
     if fault := _fault_of(tensors, about):
-        raise UserError(f"{path} is no pack of pictures: {fault}; {remedy}")
+        raise UserError(f"{path} is not a pack of pictures: {fault}; {remedy}")
     if large and not known:
         note_checked(path)
     elif known and sha256_of({name: tensors[name] for name in LABELS}) != about["labels_sha256"]:

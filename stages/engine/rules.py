@@ -203,7 +203,7 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
         raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
     if section.compile == "cuda-graphs" and section.accumulate > 1:
         raise UserError(
-            f"{where}: {stage}.compile=cuda-graphs writes each gradient where the one before is, so that "
+            f"{where}: {stage}.compile=cuda-graphs overwrites the gradient before, so that "
             f"{stage}.accumulate ({section.accumulate}) cannot add them; set {stage}.compile=true"
         )
     if stage not in config.models:

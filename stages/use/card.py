@@ -104,7 +104,7 @@ def read_report(path: Path, context: Context, hashes: Mapping[str, Set[str]]) ->
         }
         parents = dict(provenance["parents"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no report.json of `make eval` ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} is not a report.json of `make eval` ({type(error).__name__}: {error})") from None
     quoted = [*found["results"], *(["vae"] if found["vae"] is not None else [])]
     if found["experiment"] == context.config.name:  # "its judge" is the one in the release
         quoted += ["evaluator", "reader"] if "reader" in parents else ["evaluator"]

@@ -217,9 +217,9 @@ class Experiment:
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise UserError(f"seed {seed!r}: give a whole number")
         if guidance is not None and not (isinstance(guidance, int | float) and 0 <= guidance < inf):
-            raise UserError(f"guidance {guidance!r}: must be a finite number from 0 on; 1 means no guidance")
+            raise UserError(f"guidance {guidance!r}: must be a finite number of at least 0; 1 means no guidance")
         if model not in DIFFUSION and (steps is not None or guidance is not None):
-            raise UserError(f"steps and guidance are for diffusion models, and {model} is none; leave them out")
+            raise UserError(f"steps and guidance are for diffusion models, which {model} is not; leave them out")
         vocabulary = Vocabulary(about["objects"])
         with _in_one_line():
             objects, where = vocabulary.parse(_with_places(labels, places, vocabulary))
@@ -303,7 +303,7 @@ def _refuse_other_numbers(**numbers: int | None) -> None:
         if value is None and name == "steps":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} {value!r}: give a whole number from 1 on")
+            raise UserError(f"{name} {value!r}: give a whole number of at least 1")
 
 
 def _with_places(labels: str, places: Sequence[Place | None] | None, vocabulary: Vocabulary) -> str:
