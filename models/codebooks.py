@@ -175,7 +175,7 @@ class Quantizer(VectorQuantize):
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss.
 
-        In float32: under autocast the library's rotation trick would give the decoder what is not a code.
+        In float32: under autocast the library's rotation trick would give the decoder values that are not codes.
         """
         quantised, indices, loss = super().forward(latents.float())
         return quantised, indices, loss

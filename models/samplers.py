@@ -5,7 +5,7 @@ prediction and to the gradient of log p(y | x_t) by x_t, (b, c, h, w), from one 
 int, and what follows from it is computed on the host, so that a sampling never waits for the device.
 
 Every solver takes (denoiser, diffusion, noise, times) and yields (t, x after the step, predicted x_0) for each of the
-falling timesteps `times`, so that schedule and solver combine freely. What it takes besides is in SAMPLERS.
+falling timesteps `times`, so that schedule and solver combine freely. Further options are in SAMPLERS.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ def spaced_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> l
 def usable_timesteps(diffusion: Diffusion) -> int:
     """Returns how many timesteps sampling may use, counted from the clean end.
 
-    With noise or mean prediction it starts where abar is 0.001: nearer to T alpha almost vanishes, and
+    With noise or mean prediction it starts where abar is 0.001: nearer to T, alpha almost vanishes, and
     x_0 = (x - sigma eps) / alpha would amplify an error of the network several hundred times.
     """
     if diffusion.prediction in ("noise", "mean"):
@@ -81,7 +81,7 @@ def ddim(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Samples by DDIM (arXiv 2010.02502, eq. 12 and 16) from `noise` (b, c, h, w).
 
-    Each step goes to the next timestep in `times`; after the last abar is 1, so the last x is the predicted x_0.
+    Each step goes to the next timestep in `times`; after the last, abar is 1, so the last x is the predicted x_0.
     eta > 0 calls `draw_noise` for fresh noise at every step. A `score` guides as in `score_guided`.
     """
     x, denoiser = noise, score_guided(denoiser, diffusion, score) if score else denoiser

@@ -22,7 +22,7 @@ DEEPEST = 20  # levels of sections and lists; the sections of `Config` have thre
 class _Loader(yaml.SafeLoader):
     """Loads safe YAML with decimal numbers, reads 1e-4 as one, and rejects a key that is given twice.
 
-    It goes no deeper than DEEPEST: reading what lies deeper takes longer with each level.
+    It rejects nesting deeper than DEEPEST, which would take longer to read with each level.
     """
 
     def __init__(self, stream):

@@ -106,7 +106,7 @@ def run_jobs(
     `tell` gets each line that one of them says.
 
     On a CPU each has one thread, so that its bits do not depend on how many run. `deadline`: of time.monotonic(), when
-    those that run are asked to stop. Returns the keys of all that did not come to their end.
+    those that run are asked to stop. Returns the keys of all that did not finish.
     """
     waiting, running = [*jobs], list[_Child]()
     try:

@@ -19,7 +19,7 @@ IDLE = 30  # seconds that a connection may stay open between two requests
 class Connection(H11Protocol):
     """uvicorn's HTTP/1.1, but a connection is closed if its client takes longer than SLOW to send a request.
 
-    From the answer to the next byte the client has IDLE instead, which uvicorn sees to.
+    Between an answer and the next request the limit is IDLE, which uvicorn enforces.
     """
 
     deadline: asyncio.TimerHandle | None = None

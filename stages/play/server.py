@@ -80,8 +80,8 @@ def refusal(words: str, status: int, headers: dict[str, str] | None = None) -> R
 class Guard:
     """Refuses what comes from elsewhere, and adds the security headers to every answer.
 
-    A page of another site may make a browser send requests here: its Origin tells, or, if its name was pointed at this
-    machine (DNS rebinding), its Host. `hosts`: the names that may be called, None for any.
+    A page of another site may make a browser send requests here: the Origin header shows it or, if its name points to
+    this machine (DNS rebinding), the Host header. `hosts`: the names that may be called, None for any.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None):

@@ -60,7 +60,7 @@ def write_card(
 def _settings(context: Context, models: Sequence[str]) -> str:
     """Returns the settings beside the configuration with which Make trains these models and no others.
 
-    Where the experiment lies is no part of its recipe.
+    The experiment's folder is not part of its recipe.
     """
     told = [words for words in getattr(context.arguments, "overrides", []) if not words.startswith("root=")]
     if [*models] != [*context.config.models]:  # `make eval` trains what `models` names

@@ -95,7 +95,7 @@ class Experiment:
         training layouts. `seed` and a picture's number decide its noise. `model`: one of `models`. `steps` (1 or more)
         and `guidance` (0 or more, 1 is none) are for diffusion models; by default they are the configuration's.
         `on_step(step, steps, pictures)` is called after each step, from 1 to `steps`, with the final pictures as they
-        are predicted there (a model that draws at once calls it once); what it raises ends the drawing. Pictures are
+        are predicted there (a model of one step calls it once); what it raises ends the drawing. Pictures are
         drawn `batch` at a time: another batch rounds other sums, and 1 is the fastest for one picture.
 
         Raises UserError.
