@@ -136,9 +136,9 @@ def _group(title: str, keys: list[str], results: dict, shown_rows: dict) -> dict
 
 
 WORDS = (
-    "Ours: mean ± deviation over the sampling seeds of one training, fixed before the run. The reports' figures are "
+    "Ours: mean ± deviation over sampling seeds of one training, fixed before the run. The course reports' figures are "
     "mostly their best epoch, by the lab's evaluator. Steps and minutes are of the model's training alone; "
-    "autoencoder and evaluator are shared. The reports' models were told label sets only; a row of ours that was "
+    "autoencoder and evaluator are shared. The reports' models got label sets only; a row of ours that was "
     "trained with places says so."
 )
 
