@@ -153,7 +153,7 @@ def _check_steps(a: argparse.Namespace, config: Config) -> None:
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     rows = f"rows to run (default: all): {', '.join(SYSTEMS)}"
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM", help=rows)
-    parser.add_argument("--steps", type=int, help="most steps per training (default: the configurations')")
+    parser.add_argument("--steps", type=int, help="limit on steps per training (default: the configurations')")
     parser.add_argument("--jobs", type=int, default=1, help="rows at once, one a core (default: %(default)s)")
     parser.add_argument("--hours", type=float, help="save and stop after this time (default: never)")
     parser.add_argument("--plan", action="store_true", help="only print what is missing and how long it will take")

@@ -226,7 +226,7 @@ def ignored(config: Config) -> list[str]:
     if how.spacing != Eval().spacing and how.sampler in EVERY_TIMESTEP:
         found.append(f"eval.spacing={how.spacing} has no effect: eval.sampler={how.sampler} visits every timestep")
     if how.interval != Eval().interval and how.guidance == 1:
-        found.append(f"eval.interval={[*how.interval]} has no effect: eval.guidance=1 is none")
+        found.append(f"eval.interval={[*how.interval]} has no effect: eval.guidance=1 means no guidance")
     if how.apart > 0 and how.places == "unknown":
         found.append(f"eval.apart={how.apart:g} has no effect: eval.places=unknown chooses no places")
     for stage in DIFFUSION:
