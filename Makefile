@@ -66,7 +66,7 @@ $(READY): requirements.lock
 	@$(call INSTALL,requirements.lock)
 	@touch $(READY)
 
-setup-export: $(EXPORT_READY) ## also install requirements-export.lock, which `make export` needs
+setup-export: $(EXPORT_READY) ## also install what `make export` needs, by requirements-export.lock
 
 $(EXPORT_READY): requirements-export.lock $(READY)
 	@rm -f $@
@@ -79,7 +79,7 @@ demo: eval ## run everything, from a bare machine to a report
 scenes: setup ## render the scenes of a configuration without data.folder
 	$(call STAGE,render)
 
-evaluator: scenes ## take the lab's evaluator checkpoint, or train an evaluator
+evaluator: scenes ## train the evaluator (the judge), or take the lab's checkpoint
 	$(call STAGE,evaluator)
 
 reader: scenes ## train the network that finds objects and their places, if the data has places
@@ -101,7 +101,7 @@ gan: for-gan ## train the conditional WGAN-GP (and first the VAE, if gan.space i
 ddpm: evaluator ## train diffusion on pictures (needs a configuration with a ddpm section)
 	$(call STAGE,ddpm)
 
-onestep: ldm ## distil the LDM into a generator of one step (needs a configuration with a onestep section)
+onestep: ldm ## distil the LDM into a one-step generator (needs a configuration with a onestep section)
 	$(call STAGE,onestep)
 
 # An experiment's command line and configuration are checked before anything is trained for it.
@@ -144,7 +144,7 @@ $(PLAY): requirements-play.lock $(READY)
 # HOST and PORT count on the command line alone: some shells export them.
 SAID = $(if $(filter command,$(origin $(1))),--$(2) "$($(1))")
 
-play: $(PLAY) ## serve a page to place objects and draw, on this machine alone [PORT=8000] [HOST=0.0.0.0 for all]
+play: $(PLAY) ## serve a page to place objects and draw, for this machine only [PORT=8000] [HOST=0.0.0.0 for all]
 	@$(PY) -m stages.play --config "$(or $(SHIPPED),$(CONFIG))" $(call SAID,HOST,host) $(call SAID,PORT,port) -- $(SETS)
 
 release: setup ## write the weights in 16 bits with a model card, FLAGS="--to folder [--report report.json ...]"
@@ -167,7 +167,7 @@ placed: checked-placed eval ## draw one object at eight places, FLAGS="--labels 
 places: checked-places scenes ## show 32 training pictures with their objects' places marked
 	$(call STAGE,experiments.places)
 
-gradnorm: checked-gradnorm for-gan ## compare gradient norms by critic layer: weight clipping and gradient penalty
+gradnorm: checked-gradnorm for-gan ## compare gradient norms by critic layer, with weight clipping and with gradient penalty
 	$(call STAGE,experiments.gradnorm)
 
 ablations: checked-ablations vae ## change one choice at a time (conditions, schedule, prediction, guidance), with small budgets
@@ -179,19 +179,19 @@ compare: checked-compare eval ## compare the models: time, memory, accuracy, div
 held-out: checked-held-out vae ## train without some label sets, then ask for them, and for four and five objects
 	$(call STAGE,experiments.held_out)
 
-judges: checked-judges evaluator ## train evaluators of two more seeds, by which nothing is chosen; `make eval` then uses them too
+judges: checked-judges evaluator ## train two further judges, evaluators of other seeds that choose nothing; `make eval` then uses them too
 	$(call STAGE,experiments.judges)
 
 # A plan trains nothing: it names what is missing.
-reproduce: checked-reproduce $(if $(filter --plan,$(FLAGS)),,vae) ## rebuild every system of the reports on one page [JOBS=2] [HOURS=3] [FLAGS="--plan"] (weeks on a CPU)
+reproduce: checked-reproduce $(if $(filter --plan,$(FLAGS)),,vae) ## run every system of the reports and compare all on one page [JOBS=2] [HOURS=3] [FLAGS="--plan"] (weeks on a CPU)
 	$(call STAGE,experiments.reproduce,$(OF_REPRODUCE))
 
-results: setup ## write the documentation's tables again, after reading FROM="checkpoints/NAME/eval checkpoints/reproduce"
+results: setup ## write the documentation's tables again, with the reports in FROM="checkpoints/NAME/eval checkpoints/reproduce"
 	@$(PY) -m stages.experiments.results $(FROM)
 
 ##@ Measuring
 
-pace: checked-pace evaluator ## measure how long the LDM takes to pass .80, with this recipe and with a plain one
+pace: checked-pace evaluator ## measure how long the LDM takes to pass an accuracy of .80, with this recipe and with a plain one
 	$(call STAGE,experiments.pace)
 
 bench: setup ## time training steps, sampling and reading beside plain code, other packages and the machine's rates

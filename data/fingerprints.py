@@ -1,4 +1,4 @@
-"""Keys of a data folder: by what the system says of its files at once, and by what they hold."""
+"""Keys of a data folder: quick ones by what the system knows of its files, and one by their whole content."""
 
 import hashlib
 import json

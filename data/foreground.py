@@ -28,8 +28,8 @@ def pixel_weights(images: Tensor, background: Tensor | None, foreground: float) 
 def difference_error(error: Tensor, weights: Tensor) -> Tensor:
     """Returns the weighted mean square of the differences between neighbouring errors, across and down.
 
-    `error` (b, 3, s, s): made - wanted; `weights` (b, 1, s, s): of the pixels, of which a pair has the larger. An error
-    that is the same everywhere counts nothing, a blurred edge much: a squared error alone hardly notices it.
+    `error` (b, 3, s, s): made - wanted; `weights` (b, 1, s, s): of the pixels; a pair has the larger of its two. A
+    constant error counts nothing, a blurred edge much: a squared error alone hardly notices it.
     """
     total = error.new_zeros(())
     for axis in (2, 3):

@@ -78,7 +78,7 @@ class ImageSet:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]."""
+    """Converts uint8 0..255 to float32 in [-1, 1]."""
     return images.float().div_(127.5).sub_(1.0)
 
 
@@ -87,7 +87,7 @@ def _place_of_pictures(folder: Path) -> Path:
     found = [[p for p in (folder / name, folder / f"{name}.zip") if p.exists()][:1] for name in PICTURES]
     one = [path for paths in found for path in paths]
     if len(one) > 1:
-        raise DataError(f"{folder} holds {one[0].name} and {one[1].name}; remove the one that is not to be read")
+        raise DataError(f"{folder} holds both {one[0].name} and {one[1].name}; remove one of them")
     if not one:
         either = " or ".join(f"{name}/" for name in PICTURES)
         raise DataError(f"{folder}: neither {either} nor a .zip of these names exists; put the pictures into one")
@@ -203,7 +203,7 @@ def _png_depth(content: bytes) -> int:
 
 
 def _kind(content: bytes) -> str | None:
-    """Returns what a file that is no picture of FORMATS is, in words, or None if unknown."""
+    """Returns the kind of a file that is not in FORMATS, in words, or None if unknown."""
     start = content[:512].lstrip()
     if not start:
         return "an empty file; restore it"
@@ -228,7 +228,9 @@ def decode(content: bytes, where: str, size: int = SIZE) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             picture: Image.Image = opened
             if max(picture.size) > LARGEST_SIDE:
-                raise DataError(f"{where}: {picture.width}x{picture.height} pixels; the largest side is {LARGEST_SIDE}")
+                raise DataError(
+                    f"{where}: too many pixels ({picture.width}x{picture.height}); shrink it to {LARGEST_SIDE} a side"
+                )
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # of a phone's MPO the first is taken
                 raise DataError(f"{where}: an animated picture; save a single frame")
             if picture.mode.startswith(("I", "F")) or _png_depth(content) > 8:

@@ -1,4 +1,4 @@
-"""Lays out scenes that look like i-CLEVR's: objects on a floor, a camera, lamps; label sets to ask for. Draws nothing.
+"""Lays out scenes that look like i-CLEVR's (objects, camera, lamps) and chooses label sets to ask for. Draws nothing.
 
 Objects do not overlap in space or hide each other. Camera and lamps vary a little from scene to scene. Scene i is
 determined by (seed, i) and the look of the scenes.

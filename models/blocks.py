@@ -56,7 +56,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 
 
 def _silu(fresh: Tensor) -> Tensor:
-    """Returns SiLU of a tensor that nobody else holds: in its own memory where no gradient is wanted, as below."""
+    """Returns SiLU of a tensor that nobody else holds: in its own memory if no gradient is needed, as below."""
     return F.silu(fresh, inplace=not torch.is_grad_enabled())
 
 

@@ -1,6 +1,6 @@
 """The words a configuration may choose from, without torch: Make, `--help` and bad configurations answer at once.
 
-Each names the entries of one registry; tests/models/test_choices.py holds the two equal. A type names one word, its
+Each names the entries of one registry; tests/models/test_choices.py checks that they agree. A type names one word, its
 plural lists all.
 """
 
@@ -11,7 +11,7 @@ MODELS: tuple[str, ...] = get_args(Model)  # what draws pictures: stages/models.
 
 
 class Words(NamedTuple):
-    """What is said of a stage that trains: its network's name and what it is, and what the stage does."""
+    """Texts about a stage that trains: its network's name, what the network is, and what the stage does."""
 
     title: str
     what: str
@@ -27,7 +27,7 @@ WORDS = {
     "reader": Words(
         "Reader of places",
         "A small network that finds objects and where they are; it measures placing.",
-        "Trains the reader of objects and their places, which judges placing.",
+        "Trains the reader of objects and their places, which measures placing.",
     ),
     "vae": Words(
         "Autoencoder",
@@ -50,11 +50,11 @@ WORDS = {
     "onestep": Words(
         "One-step LDM",
         "A UNet like the latent diffusion model's, distilled from it, that turns noise into latents in one call.",
-        "Distils the latent diffusion model into a generator of one step.",
+        "Distils the latent diffusion model into a one-step generator.",
     ),
 }
-DIFFUSION = ("ldm", "ddpm")  # those of them that denoise
-EVERY_TIMESTEP = ("ancestral",)  # the samplers that take no number of steps
+DIFFUSION = ("ldm", "ddpm")  # the models that denoise
+EVERY_TIMESTEP = ("ancestral",)  # the samplers that visit every timestep, whatever eval.steps says
 
 Prediction = Literal["noise", "v", "x0", "mean"]  # what a diffusion network predicts: models/diffusion.py
 Schedule = Literal["cosine", "linear", "beta-cosine", "sigmoid"]  # of noise: models/diffusion.py

@@ -63,7 +63,7 @@ class IndexedCodebook(Codebook):
             self.started = True
 
     def expire_codes_(self, batch_samples: Tensor, seq_mask: None = None) -> None:
-        """Replaces dead codes by vectors of the batch, each by another one."""
+        """Replaces dead codes by vectors of the batch, each by a different one."""
         if not self.has_dead_code_replacement:
             return
         # on a CPU the answer is there and spares the draws; on a GPU the host would wait for it
@@ -175,7 +175,7 @@ class Quantizer(VectorQuantize):
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(b, d, h, w) -> quantised (b, d, h, w), indices (b, h, w), weighted commitment loss.
 
-        In float32: under autocast the library's rotation trick would give the decoder what is not a code.
+        In float32: under autocast the library's rotation trick would give the decoder values that are not codes.
         """
         quantised, indices, loss = super().forward(latents.float())
         return quantised, indices, loss

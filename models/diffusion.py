@@ -207,7 +207,7 @@ class Diffusion:
         return self._at(t) / (1 - self._at(t))
 
     def _error_ratio(self, t: Tensor) -> Tensor:
-        """Returns the squared error of the prediction (b,) float64 that a squared error of 1 in x_0 means."""
+        """Returns the prediction's squared error (b,) float64 for a squared error of 1 in x_0."""
         snr = self._snr(t)
         match self.prediction:
             case "noise":

@@ -1,4 +1,4 @@
-"""What a generator distilled from a diffusion model learns by: distance from its teacher, a critic of features."""
+"""Losses of a generator distilled from a diffusion model: distance from its teacher, a critic of features."""
 
 from collections.abc import Callable, Sequence
 

@@ -92,7 +92,7 @@ class MultiplyAddUNet(nn.Module):
         self.raster = Raster(classes, width, width) if places else None  # last: the other weights start as without it
 
     def told(self, condition: Condition, keep: Tensor | None, side: int) -> Told:
-        """Computes what the condition of b rows says, for pictures of any `side`. `keep` as in `forward`."""
+        """Computes what depends only on the condition of b rows, for pictures of any `side`. `keep` as in `forward`."""
         if keep is None:
             keep = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
         labels = condition.labels * keep[:, None]
@@ -100,7 +100,7 @@ class MultiplyAddUNet(nn.Module):
         return Told(factors, None if self.raster is None else self.raster(condition, keep, MAP))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Told, keep: Tensor | None = None) -> Tensor:
-        """`keep` (b,) bool, all True by default: the other rows are unconditional. A Told condition knows its own."""
+        """`keep` (b,) bool, all True by default: rows with False are unconditional. A Told condition has its own."""
         told = condition if isinstance(condition, Told) else self.told(condition, keep, x.shape[2])
         time = t.float()[:, None] / self.timesteps
 

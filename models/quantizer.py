@@ -4,7 +4,7 @@ All have `forward(latents) -> quantised, indices, loss`, `nearest(latents) -> in
 `bounded(latents)`, which is applied to an encoder's output first, and `codebook_size`. Latents are (b, d, h, w)
 float32, indices (b, h, w) int64 below `codebook_size`, one per cell.
 
-Codebooks are in models/codebooks.py, whose library takes seconds to import: only where one is built.
+Codebooks are in models/codebooks.py, which is imported only where one is built: its library takes seconds to load.
 """
 
 from collections.abc import Callable

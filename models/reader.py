@@ -117,7 +117,7 @@ def reading_loss(
 
 
 def found(logits: Tensor, offsets: Tensor) -> list[list[Found]]:
-    """Returns each picture's objects, where one is more probable than not, and than in the eight cells around."""
+    """Returns each picture's objects: in cells where one is likelier than not, and than in the eight cells around."""
     logits, side = logits.float(), logits.shape[-1]
     odds = logits[:, :-1].logsumexp(dim=1) - logits[:, -1]  # log odds of an object against the background
     peaks = (odds > 0) & (odds == F.max_pool2d(odds[:, None], 3, 1, 1)[:, 0])

@@ -5,7 +5,7 @@ prediction and to the gradient of log p(y | x_t) by x_t, (b, c, h, w), from one 
 int, and what follows from it is computed on the host, so that a sampling never waits for the device.
 
 Every solver takes (denoiser, diffusion, noise, times) and yields (t, x after the step, predicted x_0) for each of the
-falling timesteps `times`, so that schedule and solver combine freely. What it takes besides is in SAMPLERS.
+falling timesteps `times`, so that schedule and solver combine freely. Further options are in SAMPLERS.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,12 +21,12 @@ Score = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 def _trailing(timesteps: int, steps: int) -> list[int]:
-    """Even steps from the noisy end (arXiv 2305.08891, section 3.3)."""
+    """Returns evenly spaced timesteps from the noisy end (arXiv 2305.08891, section 3.3)."""
     return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
 
 
 def _end_to_end(power: int) -> Callable[[int, int], list[int]]:
-    """Timesteps from T - 1 to 0 by a power of even fractions: a power of 2 is dense where little noise is left.
+    """Spaces timesteps from T - 1 to 0 by a power of even fractions: 2 is dense where little noise is left.
 
     After arXiv 2010.02502, appendix D.2, whose own floor(c i) leaves out the noisy end.
     """
@@ -49,7 +49,7 @@ def spaced_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> l
 def usable_timesteps(diffusion: Diffusion) -> int:
     """Returns how many timesteps sampling may use, counted from the clean end.
 
-    With noise or mean prediction it starts where abar is 0.001: nearer to T alpha almost vanishes, and
+    With noise or mean prediction it starts where abar is 0.001: nearer to T, alpha almost vanishes, and
     x_0 = (x - sigma eps) / alpha would amplify an error of the network several hundred times.
     """
     if diffusion.prediction in ("noise", "mean"):
@@ -81,7 +81,7 @@ def ddim(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Samples by DDIM (arXiv 2010.02502, eq. 12 and 16) from `noise` (b, c, h, w).
 
-    Each step goes to the next timestep in `times`; after the last abar is 1, so the last x is the predicted x_0.
+    Each step goes to the next timestep in `times`; after the last, abar is 1, so the last x is the predicted x_0.
     eta > 0 calls `draw_noise` for fresh noise at every step. A `score` guides as in `score_guided`.
     """
     x, denoiser = noise, score_guided(denoiser, diffusion, score) if score else denoiser
@@ -165,7 +165,7 @@ def guided(
     timesteps: int,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoiser:
-    """Classifier-free guidance u + scale (c - u) (arXiv 2207.12598) within an interval of t / T (arXiv 2404.07724).
+    """Applies classifier-free guidance u + scale (c - u) (arXiv 2207.12598) in an interval of t / T (2404.07724).
 
     `both` computes conditional and unconditional predictions of one x in one pass, concatenated. Outside the
     interval, and at scale 1, only the conditional one is computed; at scale 0 only the unconditional one.
@@ -186,7 +186,7 @@ def guided_and_told(
     timesteps: int,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """Returns a function that gives the guided prediction of `guided` and the conditional one, of one evaluation."""
+    """Returns a function that gives the guided prediction of `guided` and the conditional one from one evaluation."""
     low, high = interval
 
     def predict(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ def score_of(
 
 
 def score_guided(denoiser: Denoiser, diffusion: Diffusion, score: Score) -> Denoiser:
-    """Classifier guidance for DDIM: eps - sigma_t score, as the network predicts it (arXiv 2105.05233, algorithm 2).
+    """Adds classifier guidance for DDIM: eps - sigma_t score, as the network predicts (arXiv 2105.05233, alg. 2).
 
     Where abar is below 0.001 the score is left out: there a small change of eps changes x_0 without bound.
     """

@@ -19,7 +19,7 @@ def predict(
 ) -> Tensor:
     """Returns the network's prediction (b, c, h, w) from x (b, c, h, w). Only a network that takes `estimate` gets it.
 
-    `keep` (b,) bool: rows that are told their condition; None tells all of them.
+    `keep` (b,) bool: rows that get their condition; with None all do.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     return network(x, t, condition, keep, estimate) if takes_estimate(network) else network(x, t, condition, keep)
@@ -52,7 +52,7 @@ def first_estimate(
 
 
 class Remembering:
-    """A network as one sampling of `condition` calls it: each call is given the x_0 that the call before predicted.
+    """Wraps a network for one sampling of `condition`: each call gets the x_0 that the previous call predicted.
 
     What the network computes from the condition alone (its method `told`, if it has one) is computed in the first call.
     The state is of this object; the network has none.
@@ -66,7 +66,7 @@ class Remembering:
     def __call__(self, x: Tensor, t: int, keep: tuple[bool, ...]) -> Tensor:
         """x (b, c, h, w), t -> predictions (len(keep) b, c, h, w), one copy of the batch for each of `keep`.
 
-        `keep`: whether a copy is told its condition. The first copy's x_0 is remembered: a guided one lies beyond
+        `keep`: whether a copy gets its condition. The first copy's x_0 is remembered: a guided one lies beyond
         what training showed.
         """
         copies = len(keep)

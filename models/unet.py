@@ -193,7 +193,7 @@ class UNet(nn.Module):
         return [module for module in (*self.down, self.middle, *self.up) if isinstance(module, Level)]
 
     def told(self, condition: Condition, keep: Tensor | None, side: int) -> Told:
-        """Computes what the condition of b rows says, for maps of `side` cells. `keep` as in `forward`."""
+        """Computes what depends only on the condition of b rows, for maps of `side` cells. `keep` as in `forward`."""
         if keep is None:
             keep = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
         context, mask, total = self.labels(condition, keep)
@@ -212,7 +212,7 @@ class UNet(nn.Module):
         keep: Tensor | None = None,
         estimate: Tensor | None = None,
     ) -> Tensor:
-        """`keep` (b,) bool, all True by default: rows with False are unconditional. A Told condition knows its own.
+        """`keep` (b,) bool, all True by default: rows with False are unconditional. A Told condition has its own.
 
         `estimate`, with self_condition: the last prediction of x_0 (b, inputs, h, h), zeros where there was none.
         """
@@ -236,7 +236,7 @@ class UNet(nn.Module):
     def _down(
         self, x: Tensor, t: Tensor, told: Told, offered: Iterator[list[Offered]], estimate: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Returns what the way up is given: the skips, the middle's map and the embedding. Takes from `offered`."""
+        """Returns the way up's inputs: the skips, the middle's map and the embedding. Consumes part of `offered`."""
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate], dim=1)
         embedding = self.time(sinusoidal(t, self.channels))

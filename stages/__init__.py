@@ -1,4 +1,4 @@
-"""What is done: the pipeline, one Make target a module; the folders are what is built on it."""
+"""What is done: the pipeline, one Make target per module, and folders of what is built on it."""
 
 import os
 import signal

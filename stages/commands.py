@@ -38,7 +38,7 @@ def _check_sample(a: argparse.Namespace, config: Config) -> None:
     if a.steps is not None and a.steps < 1:
         raise UserError(f"--steps {a.steps}: take at least one step")
     if a.guidance is not None and not 0 <= a.guidance < math.inf:
-        raise UserError(f"--guidance {a.guidance}: must be a finite number from 0 on; 1 means no guidance")
+        raise UserError(f"--guidance {a.guidance}: must be a finite number of at least 0; 1 means no guidance")
     if (a.model or config.drawer) not in DIFFUSION and (a.steps is not None or a.guidance is not None):
         raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
     check_output(a.out, a.animate, a.model or config.drawer)
@@ -61,8 +61,8 @@ def _check_labels(text: str, folders: Sequence[str]) -> None:
 
 
 def _release(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", metavar="FOLDER", help="where to: a new folder, or a release to replace (required)")
-    parser.add_argument("--report", nargs="+", default=[], metavar="FILE", help="further report.json files to quote")
+    parser.add_argument("--to", metavar="FOLDER", help="a new folder, or a release to replace (required)")
+    parser.add_argument("--report", nargs="+", default=[], metavar="FILE", help="more report.json files to quote")
 
 
 EXPORT_NEEDS = ("onnx", "onnxscript", "onnxruntime", "huggingface_hub")  # the packages of the extra `export`
@@ -89,7 +89,7 @@ def _check_export(a: argparse.Namespace, config: Config) -> None:
     except OSError as error:
         raise of_the_system(error, f"--out {folder}") from None
     if taken:
-        raise UserError(f"--out {folder}: something is there already; name a new or an empty folder, or move it aside")
+        raise UserError(f"--out {folder}: it exists and is not an empty folder; name another, or move it aside")
 
 
 def _placed(parser: argparse.ArgumentParser) -> None:
@@ -153,10 +153,10 @@ def _check_steps(a: argparse.Namespace, config: Config) -> None:
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     rows = f"rows to run (default: all): {', '.join(SYSTEMS)}"
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM", help=rows)
-    parser.add_argument("--steps", type=int, help="most steps per training (default: the configurations')")
+    parser.add_argument("--steps", type=int, help="limit on steps per training (default: the configurations')")
     parser.add_argument("--jobs", type=int, default=1, help="rows at once, one a core (default: %(default)s)")
-    parser.add_argument("--hours", type=float, help="stop at a checkpoint after this time (default: at the end)")
-    parser.add_argument("--plan", action="store_true", help="only say what is missing and how long it will take")
+    parser.add_argument("--hours", type=float, help="save and stop after this time (default: never)")
+    parser.add_argument("--plan", action="store_true", help="only print what is missing and how long it will take")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)  # this is a child, of the row --only
     add_fresh(parser)
 
@@ -227,7 +227,7 @@ def _growth(parser: argparse.ArgumentParser) -> None:
 
 def _play(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="its port, 0 for a free one (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="the port, 0 for a free one (default: %(default)s)")
 
 
 def _check_play(a: argparse.Namespace, config: Config) -> None:
@@ -254,14 +254,14 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
         "Compares DDPM's sampler with DDIM's by accuracy and time.", _diffusion, alone=True
     ),
     "experiments.ablations": Command(
-        "Ablations on a small fixed budget.", _ablations, alone=True, check=_check_ablations
+        "Trains with one choice changed at a time, on a small budget.", _ablations, alone=True, check=_check_ablations
     ),
     "experiments.compare": Command("Compares the models of an experiment.", _compare, alone=True, check=_check_compare),
-    "experiments.held_out": Command("Trains without a share of the label sets and asks for them.", alone=True),
+    "experiments.held_out": Command("Trains without a share of the label sets, then asks for those.", alone=True),
     "experiments.pace": Command(
         "Measures the time until the LDM passes an accuracy.", _pace, alone=True, check=_check_pace
     ),
-    "experiments.judges": Command("Trains evaluators of two more seeds, by which nothing is chosen.", alone=True),
+    "experiments.judges": Command("Trains two further judges, evaluators of other seeds.", alone=True),
     "experiments.reproduce": Command(
         "Runs every system of the reports and compares them.", _reproduce, alone=True, check=_check_reproduce
     ),

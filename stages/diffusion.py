@@ -104,8 +104,8 @@ class DiffusionSampler:
     def sample(self, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None) -> Tensor:
         """Samples n pictures (n, 3, s, s) in [-1, 1], one for each condition and key.
 
-        `watch` is called at each step with t and what decodes the pictures of x and of the predicted x_0, which takes
-        as long as a step: what is not called costs nothing. Raises UserError.
+        `watch` is called at each step with t and two functions, which decode x and the predicted x_0 when they are
+        called: that takes as long as a step. Raises UserError.
         """
         return self._sampled(condition, keys, how, lambda x: self.decode(x).float().clamp(-1, 1), watch)
 

@@ -154,7 +154,7 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
 
 
 def play_command(context: Context) -> str | None:
-    """Returns the command that serves a page of these models, with what this one was told; None for a variant."""
+    """Returns the `make play` command for these models, with this command's overrides; None for a variant."""
     if context.is_variant:  # it has more settings than a command line says
         return None
     words = f"make play CONFIG={shlex.quote(context.arguments.config)}"
@@ -287,7 +287,7 @@ def exports_of(context: Context) -> dict[str, dict]:
         path = context.export(stage)
         if stage in models and not path.exists():
             name = title(stage, context.config)
-            say(f"warning: no {name} here ({path}), it is left out; {context.make(stage)} trains one")
+            say(f"warning: the {name} is left out: no {path}; {context.make(stage)} trains it")
         elif stage != "vae" or path.exists():  # a model that lacks it reports that when it is loaded
             exports[stage] = read_about(path, f"run {context.make(stage)}")
             refuse_other_size(path, exports[stage], context.config.data.size)

@@ -46,7 +46,7 @@ def _shape(settings: Gan, latent_channels: int, size: int) -> tuple[int, int]:
 def build_generator(settings: Gan, classes: int, latent_channels: int, size: int) -> Generator | PlacedGenerator:
     """Builds the generator of a `gan` section, for pictures of `size`.
 
-    The first width serves the levels that a larger picture has more than the section lists.
+    For levels of a larger picture that the section does not list, the first width is repeated.
     """
     channels, side = _shape(settings, latent_channels, size)
     smallest, needed = settings.levels(size)["generator"]
@@ -62,7 +62,7 @@ def build_generator(settings: Gan, classes: int, latent_channels: int, size: int
 
 
 def build_critic(settings: Gan, classes: int, latent_channels: int, size: int) -> Critic | PlacedCritic:
-    """Builds the critic of a `gan` section, for pictures of `size`. The last width serves more levels, as above."""
+    """Builds the critic of a `gan` section, for pictures of `size`. The last width is repeated, as above."""
     channels, side = _shape(settings, latent_channels, size)
     smallest, needed = settings.levels(size)["critic"]
     of_section = settings.critic.model_dump(exclude={"read"})

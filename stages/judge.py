@@ -1,4 +1,4 @@
-"""Loads and applies the two judges, evaluator and reader, and measures models over sampling seeds."""
+"""Loads and applies evaluator and reader, and measures models over sampling seeds."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -259,7 +259,7 @@ def refuse_unfit(context: Context, teacher: DiffusionSampler) -> None:
     if how.sampler == "ancestral" or how.eta > 0:
         raise UserError(
             f"onestep learns what the LDM makes of noise, but eval.sampler={how.sampler} eval.eta={how.eta:g} draws "
-            f"more on the way; set eval.sampler=ddim eval.eta=0.0"
+            f"more noise on the way; set eval.sampler=ddim eval.eta=0.0"
         )
     if kind not in ("v", "x0"):
         raise UserError(

@@ -117,7 +117,7 @@ def gibibytes(count: int) -> str:
 
 
 def clean(work: Path) -> None:
-    """Removes what an earlier run left, if it was killed: it can be as large as the largest pack."""
+    """Removes what a killed run left, which can be as large as the largest pack."""
     for path in (*work.glob(f"*{PACK}*"), *work.glob(f"*{LABELS}*")):  # its temporary file too
         path.unlink()
     for count in PROCESSES:

@@ -33,7 +33,7 @@ class Ahead:
         return self._read(batch.index())
 
     def take(self, coming: Coming) -> Tensor:
-        """Returns the rows of a batch, which is most likely there, and begins with the next ones."""
+        """Returns the rows of a batch, which has usually been read already, and starts to read the next ones."""
         wanted = [coming.after(more) for more in range(AHEAD + 1)]
         keep = {batch.key for batch in wanted}
         for key in self._begun.keys() - keep:  # of another run, or not asked for

@@ -23,7 +23,7 @@ def add_fresh(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A command's help and flags. One that is `alone` is not for several processes.
+    """A command's help and flags. One that is `alone` runs in one process only.
 
     `check(arguments, config)` raises UserError for what can be known before anything runs.
     """

@@ -66,7 +66,7 @@ class Checkpoints:
             return state
         if passed:
             path, fault = passed[0]
-            raise UserError(f"{path} is {fault} and none before it can be read; move the folder aside or use --fresh")
+            raise UserError(f"{path} is {fault}, and no earlier one can be read; move the folder aside or use --fresh")
         return None
 
     @staticmethod

@@ -56,7 +56,7 @@ class Context:
         return Path(self.config.root) / self.config.name / stage
 
     def experiment_of(self, stage: str) -> str:
-        """Returns the experiment whose export serves as the stage's: this one, or one that `uses` names.
+        """Returns the experiment whose export is used for the stage: this one, or one that `uses` names.
 
         Each of JUDGES is an experiment of its own beside the one whose evaluator judges.
         """

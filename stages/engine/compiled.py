@@ -37,10 +37,10 @@ def missing_compiler(device: torch.device) -> str | None:
 def compile_network(network: nn.Module, device: torch.device, how: Compiled, constant: bool = False) -> None:
     """Compiles the network at its first call and again for each new batch size. Its weights keep their names.
 
-    `how`, if "cuda-graphs" and on a GPU: all kernels of a call are launched as one CUDA graph. A graph writes where it
-    wrote before, so its output is copied, and no caller needs to know. `constant`: the weights never change again, so
-    that on a CPU they are cast and packed once ("freezing"), not at every call. torch keeps the compiled code on disk
-    for later processes. Raises UserError if there is no compiler, and for batch norms over several processes.
+    `how`, if "cuda-graphs" and on a GPU: all kernels of a call are launched as one CUDA graph. A graph overwrites its
+    last output, so the output is copied. `constant`: the weights never change again, so on a CPU they are cast and
+    packed once ("freezing"), not at every call. torch keeps the compiled code on disk for later processes. Raises
+    UserError if there is no compiler, and for batch norms over several processes.
     """
     if compiler := missing_compiler(device):
         raise UserError(f"torch.compile needs a compiler, and {compiler} cannot be run here; {FIX}")

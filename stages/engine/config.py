@@ -22,7 +22,7 @@ DEEPEST = 20  # levels of sections and lists; the sections of `Config` have thre
 class _Loader(yaml.SafeLoader):
     """Loads safe YAML with decimal numbers, reads 1e-4 as one, and rejects a key that is given twice.
 
-    It goes no deeper than DEEPEST: reading what lies deeper takes longer with each level.
+    It rejects nesting deeper than DEEPEST, which would take longer to read with each level.
     """
 
     def __init__(self, stream):
@@ -209,7 +209,7 @@ KINDS = {
 
 
 def _shown(value: object) -> str:
-    """Returns a value in short: aliases can make a small YAML file's content as large as memory."""
+    """Returns a short form of a value: aliases can make a small YAML file's content as large as memory."""
     if value is None or isinstance(value, bool | int | float | str):
         return json.dumps(value)
     value = [*value] if isinstance(value, tuple) else value  # a list of YAML

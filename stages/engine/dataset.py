@@ -116,8 +116,8 @@ def _refuse_needed_places(needs: dict[str, str], where: str) -> None:
     """Raises UserError if `needs` is not empty: {key that needs places: override that does without them}."""
     if needs:
         raise UserError(
-            f"{where}: no object's place is known, but {', '.join(needs)} cannot work without; add a places.json "
-            f"(README, 'Your own data'), or do without: {' '.join(needs.values())}"
+            f"{where}: no object's place is known, but {', '.join(needs)} must know them; add a places.json "
+            f"(README, 'Your own data'), or set {' '.join(needs.values())}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which pictures an epoch holds, and how often."""
+"""Says which pictures an epoch contains, and how often."""
 
 from functools import cached_property
 

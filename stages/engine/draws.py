@@ -86,7 +86,7 @@ def batch_indices(seed: int, stream: str, step: int, batch: int, size: int, devi
 
 @dataclass(frozen=True)
 class Coming:
-    """A batch of pictures that a step of some stage draws, by its number: which pictures those are is known ahead."""
+    """A batch of pictures that a later step may draw: its number tells in advance which pictures those are."""
 
     seed: int
     stream: str

@@ -66,7 +66,7 @@ def sha256_of(tensors: Mapping[str, Tensor | Computed]) -> str:
 
 
 def safetensors_header(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
-    """Returns what a safetensors file begins with, and the order of the tensors in it, of which it needs no content.
+    """Returns a safetensors file's header and the order of its tensors, without needing their content.
 
     Wider types come first, so that all are aligned.
     """

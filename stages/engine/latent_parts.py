@@ -2,7 +2,7 @@
 
 Codebook, noise, heads and the discriminator's weight each depend on the whole batch, so plain accumulation would be
 wrong. All but the last are functions of the latents, which are small. The encoder therefore runs twice: without
-gradients, for the latents of the whole batch, and part by part, down the gradient that those latents were given
+gradients, for the latents of the whole batch, and part by part, with the gradient that those latents got
 (arXiv 2101.06983, section 3, "GradCache"). An adaptive weight runs the decoder twice, too.
 """
 

@@ -77,7 +77,7 @@ def from_pack(context: Context, encode: Encode, images: Rows, parents: dict[str,
 
 
 def _opened(path: Path, count: int) -> Tensor:
-    """Opens one of `count` files, mapped. Its checksum is verified at each start, of many only when it is new."""
+    """Opens one of `count` files, mapped. Its checksum is verified at each start; of many files, when one is new."""
     known = count * path.stat().st_size > TRUSTED and was_checked(path)
     tensors, _ = load_export(path, "run the same command again", mapped=True, check=not known)
     if not known:

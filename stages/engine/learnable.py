@@ -1,4 +1,4 @@
-"""What only arithmetic shows: loss weights that teach nothing, sampling that does not start from noise."""
+"""Finds mistakes by arithmetic: loss weights that teach nothing, sampling that does not start from noise."""
 
 import torch
 

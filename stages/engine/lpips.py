@@ -46,7 +46,7 @@ def load_perceptual(settings, context: Context) -> Perceptual:
 
 
 def _warn_of_other(path: Path, name: str) -> None:
-    """Says so if a file is not torchvision's `name`, which ends with the first digits of its SHA-256."""
+    """Warns if a file is not torchvision's `name`, which ends with the first digits of its SHA-256."""
     digits = Path(name).stem.rpartition("-")[2]
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -68,7 +68,7 @@ class Optimizer:
     def add(self, loss: Tensor, parts: int = 1, also: Sequence[Tensor] = ()) -> None:
         """Adds the gradient of one of `parts` equal parts of the batch, whose loss is its own mean, for `take`.
 
-        `also`: further leaves that the gradient is wanted of.
+        `also`: further leaf tensors that need the gradient.
         """
         part = loss if parts == 1 else loss / parts
         part.backward(inputs=[*self.parameters, *also])  # only these: other networks in the loss get no gradient

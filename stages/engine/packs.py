@@ -58,10 +58,10 @@ def _about(path: Path) -> dict:
     """Returns the description of a pack that `data.folder` names. Raises UserError if it is another file."""
     about = read_about(path, "copy it again")
     if "pictures_sha256" not in about or "objects" not in about:
-        raise UserError(f"{path} is no pack of pictures; data.folder takes data folders, and packs from packs/")
+        raise UserError(f"{path} is not a pack of pictures; data.folder takes data folders, and packs from packs/")
     names = about["objects"]
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise UserError(f"{path} is no pack of pictures: its description names no objects, or one twice; copy it again")
+        raise UserError(f"{path} is not a pack of pictures: it names no objects, or one twice; copy it again")
     return about
 
 
@@ -80,7 +80,7 @@ def pack_of(config: Config, source: Path) -> tuple[ImageSet, dict]:
 
 
 def _made(config: Config, folder: Path) -> Path:
-    """Returns where a folder's pack lies. It is written if there is none of this content."""
+    """Returns the path of a folder's pack, which is written if none has this content."""
     key = fingerprint(folder, config.data.validation_every, config.data.size)
     path, packed = Path(config.root) / "packs" / f"{key}{SUFFIX}", distributed.patient_barrier()
     if not path.is_file() and distributed.is_main():
@@ -123,7 +123,7 @@ def _packs(folder: Path) -> list[tuple[Path, dict]]:
 
 
 def _say_unused(path: Path, folder: Path) -> None:
-    """Says which other packs no folder needs any more, with their sizes: nothing is deleted."""
+    """Lists other packs that no folder needs any more, with their sizes. Deletes nothing."""
     linked = {link.resolve() for link in path.parent.glob(f"*{SUFFIX}") if link.is_symlink()}
     new = read_about(path, REMEDY)
     for other, about in _packs(path.parent):
@@ -131,12 +131,12 @@ def _say_unused(path: Path, folder: Path) -> None:
         gone = "folder" in about and not Path(about["folder"]).exists() and other.resolve() not in linked
         if other != path and (same or gone):
             why = f"an older state of {folder}" if same else f"{about['folder']}, which is gone"
-            say(f"{other} ({other.stat().st_size / 1e9:.1f} GB) is of {why}; delete it if nothing else uses it")
+            say(f"{other} ({other.stat().st_size / 1e9:.1f} GB) holds {why}; delete it if nothing else uses it")
     say_unused_latents(path.parent)
 
 
 def say_unused_latents(packs: Path) -> None:
-    """Says which folders of latents are of autoencoders that no experiment beside `packs` has: nothing is deleted."""
+    """Lists folders of latents whose autoencoder no experiment beside `packs` has any more. Deletes nothing."""
     autoencoders = set()
     for export in packs.parent.glob("*/vae/export.safetensors"):
         with suppress(UserError):  # damaged: whoever uses it is told
@@ -147,7 +147,7 @@ def say_unused_latents(packs: Path) -> None:
             if files and read_about(files[0], REMEDY)["vae"] not in autoencoders:
                 size = sum(file.stat().st_size for file in files) / 1e9
                 why = f"latents of an autoencoder that no experiment in {packs.parent} has"
-                say(f"{folder} ({size:.1f} GB) is of {why}; delete it if nothing else uses it")
+                say(f"{folder} ({size:.1f} GB) holds {why}; delete it if nothing else uses it")
 
 
 def _write(path: Path, config: Config, folder: Path) -> None:
@@ -197,7 +197,7 @@ def write_pack(path: Path, images: ImageSet, **more: object) -> None:
 
 
 def as_int64(objects: Tensor) -> Computed:
-    """Returns a set's objects in the type in which they have always been hashed."""
+    """Returns a set's objects as int64, the type in which they are hashed."""
     parts = objects.split(CHUNK)
     return Computed(torch.int64, tuple(objects.shape), lambda: (part.long() for part in parts))
 
@@ -209,7 +209,7 @@ def _stamp(path: Path) -> tuple[Path, str]:
 
 
 def note_checked(path: Path) -> None:
-    """Notes that a file's content is what its checksum says, until the file changes."""
+    """Records that a file's content matches its checksum, until the file changes."""
     stamp, state = _stamp(path)
     try:
         stamp.write_text(state)
@@ -234,9 +234,9 @@ def _opened(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
     known = large and was_checked(path)
     tensors, about = load_export(path, remedy, mapped=True, check=not known)
     if missing := {"images", *LABELS} - tensors.keys():
-        raise UserError(f"{path} is no pack of pictures: it has no {min(missing)}; {remedy}")
+        raise UserError(f"{path} is not a pack of pictures: it has no {min(missing)}; {remedy}")
     if fault := _fault_of(tensors, about):
-        raise UserError(f"{path} is no pack of pictures: {fault}; {remedy}")
+        raise UserError(f"{path} is not a pack of pictures: {fault}; {remedy}")
     if large and not known:
         note_checked(path)
     elif known and sha256_of({name: tensors[name] for name in LABELS}) != about["labels_sha256"]:
@@ -245,7 +245,7 @@ def _opened(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def _fault_of(tensors: dict[str, Tensor], about: dict) -> str | None:
-    """Returns what a pack says or holds that none does, or None: it may be a file that someone sent."""
+    """Returns what makes a file an invalid pack, or None: it may come from someone else."""
     images, held_out, objects, places = (tensors[name] for name in ("images", *LABELS))
     names, shape, count = about["objects"], tuple(images.shape), len(images)
     if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not count:

@@ -26,7 +26,7 @@ def weights_file() -> Path | None:
 def load_photograph_network() -> EfficientNetLite0 | None:
     """Returns EfficientNet-Lite0 with ImageNet's weights, or None if they are not installed.
 
-    Raises UserError if the file is not the one whose digest stands here. It is loaded as tensors only.
+    Raises UserError if the file does not have the digest in this module. It is loaded as tensors only.
     """
     path = weights_file()
     if path is None:

@@ -203,7 +203,7 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
         raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")
     if section.compile == "cuda-graphs" and section.accumulate > 1:
         raise UserError(
-            f"{where}: {stage}.compile=cuda-graphs writes each gradient where the one before is, so that "
+            f"{where}: {stage}.compile=cuda-graphs overwrites the gradient before, so that "
             f"{stage}.accumulate ({section.accumulate}) cannot add them; set {stage}.compile=true"
         )
     if stage not in config.models:
@@ -226,7 +226,7 @@ def ignored(config: Config) -> list[str]:
     if how.spacing != Eval().spacing and how.sampler in EVERY_TIMESTEP:
         found.append(f"eval.spacing={how.spacing} has no effect: eval.sampler={how.sampler} visits every timestep")
     if how.interval != Eval().interval and how.guidance == 1:
-        found.append(f"eval.interval={[*how.interval]} has no effect: eval.guidance=1 is none")
+        found.append(f"eval.interval={[*how.interval]} has no effect: eval.guidance=1 means no guidance")
     if how.apart > 0 and how.places == "unknown":
         found.append(f"eval.apart={how.apart:g} has no effect: eval.places=unknown chooses no places")
     for stage in DIFFUSION:

@@ -46,7 +46,7 @@ OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # torch's messa
 
 
 class Part(Protocol):
-    """What a checkpoint holds of a task: a network, an average, an optimiser."""
+    """A part of a task that checkpoints store: a network, an average, an optimiser."""
 
     def state_dict(self) -> dict: ...
 
@@ -237,11 +237,11 @@ class Run:
             if isinstance(error, RuntimeError) and not OTHER_SHAPES.search(str(error)):
                 raise  # the device's, or out of memory
             raise UserError(
-                f"{self.folder} was begun by another version of this program, whose checkpoints do not fit; start "
+                f"{self.folder} was started by another version of this program, whose checkpoints do not fit; start "
                 f"again with --fresh ({self.context.make(f'{self.stage} FRESH=1')}), which moves the old run aside"
             ) from None
         log.load_state_dict(state["log"], self.context.device)
-        say(f"{self.title}: going on at step {state['step']} of {self.settings.steps}")
+        say(f"{self.title}: continuing at step {state['step']} of {self.settings.steps}")
         if (before := state.get("device", self.context.device.type)) != self.context.device.type:
             now = self.context.device.type
             say(f"{self.title}: started on {before}, now on {now}: the random numbers differ, so the result will too")

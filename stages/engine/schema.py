@@ -77,7 +77,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-REPORTED = ("test", "new_test")  # the reports' files of label sets, also those that scenes are drawn with
+REPORTED = ("test", "new_test")  # the reports' files of label sets; drawn scenes have them too
 
 
 class Data(Section):

@@ -12,7 +12,7 @@ def stacked(values: Iterable[Tensor]) -> Tensor:
 
 
 class Sums:
-    """Adds up named scalars on their device, without waiting for it. A name may begin, or be left out, at any step."""
+    """Adds up named scalars on their device, without waiting for it. Any step may bring new names or leave some out."""
 
     def __init__(self) -> None:
         self._names: list[str] = []

@@ -1,4 +1,4 @@
-"""What is said to a terminal that may go away: a lost terminal, a closed pipe or a full disk must not end a run."""
+"""Output that may fail at any time: a lost terminal, a closed pipe or a full disk must not end a run."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ class _Forgiving:
 
 
 def _silence(stream: TextIO) -> None:
-    """Sends what a stream still holds nowhere if it cannot be written: Python's own flush at exit would fail."""
+    """Discards what a stream still holds if it cannot be written: Python's own flush at exit would fail."""
     try:
         stream.flush()
     except (OSError, ValueError):

@@ -64,9 +64,8 @@ def _at_most(weights: int) -> Iterator[None]:
 def filled(build: Callable[[], Network], weights: dict[str, Tensor]) -> Network:
     """Returns the network that `build` makes, with these weights, in its own types: released ones have 16 bits.
 
-    It is built without memory: a hostile header could name one larger than memory, or of endless layers, so shapes are
-    compared first; and its first weights would be drawn at random, in vain. Raises RuntimeError if names or shapes
-    differ.
+    It is built without memory and shapes are compared first, because a hostile header could name a network larger than
+    memory; this also saves drawing random first weights. Raises RuntimeError if names or shapes differ.
     """
     with torch.device("meta"), _at_most(2 * len(weights)):
         network = build()  # which makes some layers twice

@@ -67,7 +67,7 @@ def main(context: Context) -> None:
     judge, about = load_evaluator(context, len(dataset.vocabulary))
     models = [m for m in context.config.models if context.export(m).exists()]
     for absent in [m for m in context.config.models if m not in models]:
-        say(f"warning: no {title(absent, context.config)} here, it is left out; {context.make(absent)} trains one")
+        say(f"warning: the {title(absent, context.config)} is left out; {context.make(absent)} trains it")
     refuse_other_pictures(context, {"evaluator": about}, dataset)
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")

@@ -27,7 +27,7 @@ class Job:
 
 
 class _Child:
-    """A running job. Its standard input is a pipe that only this process holds open: its end says that we ended."""
+    """A running job. Its standard input is a pipe that only this process holds open, so it closes with it."""
 
     def __init__(self, job: Job, core: int | None, tell: Callable[[str], None]):
         self.job, self.core, self._tell = job, core, tell
@@ -68,7 +68,7 @@ class _Child:
 
 
 def end_with_the_parent() -> None:
-    """Called by a child: it stops as if by SIGTERM once standard input, its parent's pipe, ends."""
+    """Makes this child stop, as by SIGTERM, once standard input, its parent's pipe, closes."""
 
     def watch() -> None:
         while os.read(0, 1):
@@ -106,7 +106,7 @@ def run_jobs(
     `tell` gets each line that one of them says.
 
     On a CPU each has one thread, so that its bits do not depend on how many run. `deadline`: of time.monotonic(), when
-    those that run are asked to stop. Returns the keys of all that did not come to their end.
+    those that run are asked to stop. Returns the keys of all that did not finish.
     """
     waiting, running = [*jobs], list[_Child]()
     try:

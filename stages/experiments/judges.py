@@ -14,7 +14,7 @@ FIRST_SEED = 2  # beyond the experiment's own: the next one is the guide's of cl
 
 
 def another_evaluator(context: Context, name: str, beyond: int) -> Context:
-    """Returns an experiment for another evaluator: trained here even beside the lab's, `beyond` seeds after ours."""
+    """Returns an experiment that trains another evaluator, even if ours is the lab's, `beyond` seeds after ours."""
     return context.derived(name, "uses={}", f"seed={context.config.seed + beyond}", "evaluator.checkpoint=null")
 
 

@@ -115,7 +115,7 @@ def main(context: Context) -> None:
     )
     for model in context.config.models:
         if not context.export(model).exists():
-            say(f"warning: no {title(model, context.config)} here, it is left out; {context.make(model)} trains one")
+            say(f"warning: the {title(model, context.config)} is left out; {context.make(model)} trains it")
             continue
         sampler, about = MODELS[model].load(context)
         refuse_other_pictures(context, {model: about}, dataset)

@@ -136,7 +136,7 @@ class Estimate:
 
 
 def estimate(row: Context, home: Context, model: str, pace: Pace, dataset: Dataset) -> Estimate:
-    """Estimates what a row lacks. A training goes on from its newest checkpoint."""
+    """Estimates what a row lacks. A training continues from its newest checkpoint."""
     section, how = getattr(home.config, model), row.config.eval
     solver = SAMPLERS[how.sampler]
     timesteps = getattr(section, "timesteps", None)
@@ -171,7 +171,7 @@ def guide_minutes(row: Context) -> float:
 
 @dataclass(frozen=True)
 class Planned:
-    """A row that is not finished: minutes of one core until it is, how far it is, what it may gain by the report."""
+    """An unfinished row: the minutes of one core that it still takes, its state, the accuracy that it may gain."""
 
     key: str
     minutes: float
@@ -205,7 +205,7 @@ class Shared:
 
 
 def missing_shared(context: Context, paces: Paces) -> list[Shared]:
-    """Returns scenes, evaluator and autoencoder as far as they are missing. None is made, the networks are timed."""
+    """Returns scenes, evaluator and autoencoder as far as they are missing. Makes none, times the networks."""
     found = list[Shared]()
     if not context.config.data.folder and not (sources_of(context.config)[0] / "train.json").exists():
         found.append(Shared("scenes", 0.0, "not drawn"))
@@ -235,7 +235,7 @@ def _shared(context: Context, stage: str, paces: Paces, lacks: list[str]) -> Sha
 
 
 def shared_words(shared: Sequence[Shared], plan: Sequence[Planned]) -> str:
-    """Says in one line what is made before the rows, and how many of them cannot be timed until then."""
+    """Returns a line on what is made before the rows, and how many of them cannot be timed until then."""
     untimed = sum(not row.minutes for row in plan)
     until = f"; {untimed} of the rows cannot be timed until then" if untimed else ""
     minutes = sum(each.minutes for each in shared)

@@ -84,7 +84,7 @@ def figures(real: Tensor, made: Tensor) -> dict:
 def load_quality(context: Context, dataset: Dataset, judge: Evaluator, most: int = PICTURES) -> Quality | None:
     """Returns how to measure quality with up to `most` pictures, or None where fewer than four are held out.
 
-    Held-out pictures are in the order of their scenes, so that no scene is in both halves, but for one at the border.
+    Held-out pictures are in the order of their scenes, so at most one scene, at the border, is in both halves.
     """
     n = min(most, len(dataset.held_out_images) // 2)
     if n < 2:

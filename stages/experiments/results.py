@@ -156,9 +156,9 @@ def entries_of(path: Path) -> dict[str, dict]:
         if report and report.keys() <= SYSTEMS.keys():
             return _of_rows(report, path.as_posix())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: no report of `make eval` or `make reproduce` ({error!r:.80})") from None
+        raise UserError(f"{path}: not a report of `make eval` or `make reproduce` ({error!r:.80})") from None
     raise UserError(
-        f"{path}: no report of `make eval` or `make reproduce`; give a folder such as checkpoints/demo/eval"
+        f"{path}: not a report of `make eval` or `make reproduce`; give a folder such as checkpoints/demo/eval"
     )
 
 

@@ -21,7 +21,7 @@ MOST = 3  # objects of the label sets that are shown, from one on
 
 
 def group_of(key: str) -> str:
-    """Returns the heading that a row stands under."""
+    """Returns the heading of a row's group."""
     system = SYSTEMS[key]
     if system.report:
         return f"The {NAMES[system.report]} report"
@@ -37,7 +37,7 @@ def mean_of(result: dict, sets: tuple[str, ...]) -> float:
 
 
 def short_of(key: str, result: dict, sets: tuple[str, ...]) -> str:
-    """Says whether a row reaches its report; if not, by how much it is short, of which budget, what was tried."""
+    """Describes whether a row reaches its report; if not, how far it is short, after which budget, what was tried."""
     system = SYSTEMS[key]
     if "fault" in result:
         return result["fault"]
@@ -113,7 +113,7 @@ def ordered(results: dict[str, dict], sets: tuple[str, ...]) -> dict[str, list[s
 
 
 def differences_of(results: dict[str, dict], sets: tuple[str, ...]) -> list[str]:
-    """Says by how much paired rows differ: the difference of means over trainings, and its standard error."""
+    """Describes how much paired rows differ: the difference of means over trainings, and its standard error."""
     notes = []
     for words, pair in PAIRS.items():
         known = [[results[key]["figures"] for key in keys if "figures" in results.get(key, {})] for keys in pair]
@@ -136,9 +136,9 @@ def _group(title: str, keys: list[str], results: dict, shown_rows: dict) -> dict
 
 
 WORDS = (
-    "Ours: mean ± deviation over the sampling seeds of one training, fixed before the run. The reports' figures are "
+    "Ours: mean ± deviation over sampling seeds of one training, fixed before the run. The course reports' figures are "
     "mostly their best epoch, by the lab's evaluator. Steps and minutes are of the model's training alone; "
-    "autoencoder and evaluator are shared. The reports' models were told label sets only; a row of ours that was "
+    "autoencoder and evaluator are shared. The reports' models got label sets only; a row of ours that was "
     "trained with places says so."
 )
 
@@ -165,10 +165,10 @@ def write_page(context: Context, results: dict[str, dict], dataset: Dataset) -> 
     quality = sorted({row["quality_words"] for row in results.values() if row.get("quality_words")})
     judges = any(row["agreement"] is not None for row in shown_rows.values())
     opinions = (
-        "Other judges: the mean over evaluators of other seeds, by which nothing was chosen. Agree: the share of "
+        "Further judges: the mean over evaluators of other seeds, by which nothing was chosen. Agree: the share of "
         "labels on which all judges agree."
         if judges
-        else "No other judges have scored these rows: `make judges` trains them, and the same command then asks them."
+        else "No further judges have scored these rows: `make judges` trains them, and the same command then asks them."
     )
     content = {
         "title": "The reports' systems, side by side",

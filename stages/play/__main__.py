@@ -61,11 +61,11 @@ def main(context: Context) -> None:
 
 
 def _serve(server: Any, listening: socket.socket) -> None:
-    """Serves for ever. If that ends, the process does: nobody would ask the worker for anything."""
+    """Serves forever. If the server ends, so does the process: nothing else gives the worker jobs."""
     try:
         server.run([listening])
     finally:
-        print("error: the server ended; its last words are above", file=sys.stderr, flush=True)
+        print("error: the server ended; its last messages are above", file=sys.stderr, flush=True)
         os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""What a page may ask for: one JSON object, with a bound on every value."""
+"""Reads what a page asks for: one JSON object, with a bound on every value."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -77,7 +77,7 @@ def read(body: bytes, names: Sequence[str], most_steps: Mapping[str, int | None]
         raise Refused(f"{one!r} and {other!r} are too close; place them {SPOT:g} of the picture or more apart")
     for model in asked.models:
         if model not in most_steps:
-            raise Refused(f"models: {model!r} is none of this experiment's: {', '.join(most_steps)}")
+            raise Refused(f"models: this experiment has no {model!r}; choose from {', '.join(most_steps)}")
         most = most_steps[model]
         if most is not None and (asked.steps or 0) > most:
             raise Refused(f"steps: {model} takes at most {most}")

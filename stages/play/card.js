@@ -1,4 +1,4 @@
-// The card of one model: its pictures as they come, the judge's word on them, the steps to look at again, downloads.
+// The card of one model: its pictures as they arrive, what the judge found, the steps to view again, downloads.
 
 import { svg } from "./shapes.js";
 

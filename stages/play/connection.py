@@ -1,6 +1,6 @@
-"""Whom the server listens to: a client must send whole requests, soon, and over few connections.
+"""Limits clients: each must send whole requests, soon, and over few connections.
 
-uvicorn waits for ever for the head of a request, and counts such a connection as one that it serves.
+uvicorn waits forever for the head of a request, and counts such a connection as active.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ IDLE = 30  # seconds that a connection may stay open between two requests
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1, which closes a connection whose client takes longer than SLOW to send what is to be answered.
+    """uvicorn's HTTP/1.1, but a connection is closed if its client takes longer than SLOW to send a request.
 
-    From the answer to the next byte the client has IDLE instead, which uvicorn sees to.
+    Between an answer and the next request the limit is IDLE, which uvicorn enforces.
     """
 
     deadline: asyncio.TimerHandle | None = None
@@ -42,7 +42,7 @@ class Connection(H11Protocol):
         self._unwatch()
 
     def _watch(self) -> None:
-        """Sets the deadline where it is the client's turn. More bytes do not put it off."""
+        """Sets a deadline while the server waits for the client. Further bytes do not extend it."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._unwatch()
         elif self.deadline is None and self.timeout_keep_alive_task is None:

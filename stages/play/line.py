@@ -1,4 +1,4 @@
-"""Who draws next: one drawing at a time, a bounded number waiting, in the order of arrival."""
+"""Decides who draws next: one drawing at a time, a bounded number waiting, in the order of arrival."""
 
 import asyncio
 import threading
@@ -43,7 +43,7 @@ class Worker:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
     def run(self) -> None:
-        """Runs jobs for ever. A job must not raise an Exception."""
+        """Runs jobs forever. A job must not raise an Exception."""
         while True:
             self._jobs.get()()
 

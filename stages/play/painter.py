@@ -32,10 +32,10 @@ def look(name: str) -> dict[str, str] | None:
 
 
 def command_of(config: str, overrides: Sequence[str]) -> str:
-    """Returns how `make sample` begins for the experiment of this configuration file and overrides.
+    """Returns the beginning of the `make sample` command for this configuration file and overrides.
 
-    Of the shipped weights it names no CONFIG, with which Make would see to a training; but where name or root is
-    changed too, Make would take another configuration without it.
+    It leaves out CONFIG for the shipped weights, because Make would then train first; but not if name or root is
+    changed too, because Make would then take another configuration.
     """
     words = ["make sample"]
     shipped = Path(config).resolve() == (REPOSITORY / SHIPPED / "config.yaml").resolve()

@@ -80,8 +80,8 @@ def refusal(words: str, status: int, headers: dict[str, str] | None = None) -> R
 class Guard:
     """Refuses what comes from elsewhere, and adds the security headers to every answer.
 
-    A page of another site may make a browser send requests here: its Origin tells, or, if its name was pointed at this
-    machine (DNS rebinding), its Host. `hosts`: the names that may be called, None for any.
+    A page of another site may make a browser send requests here: the Origin header shows it or, if its name points to
+    this machine (DNS rebinding), the Host header. `hosts`: the names that may be called, None for any.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None):
@@ -113,7 +113,7 @@ class Guard:
 
 
 async def body_of(request: Request) -> bytes:
-    """Returns a request's body. Raises Refused if it is too large, too slow or said to be no JSON."""
+    """Returns a request's body. Raises Refused if it is too large, too slow or not declared as JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused("send application/json", 415)
     body = b""
@@ -205,7 +205,7 @@ class Drawing:
 
 
 async def _send(events: asyncio.Queue, send: Send) -> None:
-    """Sends events until None. A client that takes nothing for long is given up."""
+    """Sends events until None. Gives up on a client that accepts nothing for too long."""
     head = [(b"content-type", b"application/x-ndjson")]
     await send({"type": "http.response.start", "status": 200, "headers": head})
     while (event := await events.get()) is not None:

@@ -58,9 +58,9 @@ def write_card(
 
 
 def _settings(context: Context, models: Sequence[str]) -> str:
-    """Returns what Make is told beside the configuration, to make these models and no others.
+    """Returns the settings beside the configuration with which Make trains these models and no others.
 
-    Where the experiment lies is no part of its recipe.
+    The experiment's folder is not part of its recipe.
     """
     told = [words for words in getattr(context.arguments, "overrides", []) if not words.startswith("root=")]
     if [*models] != [*context.config.models]:  # `make eval` trains what `models` names
@@ -104,7 +104,7 @@ def read_report(path: Path, context: Context, hashes: Mapping[str, Set[str]]) ->
         }
         parents = dict(provenance["parents"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no report.json of `make eval` ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} is not a report.json of `make eval` ({type(error).__name__}: {error})") from None
     quoted = [*found["results"], *(["vae"] if found["vae"] is not None else [])]
     if found["experiment"] == context.config.name:  # "its judge" is the one in the release
         quoted += ["evaluator", "reader"] if "reader" in parents else ["evaluator"]

@@ -13,7 +13,7 @@ class Facts:
     """What a model of an experiment can do.
 
     `title`: its name for people. `takes_places`: whether it reads places. `steps`: its sampling steps by default,
-    `most_steps` the most it takes; None for a model that draws at once. `guidance`: by default; None if it has none.
+    `most_steps` the most it takes; None for a model of one step. `guidance`: by default; None if it has none.
     """
 
     title: str

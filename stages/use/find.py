@@ -71,13 +71,13 @@ def is_shipped(folder: Path) -> bool:
 
 
 def refuse_training_in_a_release(stage: str) -> Callable[[Namespace, Config], None]:
-    """Returns a command's check: a release is not trained in. A stage that it has, unless --fresh, is finished."""
+    """Returns a command's check that nothing is trained in a release. Its own stages are finished, unless --fresh."""
 
     def check(arguments: Namespace, config: Config) -> None:
         folder = Path(config.root) / config.name
         finished = (folder / stage / "export.safetensors").is_file() and not arguments.fresh
         if (is_shipped(folder) or (folder / MANIFEST).is_file()) and not finished and stage not in config.uses:
-            raise UserError(f"{folder} is the place of released weights, where nothing is trained; set another name=")
+            raise UserError(f"{folder} holds released weights, so nothing is trained there; set another name=")
 
     return check
 
@@ -89,7 +89,7 @@ def check_release(arguments: Namespace, config: Config) -> None:
     to, own = Path(arguments.to), Path(config.root) / config.name
     if is_shipped(to) and config.name != SHIPPED_FROM:
         raise UserError(
-            f"--to {to}: there are the weights of {SHIPPED_FROM}, which come with the project, and this experiment is "
+            f"--to {to}: this folder is for the weights of {SHIPPED_FROM}, and this experiment is "
             f"{config.name}; name another folder"
         )
     if config.data.folder is not None:
@@ -103,7 +103,7 @@ def check_release(arguments: Namespace, config: Config) -> None:
     if not plain(to.name) or to.absolute() == own.absolute():
         raise UserError(f"--to {to}: name another folder than the experiment's, such as {own}-released")
     if to.exists() and not (to / MANIFEST).is_file():
-        raise UserError(f"--to {to}: there is something else than a release; move it aside, or name another folder")
+        raise UserError(f"--to {to}: what is there is not a release; move it aside, or name another folder")
     for file in arguments.report:
         if not Path(file).is_file():
             raise UserError(f"--report {file} is missing; name the report.json of a `make eval`")

@@ -116,7 +116,7 @@ class Folder:
             return {}, 0
 
     def finish(self, models: dict[str, dict]) -> None:
-        """Writes what is of the whole folder: config.json, which draw.py reads, the script and the page."""
+        """Writes the files about the whole folder: config.json, which draw.py reads, the script and the page."""
         config = {
             "experiment": self.context.config.name,
             "opset": graphs.OPSET,
@@ -137,7 +137,7 @@ class Folder:
 
 
 def _facts(about: dict) -> dict[str, object]:
-    """Returns what a card says of a training, as far as the export says it."""
+    """Returns a card's facts about a training, as far as the export has them."""
     versions, parents = about.get("versions", {}), about.get("parents", {})
     hashes = {name: value[:12] for name, value in parents.items() if isinstance(value, str) and len(value) == 64}
     found = {

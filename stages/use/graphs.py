@@ -27,7 +27,7 @@ PER_OBJECT = ("objects", "places", "object_noise")  # inputs with an axis of slo
 class Denoiser(nn.Module):
     """One call of a diffusion network: noisy x (b, c, h, w), t (b,) int64 and a condition -> its prediction.
 
-    `keep` (b,) bool: rows with False are told no condition, as guidance needs. `estimate` (b, c, h, w), only of a
+    `keep` (b,) bool: rows with False get no condition, as guidance needs. `estimate` (b, c, h, w), only of a
     network with self-conditioning: the x_0 that the call before predicted, at first zeros.
     """
 

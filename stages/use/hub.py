@@ -37,7 +37,7 @@ NETWORKS["onestep"] = NETWORKS["ldm"]  # it has its teacher's network
 
 
 class Exported(nn.Module, PyTorchModelHubMixin, library_name=LIBRARY, tags=[*TAGS]):
-    """A trained network and what it takes to build it. It is called as `network`, which it holds, is.
+    """A trained network, `network`, and what builds it. Calls go to the network.
 
     `stage`: one of NETWORKS; `settings`: the section that builds it, as it was trained; `facts`: those of FACTS
     that it has; `size`: the pictures' pixels a side; `objects`: the vocabulary, in the order of the indices.

@@ -95,7 +95,7 @@ class Experiment:
         training layouts. `seed` and a picture's number decide its noise. `model`: one of `models`. `steps` (1 or more)
         and `guidance` (0 or more, 1 is none) are for diffusion models; by default they are the configuration's.
         `on_step(step, steps, pictures)` is called after each step, from 1 to `steps`, with the final pictures as they
-        are predicted there (a model that draws at once calls it once); what it raises ends the drawing. Pictures are
+        are predicted there (a model of one step calls it once); what it raises ends the drawing. Pictures are
         drawn `batch` at a time: another batch rounds other sums, and 1 is the fastest for one picture.
 
         Raises UserError.
@@ -217,9 +217,9 @@ class Experiment:
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise UserError(f"seed {seed!r}: give a whole number")
         if guidance is not None and not (isinstance(guidance, int | float) and 0 <= guidance < inf):
-            raise UserError(f"guidance {guidance!r}: must be a finite number from 0 on; 1 means no guidance")
+            raise UserError(f"guidance {guidance!r}: must be a finite number of at least 0; 1 means no guidance")
         if model not in DIFFUSION and (steps is not None or guidance is not None):
-            raise UserError(f"steps and guidance are for diffusion models, and {model} is none; leave them out")
+            raise UserError(f"steps and guidance are for diffusion models, which {model} is not; leave them out")
         vocabulary = Vocabulary(about["objects"])
         with _in_one_line():
             objects, where = vocabulary.parse(_with_places(labels, places, vocabulary))
@@ -267,7 +267,7 @@ def load(
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Takes back what the import of torchvision, and of the codebooks' library, adds to the environment."""
+    """Undoes what importing torchvision and the codebooks' library adds to the environment."""
     before = set(os.environ)
     try:
         yield
@@ -303,7 +303,7 @@ def _refuse_other_numbers(**numbers: int | None) -> None:
         if value is None and name == "steps":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} {value!r}: give a whole number from 1 on")
+            raise UserError(f"{name} {value!r}: give a whole number of at least 1")
 
 
 def _with_places(labels: str, places: Sequence[Place | None] | None, vocabulary: Vocabulary) -> str:

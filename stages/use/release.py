@@ -1,6 +1,6 @@
 """`make release CONFIG=...`: writes a trained experiment's weights in 16 bits, with model card and manifest, to share.
 
-The folder has the layout of an experiment, so that whatever loads one loads it: stages/use/find.py checks its files.
+The folder has the layout of an experiment, and is loaded as one; stages/use/find.py checks its files.
 """
 
 import json

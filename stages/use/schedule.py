@@ -35,8 +35,8 @@ def table(diffusion: Diffusion, how: Eval) -> dict[str, object]:
 def diffusers_scheduler(diffusion: Diffusion, how: Eval) -> dict[str, object] | None:
     """Returns the settings of diffusers' DDIMScheduler with this schedule, or None where it would sample otherwise.
 
-    It goes down by T // steps whatever the spacing, so that only `trailing` timesteps are where it means them, and it
-    starts at T - 1, also where noise prediction must not (`usable_timesteps`).
+    It goes down by T // steps whatever the spacing, so that it agrees with ours only for `trailing`, and it starts at
+    T - 1 even if noise prediction must not (`usable_timesteps`).
     """
     usable = usable_timesteps(diffusion) == len(diffusion)
     if diffusion.prediction not in PREDICTIONS or how.spacing != "trailing" or not usable:

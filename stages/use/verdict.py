@@ -1,4 +1,4 @@
-"""What the two judges say of a picture: which of the objects asked for it shows, what instead, and where."""
+"""What evaluator and reader say of a picture: which of the objects asked for it shows, what instead, and where."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from stages.judge import load_evaluator, load_reader, read, scores
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judges' word on one object that a picture was asked for.
+    """What evaluator and reader say of one object that a picture was asked for.
 
     `found`: it is among the k objects with the highest scores, of k asked for (accuracy counts these). `score`: the
     evaluator's probability that the picture shows it, in [0, 1]. `instead`: for an object not found, the one that

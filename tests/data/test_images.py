@@ -93,7 +93,7 @@ def png_of_16_bits_a_channel() -> bytes:
         (b"not a picture", "not a readable picture"),
         (encoded(Image.new("I;16", (64, 64))), "16 or 32 bits"),
         (encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 90))), "transparent"),
-        (encoded(Image.new("RGB", (9000, 2))), "largest side"),
+        (encoded(Image.new("RGB", (9000, 2))), "too many"),
         (
             encoded(Image.new("L", (8, 8)), "WEBP", save_all=True, append_images=[Image.new("L", (8, 8), 255)]),
             "animated",
@@ -204,7 +204,7 @@ def test_pictures_of_one_name_in_two_sub_folders_are_two_and_of_two_scenes():
 def test_two_folders_of_pictures_are_one_too_many(tmp_path):
     folder = write_folder(tmp_path / "d")
     (folder / "images.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"holds images\.zip and iclevr; remove"):
+    with pytest.raises(DataError, match=r"holds both images\.zip and iclevr; remove"):
         fingerprint(folder, 3)
 
 

@@ -39,7 +39,7 @@ def test_where_no_checkpoint_can_be_read_nothing_starts_again(stage, chain_copy)
         path.write_bytes(path.read_bytes()[:-1])
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     for _ in range(2):
-        assert_one_line(*stage("ldm", f"root={chain_copy}"), "none before it can be read", "--fresh")
+        assert_one_line(*stage("ldm", f"root={chain_copy}"), "no earlier one can be read", "--fresh")
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 

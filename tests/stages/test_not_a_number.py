@@ -44,7 +44,7 @@ def test_a_planted_nan_is_not_saved_and_the_run_resumes_without_it(
     assert not (folder / "export.safetensors").exists()
     monkeypatch.setattr(Optimizer, "take", take)
     status, said = stage(name, *arguments)
-    assert (status, "going on at step 2" in said) == (0, True), said
+    assert (status, "continuing at step 2" in said) == (0, True), said
     assert digest(folder) == digest(chain / "smoke" / name)
     assert lines(folder) == lines(chain / "smoke" / name)
 

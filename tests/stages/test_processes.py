@@ -130,7 +130,7 @@ def test_a_process_that_dies_ends_the_run_and_the_run_goes_on(stage, chain_copy,
     assert "SIGKILL" in said
     assert not (folder / "export.safetensors").exists()
     status, said = end(start(2, name, chain_copy, *overrides))
-    assert (status, "going on at step" in said) == (0, True), said
+    assert (status, "continuing at step" in said) == (0, True), said
     assert_equal_runs(chain_copy, name, overrides)
 
 

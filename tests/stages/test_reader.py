@@ -86,7 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stage, chain, tmp_path):
     (tmp_path / "smoke/reader/export.safetensors").unlink()
     (tmp_path / "smoke/reader/step-00000006.ckpt").unlink()
     status, said = stage("reader", f"root={tmp_path}", f"data.folder={chain}/smoke/render")
-    assert status == 0 and "going on at step 4" in said, said
+    assert status == 0 and "continuing at step 4" in said, said
     again = load_export(tmp_path / "smoke/reader/export.safetensors", "")[0]
     assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
 

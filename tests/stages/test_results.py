@@ -65,7 +65,7 @@ def test_an_evaluation_s_report_becomes_entries(chain):
     assert ldm["test"]["accuracy"] == report["results"]["ldm"]["test"]["accuracy"]
     assert ldm["steps"] == report["provenance"]["steps"]["ldm"] and ldm["cores"] == "one core"
     assert ldm["source"].endswith("eval/report.json") and ldm["code_sha256"] == report["provenance"]["code_sha256"]
-    with pytest.raises(UserError, match="no report of `make eval`"):
+    with pytest.raises(UserError, match="not a report of `make eval`"):
         entries_of(chain / "smoke/ldm/config.yaml")
 
 

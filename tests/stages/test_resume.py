@@ -55,7 +55,7 @@ def assert_it_goes_on(stage, chain, chain_copy, name):
     assert not (folder / "export.safetensors").exists(), "it was not interrupted in time"
     ended, said = stage(name, f"root={chain_copy}")
     assert ended == 0, said
-    assert "going on at step" in said
+    assert "continuing at step" in said
     assert digest(folder) == digest(whole)
     assert lines(folder) == lines(whole)
     assert not list(folder.glob(".*.tmp"))
@@ -72,7 +72,7 @@ def test_residual_codebooks_go_on_to_the_bit(stage, chain_copy, monkeypatch):
     assert ended == 130, said
     assert not (folder / "export.safetensors").exists(), "it was not interrupted in time"
     ended, said = stage("vae", *settings, "name=ended")
-    assert (ended, "going on at step" in said) == (0, True), said
+    assert (ended, "continuing at step" in said) == (0, True), said
     assert digest(folder) == digest(whole)
     assert lines(folder) == lines(whole)
 

@@ -227,7 +227,7 @@ def test_the_plateau_factor_is_part_of_the_run(stage, tmp_path, monkeypatch):
         assert stage("ddpm", *arguments, "name=resumed")[0] == 130
     assert plateau(resumed) == {"best": plateau(whole)["best"], "waited": 1, "factor": 0.5}
     status, said = stage("ddpm", *arguments, "name=resumed")
-    assert (status, "going on at step 4" in said) == (0, True), said
+    assert (status, "continuing at step 4" in said) == (0, True), said
     assert plateau(resumed) == plateau(whole)
     assert digest(resumed) == digest(whole)
     assert lines(resumed) == lines(whole)
@@ -266,9 +266,9 @@ def test_muons_momentum_is_part_of_the_run(stage, root, monkeypatch):
         assert stage("ldm", *resumed)[0] == 130
     with monkeypatch.context() as another_version:
         another_version.setattr("stages.engine.muon.WIDEST", 15)
-        assert_one_line(*stage("ldm", *resumed), "was begun by another version", "--fresh")
+        assert_one_line(*stage("ldm", *resumed), "was started by another version", "--fresh")
     status, said = stage("ldm", *resumed)
-    assert (status, "going on at step 4" in said) == (0, True), said
+    assert (status, "continuing at step 4" in said) == (0, True), said
     assert digest(root / "muon-resumed/ldm") == digest(root / "muon/ldm")
     assert_one_line(*stage("ldm", *whole, "ldm.optimizer=adam"), "ldm.optimizer: muon -> adam")
 

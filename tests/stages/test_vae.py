@@ -210,7 +210,7 @@ def test_the_places_teach_the_latents_what_a_cell_shows(monkeypatch, tmp_path):
 def test_cells_without_places_are_refused_before_anything_is_trained(tmp_path):
     folder = write_folder(tmp_path / "d", places=False)
     overrides = [f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=3", "vae.cell_weight=0.3"]
-    with pytest.raises(UserError, match=r"vae\.cell_weight.* do without: vae\.cell_weight=0\.0"):
+    with pytest.raises(UserError, match=r"vae\.cell_weight.* or set vae\.cell_weight=0\.0"):
         load_dataset(load(HERE / SMOKE, overrides), DEVICE)
 
 

@@ -167,7 +167,7 @@ def test_what_needs_places_is_refused_where_none_is_known_and_says_how_to_do_wit
     folder = write_folder(tmp_path / "d", places=False)
     with pytest.raises(UserError, match="no object's place is known") as error:
         opened(folder, *ON_A_MAP, change)
-    assert str(error.value).endswith(f"or do without: {otherwise}")
+    assert str(error.value).endswith(f"or set {otherwise}")
     opened(folder, *ON_A_MAP, change, otherwise)
 
 

@@ -102,13 +102,13 @@ def test_packs_that_nothing_needs_any_more_are_said_with_their_size(tmp_path, ca
     (folder / "train.json").write_text(json.dumps(labels))
     capsys.readouterr()
     opened(tmp_path, folder)
-    assert f"{pack} (0.0 GB) is of an older state of {folder}; delete it" in capsys.readouterr().err
+    assert f"{pack} (0.0 GB) holds an older state of {folder}; delete it" in capsys.readouterr().err
     opened(tmp_path, folder, changes=["data.size=32"])
     assert "older state" not in capsys.readouterr().err, "of another size: both may be needed"
     other = renamed(write_folder(tmp_path / "e"), "77")
     folder.rename(tmp_path / "elsewhere")
     opened(tmp_path, other)
-    assert f"is of {folder}, which is gone" in capsys.readouterr().err
+    assert f"holds {folder}, which is gone" in capsys.readouterr().err
     assert pack.exists()
 
 
@@ -264,7 +264,7 @@ def test_latents_of_an_autoencoder_that_was_trained_again_are_said_with_their_si
         images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
         from_pack(context, lambda part: part.float().mean((2, 3), keepdim=True), images, {"data": "d", "vae": sha256})
 
-    context, words = context_with(f"root={tmp_path}"), "(0.0 GB) is of latents of an autoencoder that no experiment"
+    context, words = context_with(f"root={tmp_path}"), "(0.0 GB) holds latents of an autoencoder that no experiment"
     encode(autoencoder("other", 3.0))
     encode(autoencoder("mine", 1.0))
     assert words not in capsys.readouterr().err

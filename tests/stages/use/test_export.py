@@ -266,5 +266,5 @@ def test_a_failure_leaves_no_folder(tmp_path):
 
 def test_a_folder_with_something_in_it_is_left_alone(stage, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    assert_one_line(*stage("export", "--out", str(tmp_path)), "something is there already")
+    assert_one_line(*stage("export", "--out", str(tmp_path)), "is not an empty folder")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -32,7 +32,7 @@ def test_a_folder_with_something_in_it_is_left_alone(installed, tmp_path):
     checked(str(tmp_path))
     (tmp_path / "mine.txt").write_text("mine")
     for taken in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(UserError, match="something is there already"):
+        with pytest.raises(UserError, match="is not an empty folder"):
             checked(str(taken))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -49,4 +49,4 @@ def test_the_command_line_is_checked_without_torch(tmp_path):
         "assert not {'torch', 'numpy', 'onnx'} & set(sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
-    assert result.returncode == 0 and "something is there already" in result.stdout, result.stderr
+    assert result.returncode == 0 and "is not an empty folder" in result.stdout, result.stderr

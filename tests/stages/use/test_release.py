@@ -184,11 +184,11 @@ def test_the_command_draws_from_it_and_trains_nothing_in_it(stage, released, tmp
     arguments = ("--labels", "red cube", "--count", "1", "--out", str(out))
     assert stage("sample", *arguments, config=config)[0] == 0
     assert (out / "00.png").is_file()
-    assert_one_line(*stage("ldm", "--fresh", config=config), "where nothing is trained", "name=")
-    assert_one_line(*stage("ddpm", config=config), "where nothing is trained", "name=")
+    assert_one_line(*stage("ldm", "--fresh", config=config), "nothing is trained there", "name=")
+    assert_one_line(*stage("ddpm", config=config), "nothing is trained there", "name=")
     for name in ("evaluator", "vae", "gan"):
         said = stage(name, "--check", f"name={SHIPPED.name}", f"root={SHIPPED.parent}", "--fresh")
-        assert_one_line(*said, "checkpoints/scenes is the place of released weights")
+        assert_one_line(*said, "checkpoints/scenes holds released weights")
     assert stage("vae", "--check", "name=mine", "root=checkpoints") == (0, "")
 
 
@@ -229,10 +229,10 @@ def test_what_is_not_released(stage, chain, tmp_path):
     assert_one_line(*refused("name=other"), "has no evaluator yet", "make evaluator")
     assert_one_line(*refused(to=chain / "smoke"), "another folder than the experiment's")
     (tmp_path / "full").mkdir()
-    assert_one_line(*refused(to=tmp_path / "full"), "something else than a release")
+    assert_one_line(*refused(to=tmp_path / "full"), "is not a release")
     assert_one_line(*refused("--report", str(tmp_path / "no.json")), "no.json is missing")
     (tmp_path / "no.json").write_text("{}")
-    assert_one_line(*refused("--report", str(tmp_path / "no.json")), "is no report.json of `make eval`")
+    assert_one_line(*refused("--report", str(tmp_path / "no.json")), "is not a report.json of `make eval`")
 
 
 def test_more_than_the_limit_is_refused(chain, tmp_path, monkeypatch):
