@@ -27,7 +27,7 @@ from stages.engine.files import write_atomically
 from stages.engine.log import Metric, MetricsLog, read_metrics, say
 from stages.engine.machine import describe_device, peak_memory, reset_peak, versions
 from stages.engine.optim import Optimizer, Witness, first_bad_step
-from stages.engine.schema import flatten
+from stages.engine.schema import Eval, flatten
 from stages.engine.terminal import ending_signals, ignore_signals, write_at_once
 
 AGREE_EVERY = 8  # steps: processes must wait for their GPUs to agree whether they were asked to stop
@@ -143,11 +143,11 @@ class Run:
             )
 
     def _defaults(self) -> dict[str, object]:
-        """Returns the defaults of the keys of this stage's section. They also hold for a run older than a key."""
+        """Returns defaults of this stage's section and of how its LDM samples. They hold for a run older than a key."""
         fields = type(self.settings).model_fields.items()
         optional = {name: field.default for name, field in fields if not field.is_required()}
         plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in optional.items()}
-        return flatten(plain, f"{self.stage}.")
+        return flatten(plain, f"{self.stage}.") | flatten(Eval(), "parent eval.")
 
     def make_way(self) -> None:
         """With --fresh, moves the old run aside. Call it once everything that the new run needs is there."""

@@ -162,12 +162,14 @@ def test_a_finished_run_is_reused_with_other_parts_and_an_unfinished_one_refuses
     def run_with(parts):
         context = context_with(f"root={tmp_path}", f"ldm.accumulate={parts}")
         with context.held:
-            return Run(context, "ldm", {"data": "d"})
+            return Run(context, "ldm", {"data": "d", "eval.apart": 0.0})
 
     begun, other = run_with(1), run_with(4)
     with pytest.raises(UserError, match=r"another run \(ldm\.accumulate: 1 -> 4\)"):
         other.refuse_other(begun.identity)
-    before_the_key = {key: value for key, value in begun.identity.items() if key != "ldm.accumulate"}
+    new = ("ldm.accumulate", "parent eval.apart")
+    before_the_key = {key: value for key, value in begun.identity.items() if key not in new}
+    assert len(begun.identity) - len(before_the_key) == len(new)
     begun.refuse_other(before_the_key)
     about = {"identity": begun.identity, "steps": 6, "seconds": 1.0, "stage": "ldm"}
     save_export(other.context.export("ldm"), {"weight": torch.zeros(1)}, about)
