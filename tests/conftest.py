@@ -17,7 +17,7 @@ import pytest
 from data.fingerprints import fingerprint
 from stages.engine.config import load
 from stages.engine.files import write_atomically
-from stages.engine.lock import locked
+from tests.helpers import of_all_workers
 
 # Everything but the marked tests runs on the CPU, also beside a GPU: what it promises to the bit holds there.
 if os.environ.get("ON_GPU") != "1":
@@ -126,9 +126,8 @@ def chain(tmp_path_factory) -> Path:
 
     Made once; each of pytest's workers has a copy.
     """
-    own, workers = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
-    made, root = (own.parent if workers else own) / "made", own / "chain"
-    with locked(made, wait=True):
+    root = tmp_path_factory.getbasetemp() / "chain"
+    with of_all_workers(tmp_path_factory, "made") as made:
         if not made.exists():
             result = make("-j2", "vae", "ldm", "gan", "eval", f"CONFIG={SMOKE}", f"SET=root={made}.partly")
             assert result.returncode == 0, result.stdout + result.stderr

@@ -1,11 +1,24 @@
 """What several test files ask of a stage's folder and of what it said."""
 
 import json
+import os
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from stages.engine.export import load_export
+from stages.engine.lock import locked
 from stages.engine.optim import Optimizer
+
+
+@contextmanager
+def of_all_workers(tmp_path_factory, name: str) -> Iterator[Path]:
+    """Yields a path that all of pytest's workers share, to one of them at a time. The first finds nothing there."""
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    with locked(path, wait=True):
+        yield path
 
 
 def assert_one_line(status, said, *parts):

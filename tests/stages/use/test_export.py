@@ -1,7 +1,6 @@
 """What `make export` writes gives what the trained networks give: in torch, in onnxruntime, and drawn without torch."""
 
 import json
-import os
 import runpy
 import socket
 import subprocess
@@ -24,13 +23,12 @@ from stages.engine.draws import sample_generator
 from stages.engine.errors import UserError
 from stages.engine.export import load_export
 from stages.engine.files import made_whole
-from stages.engine.lock import locked
 from stages.gan import load_gan
 from stages.judge import load_evaluator
 from stages.ldm import load_sampler
 from stages.vae import load_vae
 from tests.conftest import SMOKE, start_stage
-from tests.helpers import assert_one_line
+from tests.helpers import assert_one_line, of_all_workers
 
 onnx, onnxscript, onnxruntime, huggingface_hub = (
     pytest.importorskip(name, reason="needs the extra `export`: make setup-export") for name in commands.EXPORT_NEEDS
@@ -46,9 +44,7 @@ SIZES = ((1, 1), (2, 3), (5, 4))  # rows and slots
 @pytest.fixture(scope="session")
 def exported(chain, tmp_path_factory):
     """The folder that `stages.use.export` writes for the smoke chain. Made once, for all of pytest's workers."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
-    with locked(folder.with_suffix(".held"), wait=True):
+    with of_all_workers(tmp_path_factory, "exported") as folder:
         if not folder.exists():
             process = start_stage("export", "--out", str(folder), f"root={chain}", *HOW)
             out, err = process.communicate(timeout=550)

@@ -13,6 +13,7 @@ from PIL import Image
 from models.condition import Condition
 from stages.engine.draws import sample_generator
 from stages.onestep import load_onestep
+from tests.helpers import of_all_workers
 from tests.stages.test_onestep import context_of, distil
 from tests.stages.use.test_export import SIZES, drawn_by_the_script, drawn_inputs, hub, huggingface_hub, session
 
@@ -20,22 +21,27 @@ LABELS = "red cube at 0.3 0.6, cyan sphere at 0.7 0.5"
 HOW = ("models=[onestep]", "eval.guidance=3.0", "eval.steps=2", "eval.spacing=uniform")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def root(chain, tmp_path_factory):
-    root = tmp_path_factory.mktemp("one-call")
-    for name in ("smoke", "packs"):
-        (root / name).symlink_to(chain / name)
-    distil(context_of(root))
+    """A root with a generator, and in `out` the export of an experiment whose only model it is.
+
+    The export must not heed that experiment's `eval`. Made once, for all of pytest's workers.
+    """
+    from stages.use.export import main as export  # after what skips
+
+    with of_all_workers(tmp_path_factory, "one-call") as root:
+        if not (root / "out").exists():
+            root.mkdir()
+            for name in ("smoke", "packs"):
+                (root / name).symlink_to(chain / name)
+            distil(context_of(root))
+            context = context_of(root, *HOW)
+            export(replace(context, arguments=Namespace(config="configs/smoke.yaml", out=str(root / "out"))))
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exported(root):
-    """The folder of an experiment whose only model is the generator, and whose `eval` it must not heed."""
-    from stages.use.export import main as export  # after what skips
-
-    context = context_of(root, *HOW)
-    export(replace(context, arguments=Namespace(config="configs/smoke.yaml", out=str(root / "out"))))
     return root / "out"
 
 
