@@ -17,13 +17,15 @@ import pytest
 from data.fingerprints import fingerprint
 from stages.engine.config import load
 from stages.engine.files import write_atomically
-from tests.helpers import of_all_workers
 
 # Everything but the marked tests runs on the CPU, also beside a GPU: what it promises to the bit holds there.
 if os.environ.get("ON_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 pytest.register_assert_rewrite("tests.helpers")  # so that its asserts too show what they compared
+
+from tests.helpers import of_all_workers  # noqa: E402 (after the two settings above)
+
 HERE = Path(__file__).resolve().parent.parent
 SMOKE = "configs/smoke.yaml"
 
