@@ -23,6 +23,7 @@ from stages.engine.command import JUDGES, Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about, refuse_other_size
+from stages.engine.files import read_json
 from stages.engine.log import progress, read_metrics, say
 from stages.engine.machine import describe_device, versions
 from stages.engine.pictures import captioned, grid, page_scale, png
@@ -308,13 +309,8 @@ def exports_of(context: Context) -> dict[str, dict]:
 
 def is_current(context: Context, dataset: Dataset, exports: dict[str, dict]) -> bool:
     """Returns whether eval/ has a report of just these pictures, exports and settings."""
-    report = context.folder("eval") / "report.json"
-    if not report.exists():
-        return False
-    try:
-        old = dict(json.loads(report.read_text())["provenance"])
-    except (ValueError, KeyError, TypeError):
-        old = {}
+    provenance = read_json(context.folder("eval") / "report.json").get("provenance")
+    old = dict(provenance) if isinstance(provenance, dict) else {}
     now = _provenance(context, dataset, exports)
     was = old.get("parents")
     if isinstance(was, dict) and "vae" not in now["parents"]:  # an older report names one even if none was needed
