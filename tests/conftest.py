@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Exit status and everything said."""
     out, err = process.communicate()
     return process.returncode, out + err
+
+
+def signal_after(process, folder, number, pattern="step-*.ckpt"):
+    """Sends a signal as soon as the folder contains a file of that pattern."""
+    while not list(folder.glob(pattern)) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    return finish(process)
 
 
 def pytest_collection_modifyitems(items):

@@ -12,6 +12,7 @@ import pytest
 from stages.engine.errors import UserError
 from stages.experiments.jobs import Job, cores_for, run_jobs
 from tests.conftest import HERE
+from tests.helpers import wait_for
 
 CORE = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 # notes its start, core and threads; then works until it is asked to stop, or for the seconds given
@@ -44,13 +45,6 @@ def job(folder: Path, name: str, seconds: float, *holds: str) -> Job:
 
 def notes(folder: Path) -> list[str]:
     return (folder / "notes").read_text().splitlines() if (folder / "notes").exists() else []
-
-
-def wait_for(condition, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_jobs_run_in_order_one_a_core_and_none_shares_a_folder(tmp_path):

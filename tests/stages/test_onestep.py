@@ -1,9 +1,7 @@
 """The generator of one step: its pairs, its teacher's noise and scenes, interruptions, and what it refuses."""
 
 import json
-from argparse import Namespace
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,30 +15,17 @@ from stages.engine.export import load_export, save_export
 from stages.engine.run import Run
 from stages.evaluate import main as evaluate
 from stages.ldm import load_sampler
-from stages.onestep import OnestepTask, load_onestep, made_pairs, main, parents_of
+from stages.onestep import OnestepTask, load_onestep, made_pairs, parents_of
 from tests.conftest import make
 from tests.helpers import assert_one_line, digest, lines
-from tests.stages.handful import DEVICE, context_with
-
-
-def context_of(root, *changes, fresh=False, name="pupil"):
-    uses = "uses={evaluator: smoke, vae: smoke, ldm: smoke}"
-    settings = (f"root={root}", f"name={name}", uses, f"data.folder={root}/smoke/render", "eval.seeds=[0]")
-    made = context_with(*settings, *changes)
-    return replace(made, arguments=Namespace(config="configs/smoke.yaml", fresh=fresh, overrides=[]))
+from tests.stages.distilled import context_of, distil
+from tests.stages.handful import DEVICE
 
 
 def run_of(context):
     dataset = load_dataset(context.config, DEVICE)
     teacher, about = load_sampler(context)
     return Run(context, "onestep", parents_of(context, dataset, about)), teacher, about, dataset
-
-
-def distil(context):
-    """Runs the stage and releases its folder, as the end of a command does."""
-    with context.held:
-        main(context)
-    return context.folder("onestep")
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,7 @@ from stages.experiments.rows import changes_of, homes_of, row_of
 from stages.experiments.systems import PAIRS, SYSTEMS
 from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets, write_page
 from tests.conftest import ask_for_few, copy_chain, finish, make, start_stage
-from tests.helpers import assert_one_line, digest
-from tests.stages.test_jobs import wait_for
+from tests.helpers import assert_one_line, digest, wait_for
 
 ROWS = ("gan", "ddpm-up")  # the two quickest
 MODELS = {"gan": "smoke/gan", "ddpm-up": "smoke-ddpm-up/ddpm"}

@@ -6,18 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import finish, start_stage
+from tests.conftest import finish, signal_after, start_stage
 from tests.helpers import digest, interrupted_at, lines
 
 FAULTS = pytest.mark.faults  # long: part of `make faults`
-
-
-def signal_after(process, folder, number, pattern="step-*.ckpt"):
-    """Sends a signal as soon as the folder contains a file of that pattern."""
-    while not list(folder.glob(pattern)) and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(number)
-    return finish(process)
 
 
 @pytest.mark.parametrize(

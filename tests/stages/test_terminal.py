@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from tests.conftest import HERE, SMOKE, finish, module_of, start_stage
+from tests.conftest import HERE, SMOKE, finish, module_of, signal_after, start_stage
 from tests.helpers import digest
-from tests.stages.test_resume import signal_after
 
 
 def started(root, stderr, under=()):

@@ -3,8 +3,6 @@
 import json
 import runpy
 import socket
-import subprocess
-import sys
 from argparse import Namespace
 from contextlib import ExitStack
 
@@ -16,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.condition import Condition
-from stages import commands
 from stages.engine.command import context_of
 from stages.engine.config import load
 from stages.engine.draws import sample_generator
@@ -29,16 +26,19 @@ from stages.ldm import load_sampler
 from stages.vae import load_vae
 from tests.conftest import SMOKE, start_stage
 from tests.helpers import assert_one_line, of_all_workers
-
-onnx, onnxscript, onnxruntime, huggingface_hub = (
-    pytest.importorskip(name, reason="needs the extra `export`: make setup-export") for name in commands.EXPORT_NEEDS
+from tests.stages.use.exported import (
+    SIZES,
+    add_model,
+    drawn_by_the_script,
+    drawn_inputs,
+    graphs,
+    hub,
+    huggingface_hub,
+    onnx,
+    session,
 )
 
-from stages.use import graphs, hub  # noqa: E402 (after what skips)
-from stages.use.export import add_model  # noqa: E402
-
 HOW = ("eval.steps=10", "eval.guidance=3.0", "eval.interval=[0.4,0.9]", "precision=float32")
-SIZES = ((1, 1), (2, 3), (5, 4))  # rows and slots
 
 
 @pytest.fixture(scope="session")
@@ -71,21 +71,6 @@ def offline(monkeypatch):
         raise AssertionError("a connection was asked for")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
-
-
-def session(path):
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
-def drawn_inputs(rows, slots):
-    """x, t, objects, places, keep: objects from one to `slots`, a place for each second."""
-    draw = torch.Generator().manual_seed(rows)
-    objects = torch.randint(24, (rows, slots), generator=draw)
-    objects[-1, slots // 2 + 1 :] = -1
-    places = torch.rand(rows, slots, 2, generator=draw)
-    places[:, 1::2] = -1.0
-    places[objects < 0] = -1.0
-    return torch.randn(rows, 6, 8, 8, generator=draw), torch.arange(rows) * 19, objects, places, torch.arange(rows) > 0
 
 
 def test_the_folder_holds_what_the_page_says(exported):
@@ -209,16 +194,6 @@ def test_the_picture_without_torch_is_that_of_make_sample(exported, stage, chain
     drawn = np.asarray(Image.open(tmp_path / "y.png")).astype(int)
     assert drawn.shape == (64, 64, 3)
     assert np.abs(drawn - sampled).max() <= 1
-
-
-def drawn_by_the_script(exported, *arguments):
-    """Runs the exported script as a stranger does: from another folder, without the project in the path, or torch."""
-    code = (
-        "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:];"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-I", "-c", code, str(exported / "draw.py"), *arguments]
-    return subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(("model", "labels"), [("ldm", "red cube at 0.3 0.6, cyan sphere"), ("gan", "red cube")])

@@ -14,8 +14,8 @@ from models.condition import Condition
 from stages.engine.draws import sample_generator
 from stages.onestep import load_onestep
 from tests.helpers import of_all_workers
-from tests.stages.test_onestep import context_of, distil
-from tests.stages.use.test_export import SIZES, drawn_by_the_script, drawn_inputs, hub, huggingface_hub, session
+from tests.stages.distilled import context_of, distil
+from tests.stages.use.exported import SIZES, drawn_by_the_script, drawn_inputs, hub, huggingface_hub, session
 
 LABELS = "red cube at 0.3 0.6, cyan sphere at 0.7 0.5"
 HOW = ("models=[onestep]", "eval.guidance=3.0", "eval.steps=2", "eval.spacing=uniform")
