@@ -1,13 +1,13 @@
 """The words a configuration may choose from, without torch: Make, `--help` and bad configurations answer at once.
 
-Each names the entries of one registry; tests/models/test_choices.py checks that they agree. A type names one word, its
-plural lists all.
+Each names the entries of one registry; tests/models/test_choices.py checks that they agree. A type is one word of
+its registry; its plural lists all. It ends in Name where a class has the shorter one.
 """
 
 from typing import Literal, NamedTuple, get_args
 
-Model = Literal["ldm", "gan", "ddpm", "onestep"]
-MODELS: tuple[str, ...] = get_args(Model)  # what draws pictures: stages/models.py
+ModelName = Literal["ldm", "gan", "ddpm", "onestep"]
+MODELS: tuple[str, ...] = get_args(ModelName)  # what draws pictures: stages/models.py
 
 
 class Words(NamedTuple):
@@ -58,9 +58,9 @@ EVERY_TIMESTEP = ("ancestral",)  # the samplers that visit every timestep, whate
 
 Prediction = Literal["noise", "v", "x0", "mean"]  # what a diffusion network predicts: models/diffusion.py
 Schedule = Literal["cosine", "linear", "beta-cosine", "sigmoid"]  # of noise: models/diffusion.py
-Sampler = Literal["ddim", "dpm-solver++", "ancestral"]  # models/samplers.py
+SamplerName = Literal["ddim", "dpm-solver++", "ancestral"]  # models/samplers.py
 Spacing = Literal["trailing", "uniform", "quadratic"]  # of a sampler's timesteps: models/samplers.py
-Quantizer = Literal["codebook", "fsq", "residual"]  # models/quantizer.py
+QuantizerName = Literal["codebook", "fsq", "residual"]  # models/quantizer.py
 Backbone = Literal["vgg", "alex", "squeeze"]  # of LPIPS: models/perceptual.py
 Distance = Literal["l2", "huber"]  # of a distilled generator from its teacher: models/distillation.py
 Loss = Literal["wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan"]  # adversarial: models/adversarial.py
@@ -71,9 +71,9 @@ CriticCondition = Literal["projection", "auxiliary", "projection+auxiliary", "co
 
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
-SAMPLERS: tuple[str, ...] = get_args(Sampler)
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 SPACINGS: tuple[str, ...] = get_args(Spacing)
-QUANTIZERS: tuple[str, ...] = get_args(Quantizer)
+QUANTIZERS: tuple[str, ...] = get_args(QuantizerName)
 BACKBONES: tuple[str, ...] = get_args(Backbone)
 DISTANCES: tuple[str, ...] = get_args(Distance)
 LOSSES: tuple[str, ...] = get_args(Loss)

@@ -16,10 +16,10 @@ from models.choices import (
     Distance,
     GeneratorCondition,
     Loss,
-    Model,
+    ModelName,
     Prediction,
-    Quantizer,
-    Sampler,
+    QuantizerName,
+    SamplerName,
     Schedule,
     Spacing,
 )
@@ -52,7 +52,7 @@ Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1),
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_tuple)
 ]
-Models = Annotated[tuple[Model, ...], Field(min_length=1), BeforeValidator(_tuple)]
+Models = Annotated[tuple[ModelName, ...], Field(min_length=1), BeforeValidator(_tuple)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_tuple)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_tuple)]
 Bell = Annotated[tuple[float, Annotated[float, Field(gt=0)]], BeforeValidator(_tuple)]  # mean and deviation
@@ -200,7 +200,7 @@ class Vae(Training):
     middle_blocks: Annotated[int, Field(ge=0, le=100)] = 1  # at the coarsest resolution
     norm: Literal["group", "none"] = "group"
     latent_channels: Annotated[int, Field(gt=0, le=1024)] = 6
-    quantizer: Quantizer = "codebook"
+    quantizer: QuantizerName = "codebook"
     codebook: Codebook = Codebook()
     fsq: Fsq = Fsq()
     residual: Residual = Residual()
@@ -397,7 +397,7 @@ class Onestep(Training):
 
 class Eval(Section):
     seeds: Ints = (0, 1, 2, 3, 4)
-    sampler: Sampler = "ddim"  # ancestral: DDPM's, every timestep
+    sampler: SamplerName = "ddim"  # ancestral: DDPM's, every timestep
     steps: Positive = 50  # of DDIM and DPM-Solver++
     spacing: Spacing = "trailing"  # of their timesteps
     eta: Share = 0.0  # of DDIM: 0 is deterministic, 1 as random as DDPM's sampler
@@ -419,7 +419,7 @@ class Config(Section):
     deterministic: bool = False  # on a GPU: only algorithms that repeat bit for bit; a CPU always does
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast if the processor has it
     models: Models = ("ldm", "gan")  # what `make eval` trains and evaluates
-    reported: dict[Model, Pair] = {}  # model -> a report's (test, new_test) accuracy, shown beside ours
+    reported: dict[ModelName, Pair] = {}  # model -> a report's (test, new_test) accuracy, shown beside ours
     uses: dict[str, str] = {}  # stage -> the experiment whose export is reused: nothing is trained twice
     data: Data = Data()
     render: Render = Render()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from models import adversarial, choices, diffusion, perceptual, placed_gan, quantizer, samplers, wgan
+from models import adversarial, choices, diffusion, distillation, perceptual, placed_gan, quantizer, samplers, wgan
 from stages.benchmark.bench import ROWS
 from stages.benchmark.cell import AXES
 from stages.commands import BENCH_ROWS, COMMANDS, GROWTH_AXES
@@ -24,6 +24,7 @@ from tests.conftest import HERE
         (choices.SPACINGS, samplers.SPACINGS),
         (choices.QUANTIZERS, quantizer.QUANTIZERS),
         (choices.BACKBONES, perceptual.BACKBONES),
+        (choices.DISTANCES, distillation.DISTANCES),
         (choices.LOSSES, adversarial.LOSSES),
         (choices.AUXILIARY_SCHEDULES, adversarial.AUXILIARY_SCHEDULES),
         (choices.BODIES, wgan.BODIES),
