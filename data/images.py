@@ -28,7 +28,7 @@ from data.places import read_places, recovered
 from data.sizes import SIZE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-PICTURES = ("images", "iclevr")  # what the folder of the pictures may be called
+PICTURE_FOLDERS = ("images", "iclevr")  # what the folder of the pictures may be called
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content, not by name: decoders of other formats may run programs
 LARGEST_SIDE = 8192  # pixels; a larger picture is refused before it is decoded
 VERSION = 5  # raised when packs of the same files would differ: 5 keeps labels as indices
@@ -84,12 +84,12 @@ def to_unit(images: Tensor) -> Tensor:
 
 def _place_of_pictures(folder: Path) -> Path:
     """Returns images/ or iclevr/ of a data folder, or that name's .zip. Raises DataError if none or both are there."""
-    found = [[p for p in (folder / name, folder / f"{name}.zip") if p.exists()][:1] for name in PICTURES]
+    found = [[p for p in (folder / name, folder / f"{name}.zip") if p.exists()][:1] for name in PICTURE_FOLDERS]
     one = [path for paths in found for path in paths]
     if len(one) > 1:
         raise DataError(f"{folder} holds both {one[0].name} and {one[1].name}; remove one of them")
     if not one:
-        either = " or ".join(f"{name}/" for name in PICTURES)
+        either = " or ".join(f"{name}/" for name in PICTURE_FOLDERS)
         raise DataError(f"{folder}: neither {either} nor a .zip of these names exists; put the pictures into one")
     return one[0]
 

@@ -30,12 +30,12 @@ from stages.engine.machine import versions
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 
-PICTURES = 64  # sampled at once
-PIXEL_PICTURES, PIXEL_STEPS = 16, 2  # for the slow peer on a CPU; its time is scaled to PICTURES and DDIM_STEPS
+SAMPLED = 64  # pictures at once
+PIXEL_PICTURES, PIXEL_STEPS = 16, 2  # for the slow peer on a CPU; its time is scaled to SAMPLED and DDIM_STEPS
 DDIM_STEPS, GUIDANCE = 50, 3.0
 FEW_STEPS = 10  # as good as 50 on i-CLEVR: .931 / .910, guided from .4 to .9 of t; 50 guided throughout: .908 / .907
 DDIM = ("eval.sampler=ddim", "eval.eta=0.0", "eval.interval=[0.0,1.0]", f"eval.steps={DDIM_STEPS}")
-ALIKE = (f"eval.batch={PICTURES}", f"eval.guidance={GUIDANCE}", "eval.classifier_guidance=0.0")
+THE_SAME = (f"eval.batch={SAMPLED}", f"eval.guidance={GUIDANCE}", "eval.classifier_guidance=0.0")  # in all samplings
 
 
 @dataclass
@@ -124,20 +124,20 @@ def gan_row(subject: Subject, context: Context) -> Row:
 
 def sampling_row(subject: Subject, context: Context) -> Row:
     sampler = subject.sampler()
-    contenders: dict[str, Work] = {"ours": subject.sampling(sampler, PICTURES, *DDIM, *ALIKE)}
+    contenders: dict[str, Work] = {"ours": subject.sampling(sampler, SAMPLED, *DDIM, *THE_SAME)}
     scales = {}
     if peers.available("diffusers"):
-        asked = subject.dataset.conditions[:PICTURES]
+        asked = subject.dataset.conditions[:SAMPLED]
         arguments = (context, sampler, subject.vae, asked, DDIM_STEPS, GUIDANCE)
         contenders["diffusers' DDIM loop, our network"] = peers.sampling(*arguments)
     if peers.available("denoising_diffusion_pytorch"):
-        name, count, steps = "denoising-diffusion-pytorch, pixels, width 64, no guidance, float32", PICTURES, DDIM_STEPS
+        name, count, steps = "denoising-diffusion-pytorch, pixels, width 64, no guidance, float32", SAMPLED, DDIM_STEPS
         if context.device.type == "cpu":
             count, steps = PIXEL_PICTURES, PIXEL_STEPS
             name += f" (from {count} pictures, {steps} steps)"
         contenders[name] = peers.pixel_sampling(context.device, count, steps, 64, context.config.data.size)
-        scales[name] = PICTURES / count * DDIM_STEPS / steps
-    return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, guidance {GUIDANCE:g}", contenders, context, scales)
+        scales[name] = SAMPLED / count * DDIM_STEPS / steps
+    return Row.of(f"{SAMPLED} pictures, DDIM {DDIM_STEPS}, guidance {GUIDANCE:g}", contenders, context, scales)
 
 
 def interval(context: Context) -> tuple[str, str]:
@@ -152,29 +152,29 @@ def compiled_sampling_row(subject: Subject, context: Context) -> Row:
     compile_network(compiled.network, context.device, True, constant=True)
     within, words = interval(context)
     contenders: dict[str, Work] = {
-        "ours": subject.sampling(compiled, PICTURES, *DDIM, *ALIKE, within),
-        "ours, not compiled": subject.sampling(sampler, PICTURES, *DDIM, *ALIKE, within),
-        "ours, compiled, guidance throughout": subject.sampling(compiled, PICTURES, *DDIM, *ALIKE),
+        "ours": subject.sampling(compiled, SAMPLED, *DDIM, *THE_SAME, within),
+        "ours, not compiled": subject.sampling(sampler, SAMPLED, *DDIM, *THE_SAME, within),
+        "ours, compiled, guidance throughout": subject.sampling(compiled, SAMPLED, *DDIM, *THE_SAME),
     }
     if context.device.type == "cuda":
         graphs = subject.sampler()
         compile_network(graphs.network, context.device, "cuda-graphs", constant=True)
-        contenders["ours, CUDA graphs"] = subject.sampling(graphs, PICTURES, *DDIM, *ALIKE, within)
+        contenders["ours, CUDA graphs"] = subject.sampling(graphs, SAMPLED, *DDIM, *THE_SAME, within)
     if peers.available("diffusers"):
-        arguments = (context, sampler, subject.vae, subject.dataset.conditions[:PICTURES], DDIM_STEPS, GUIDANCE)
+        arguments = (context, sampler, subject.vae, subject.dataset.conditions[:SAMPLED], DDIM_STEPS, GUIDANCE)
         contenders["diffusers' DDIM loop, our network, guidance throughout"] = peers.sampling(*arguments)
-    return Row.of(f"{PICTURES} pictures, DDIM {DDIM_STEPS}, compiled, {words}", contenders, context)
+    return Row.of(f"{SAMPLED} pictures, DDIM {DDIM_STEPS}, compiled, {words}", contenders, context)
 
 
 def few_steps_row(subject: Subject, context: Context) -> Row:
     sampler, (within, words) = subject.sampler(), interval(context)
-    few = (*DDIM, *ALIKE, f"eval.steps={FEW_STEPS}")
+    few = (*DDIM, *THE_SAME, f"eval.steps={FEW_STEPS}")
     contenders = {
-        "ours": subject.sampling(sampler, PICTURES, *few, within),
-        f"our DDIM {FEW_STEPS}, guidance throughout": subject.sampling(sampler, PICTURES, *few),
-        f"our DDIM {DDIM_STEPS}, guidance throughout": subject.sampling(sampler, PICTURES, *DDIM, *ALIKE),
+        "ours": subject.sampling(sampler, SAMPLED, *few, within),
+        f"our DDIM {FEW_STEPS}, guidance throughout": subject.sampling(sampler, SAMPLED, *few),
+        f"our DDIM {DDIM_STEPS}, guidance throughout": subject.sampling(sampler, SAMPLED, *DDIM, *THE_SAME),
     }
-    return Row.of(f"{PICTURES} pictures, DDIM {FEW_STEPS}, {words}", contenders, context)
+    return Row.of(f"{SAMPLED} pictures, DDIM {FEW_STEPS}, {words}", contenders, context)
 
 
 def reading_row(subject: Subject, context: Context) -> Row:

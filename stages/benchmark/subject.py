@@ -25,7 +25,7 @@ from stages.gan import GanTask
 from stages.ldm import ldm_task
 from stages.vae import VaeTask, latents_of, load_vae
 
-PICTURES = 1500
+NOISE_PICTURES = 1500
 UNTRAINED = ("evaluator", "vae")  # stages whose exports the others need, trained for one step each
 LONG = 10**6
 
@@ -35,7 +35,7 @@ def write_pictures(folder: Path, size: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "iclevr").mkdir(parents=True)
     random, labels, places = np.random.default_rng(0), {}, {}
-    for i in range(PICTURES):
+    for i in range(NOISE_PICTURES):
         pixels = (128 + 20 * random.standard_normal((size, size, 3))).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "iclevr" / f"{i:06d}_0.png")
         labels[f"{i:06d}_0.png"] = [CLEVR.names[k] for k in random.choice(24, i % 3 + 1, replace=False)]

@@ -3,12 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Any, TextIO
-
-Handler = Callable[[int, FrameType | None], Any]
 
 
 def ending_signals() -> list[signal.Signals]:

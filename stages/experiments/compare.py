@@ -19,7 +19,6 @@ from stages.experiments.variety import variety, variety_of_real
 from stages.judge import evaluate_sets, load_evaluator, refuse_other_pictures, shown
 from stages.models import MODELS, title
 
-PICTURES = 300  # for the Fréchet distance
 ALIKE = 16  # pictures of one label set, for diversity
 
 

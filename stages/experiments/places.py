@@ -16,7 +16,7 @@ from stages.engine.pictures import grid, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
 
-PICTURES, COLUMNS = 32, 8
+EXAMPLES, COLUMNS = 32, 8
 MARKED = 192  # the least pixels a side of a marked picture, so that the numbers can be read
 RING = 7  # radius, in pixels of the page
 COLOURS = ("#ff2020", "#20ff20", "#ff40ff", "#ffffff", "#ffff40")  # first object, second, ...
@@ -45,8 +45,8 @@ def chosen(conditions: Condition) -> Tensor:
     """Returns rows spread evenly over the pictures with the most objects, or over all if those are too few."""
     numbers = conditions.present.sum(1)
     (rows,) = (numbers == numbers.max()).nonzero(as_tuple=True)
-    rows = rows if len(rows) >= PICTURES else torch.arange(len(conditions))
-    return rows[evenly(len(rows), PICTURES)]
+    rows = rows if len(rows) >= EXAMPLES else torch.arange(len(conditions))
+    return rows[evenly(len(rows), EXAMPLES)]
 
 
 def main(context: Context) -> None:

@@ -20,7 +20,7 @@ from tests.helpers import assert_one_line
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
     """What is measured does not depend on how many pictures the subject has."""
-    monkeypatch.setattr("stages.benchmark.subject.PICTURES", 200)
+    monkeypatch.setattr("stages.benchmark.subject.NOISE_PICTURES", 200)
 
 
 def test_its_rows_are_medians_of_calls_in_turn():
