@@ -1,6 +1,7 @@
 """What is done: the pipeline and what is built on it.
 
-Here are the pipeline, one Make target a module, and what its modules share: `commands`, `diffusion`, `judge`, `models`.
+Here are the pipeline, one Make target per module, and what its modules share: `commands`, `diffusion`, `judge` and
+`models`.
 """
 
 import os
