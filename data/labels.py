@@ -150,7 +150,7 @@ def read_json(path: Path) -> object:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({str(error).splitlines()[0]}); restore the file") from None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {path}: {error.strerror}; put a readable file there") from None
 
 
 def _json_fix(error: json.JSONDecodeError) -> str:

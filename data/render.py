@@ -193,7 +193,10 @@ def draw_scenes(
             f"{folder}: a drawing process was killed (out of memory?); run the same command to continue"
         ) from None
     except (ImportError, RuntimeError) as error:
-        raise DataError(f"{folder}: drawing failed ({type(error).__name__}: {str(error)[:100]})") from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"  # Mitsuba's messages have several lines
+        raise DataError(
+            f"{folder}: drawing failed ({why}); check that Mitsuba runs here, then run the same command to continue"
+        ) from error
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate() if drawn < len(indices) else None

@@ -165,3 +165,14 @@ def test_objects_are_wholly_in_the_picture(tmp_path):
         coloured = np.abs(whole - first).max(axis=2) > 60  # more than a shadow changes the floor
         rim = np.concatenate([coloured[0], coloured[-1], coloured[:, 0], coloured[:, -1]])
         assert not rim.any(), f"scene {scene} is cut off"
+
+
+def test_a_failure_of_the_renderer_is_one_line(tmp_path):
+    """Mitsuba's own messages have several lines."""
+
+    def failing(scenes):
+        raise RuntimeError("\n  while loading:\n  no such variant\n")
+
+    with pytest.raises(DataError, match=r"while loading: no such variant\); check") as caught:
+        draw_scenes(tmp_path, range(1), failing, workers=1, **SETTINGS)
+    assert "\n" not in str(caught.value)
