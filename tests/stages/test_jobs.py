@@ -63,7 +63,7 @@ def test_at_the_deadline_they_are_asked_to_stop_and_the_rest_is_left(tmp_path):
     began = time.monotonic()
     left = run_jobs(jobs, [CORE], began + 4, lambda *found: None, print)
     assert left == ["long", "next"] and time.monotonic() - began < 60
-    assert notes(tmp_path)[-1] in ("long saved", f"long began 1 {CORE}") or not notes(tmp_path)
+    assert notes(tmp_path)[-1:] in ([], ["long saved"], [f"long began 1 {CORE}"]), "it may not have begun by then"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
