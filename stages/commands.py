@@ -18,6 +18,7 @@ from stages.use.output import check_output
 BENCH_ROWS = ("ldm", "ldm-compiled", "vae", "gan", "sampling", "sampling-compiled", "few-steps", "reading", "rates")
 GROWTH_AXES = ("LDM: batch", "LDM: latent side", "LDM: width", "stage 1: batch", "stage 1: codes")
 LONGEST = 60.0  # total seconds of one contender, from its fifth time on: a slow one is measured fewer times
+COMPARED = 300  # pictures of a model, and as many real ones: Fréchet distance, precision and recall depend on it
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +121,9 @@ def _check_ablations(a: argparse.Namespace, config: Config) -> None:
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=300, help="pictures for the distance (default: %(default)s)")
+    parser.add_argument(
+        "--pictures", type=int, default=COMPARED, help="pictures for the distance (default: %(default)s)"
+    )
     add_fresh(parser)
 
 

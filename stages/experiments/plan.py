@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.samplers import SAMPLERS
+from stages.commands import COMPARED
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset, sources_of
 from stages.engine.draws import Draws
@@ -22,7 +23,6 @@ from stages.engine.log import say
 from stages.engine.machine import describe_device
 from stages.engine.run import Task
 from stages.evaluator import EvaluatorTask
-from stages.experiments.quality import PICTURES
 from stages.experiments.systems import SYSTEMS
 from stages.models import MODELS
 from stages.reader import EVALUATED
@@ -146,7 +146,7 @@ def estimate(row: Context, home: Context, model: str, pace: Pace, dataset: Datas
     previews = section.steps // section.preview_every - done // section.preview_every
     seconds = (section.steps - done) * pace.step + previews * batches * min(20, calls) * pace.call
     training = seconds / 60 + START_UP if done < section.steps else 0.0
-    pictures = min(PICTURES, len(dataset.held_out_images) // 2) + 2 * min(EVALUATED, len(dataset.held_out_images))
+    pictures = min(COMPARED, len(dataset.held_out_images) // 2) + 2 * min(EVALUATED, len(dataset.held_out_images))
     more = math.ceil(pictures / how.batch)
     return Estimate(training, (batches * len(how.seeds) + more) * calls * pace.call / 60 + START_UP)
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from models.condition import Condition
 from models.distances import coverage, frechet_distance, precision_and_recall
 from models.evaluator import Evaluator
+from stages.commands import COMPARED
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.photographs import INSTALL, load_photograph_network
 from stages.engine.sampling import Sampler, without_places
 from stages.judge import as_input
 
-PICTURES = 300  # of a model, and as many real ones: the figures depend on their number
 NEIGHBOURS, COVERED = 3, 5  # k of precision and recall, k of coverage: those of the papers
 FIGURES = ("frechet_distance", "precision", "recall", "coverage")
 HEAD = ["Fréchet distance", "precision", "recall", "coverage"]
@@ -81,7 +81,7 @@ def figures(real: Tensor, made: Tensor) -> dict:
     return dict(zip(FIGURES, values, strict=True))
 
 
-def load_quality(context: Context, dataset: Dataset, judge: Evaluator, most: int = PICTURES) -> Quality | None:
+def load_quality(context: Context, dataset: Dataset, judge: Evaluator, most: int = COMPARED) -> Quality | None:
     """Returns how to measure quality with up to `most` pictures, or None where fewer than four are held out.
 
     Held-out pictures are in the order of their scenes, so at most one scene, at the border, is in both halves.

@@ -16,6 +16,7 @@ from tests.conftest import HERE, SMOKE
 NAMES = ["red cube", "cyan sphere", "gray cylinder"]
 TWO = {"objects": [{"name": "red cube", "place": [0.3, 0.6]}, {"name": "cyan sphere"}]}
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+HEAD = b"POST /api/draw HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 RED = {"objects": [{"name": "red cube"}], "models": ["fake"]}
 
 
@@ -95,3 +96,16 @@ def ask(port: int, body=RED, method: str = "POST", path: str = "/api/draw", sour
 
 def events_of(lines: list[str]) -> list[str]:
     return [json.loads(line)["event"] for line in lines]
+
+
+def opened(port: int, until: bytes, asked: dict = RED) -> socket.socket:
+    """A client that has sent its request and got as far as `until`."""
+    body = json.dumps(asked).encode()
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection.sendall(HEAD % len(body) + body)
+    got = b""
+    while until not in got:
+        part = connection.recv(4096)
+        assert part, got
+        got += part
+    return connection

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import HERE, SMOKE, finish
-from tests.stages.playing import RED, TWO, FakePainter, ask, events_of, serving, start
+from tests.stages.playing import HEAD, RED, TWO, FakePainter, ask, events_of, opened, serving, start
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
 pytest.importorskip("starlette", reason="the extra [play] is not installed: make play")
@@ -185,22 +185,6 @@ def test_of_a_hundred_at_once_each_is_served_or_told_to_come_back():
     for answer in refused:
         assert_refused(*answer, 503)
         assert 1 <= int(answer[1]["retry-after"]) <= 60
-
-
-HEAD = b"POST /api/draw HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-
-
-def opened(port: int, until: bytes) -> socket.socket:
-    """A client that has sent its request and got as far as `until`."""
-    body = json.dumps(RED).encode()
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
-    connection.sendall(HEAD % len(body) + body)
-    got = b""
-    while until not in got:
-        part = connection.recv(4096)
-        assert part, got
-        got += part
-    return connection
 
 
 def test_a_client_that_goes_away_frees_its_place():

@@ -6,14 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from stages.engine.errors import UserError
 from tests.conftest import HERE, SMOKE, finish, make
 from tests.helpers import assert_one_line
-from tests.stages.playing import TWO, ask, start
+from tests.stages.playing import TWO, opened, start
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
 
@@ -45,17 +45,17 @@ def test_without_the_extra_it_names_the_command_that_installs_it():
 def test_ctrl_c_ends_it_at_once_also_in_the_middle_of_a_drawing(chain):
     process = start(f"root={chain}")
     port = int(re.search(r":(\d+)", process.stdout.readline().removeprefix("play at http:"))[1])
-    with ThreadPoolExecutor(1) as pool:
-        asked = TWO | {"models": ["ldm"], "count": 8, "steps": 100}
-        answer = pool.submit(ask, port, asked)
-        time.sleep(1)
+    with opened(port, b'"step"', TWO | {"models": ["ldm"], "count": 8, "steps": 100}) as drawing:
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         status, said = finish(process)
         assert time.monotonic() - began < 3
         assert (status, said.split()) == (130, ["stopped"])
-        with pytest.raises(Exception):  # noqa: B017 (the connection is closed, in one of many ways)
-            answer.result(10)
+        left = b""
+        with suppress(ConnectionError):
+            while part := drawing.recv(65536):
+                left += part
+        assert b'"done"' not in left
 
 
 def test_others_are_let_in_only_by_name_and_with_a_warning(capsys, monkeypatch):
