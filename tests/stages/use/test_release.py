@@ -166,6 +166,12 @@ def test_only_their_own_experiment_replaces_the_weights_in_the_box(stage):
     assert_one_line(*said, "has no evaluator yet")
 
 
+def test_the_recipe_of_the_weights_in_the_box_is_still_that_of_their_configuration():
+    """Their card names configs/scenes.yaml, which extends the demo's: a change there must not reach it."""
+    recipe, shipped = config_of(HERE / "configs/scenes.yaml"), config_of(HERE / SHIPPED / "config.yaml")
+    assert recipe.model_dump(exclude={"name"}) == shipped.model_dump(exclude={"name"})
+
+
 def test_it_draws_nearly_the_same(chain, released):
     whole, short = load(chain / "smoke"), load(released)
     assert short.models == whole.models and short.objects == whole.objects
