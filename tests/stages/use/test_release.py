@@ -198,6 +198,14 @@ def test_the_command_draws_from_it_and_trains_nothing_in_it(stage, released, tmp
     assert stage("vae", "--check", "name=mine", "root=checkpoints") == (0, "")
 
 
+def test_a_model_that_is_not_in_a_release_is_refused_without_a_command_to_train_it(stage, released, tmp_path):
+    asked = ("--labels", "red cube", "--model", "ddpm", "--out", str(tmp_path / "x.png"))
+    said = stage("sample", *asked, config=released / "config.yaml")
+    assert_one_line(*said, "has no such model; choose from ldm, gan")
+    with pytest.raises(UserError, match="has no such model; choose from ldm, gan"):
+        load(released, model="ddpm")
+
+
 @pytest.mark.parametrize("how", ["flipped", "replaced", "missing", "manifest"])
 def test_a_file_that_is_not_the_released_one_is_refused(stage, released, tmp_path, how):
     copy = tmp_path / "given"
