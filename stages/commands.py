@@ -81,7 +81,7 @@ def export_folder(out: str | None, config: Config) -> Path:
 def _check_export(a: argparse.Namespace, config: Config) -> None:
     if missing := [package for package in EXPORT_NEEDS if find_spec(package) is None]:
         raise UserError(
-            f"{', '.join(missing)} of the extra `export` is not installed: run `make setup-export`, or "
+            f"not installed, of the extra `export`: {', '.join(missing)}; run `make setup-export`, or "
             f".venv/bin/python -m pip install --require-hashes -r requirements-export.lock"
         )
     folder = export_folder(a.out, config)

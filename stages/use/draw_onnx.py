@@ -35,6 +35,31 @@ def draw(model, objects, places, noise, times, guidance):
     return run(model["decoder"], x=x)
 
 
+def read(labels, names):
+    """Reads "red cube at 0.3 0.6, cyan sphere" as indices into `names` and places, None where none is given."""
+    known = {" ".join(name.lower().split()): i for i, name in enumerate(names)}
+    objects, places = [], []
+    for part in (" ".join(part.split()) for part in labels.lower().split(",")):
+        name, _, words = (part, "", "") if part in known or " at " not in part else part.rpartition(" at ")
+        if name not in known:
+            raise ValueError(f"unknown object {name!r}; choose from {', '.join(names)}")
+        if known[name] in objects:
+            raise ValueError(f"{name!r} appears twice; name it once")
+        objects.append(known[name])
+        places.append(place_of(words) if words else None)
+    return objects, places
+
+
+def place_of(words):
+    try:
+        x, y = map(float, words.split())
+    except ValueError:
+        x = y = -1.0
+    if not (0 <= x <= 1 and 0 <= y <= 1):  # nan neither
+        raise ValueError(f"{words!r} is not a place; write x and y in [0, 1], such as red cube at 0.3 0.6")
+    return x, y
+
+
 def completed(places, layouts, random):
     """Gives objects without a place those of a training layout: any, or, beside given places, the most spread one."""
     missing, m = np.array([[place is None] for place in places]), len(places)
@@ -62,11 +87,14 @@ def main():
     parser.add_argument("--model", choices=config["models"], default=next(iter(config["models"])))
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    model, random = config["models"][a.model], np.random.default_rng(a.seed)
-    asked = [part.strip().partition(" at ") for part in a.labels.lower().split(",")]
-    if unknown := [name for name, _, _ in asked if name not in config["objects"]]:
-        parser.error(f"unknown object {unknown[0]!r}; choose from {', '.join(config['objects'])}")
-    places = [tuple(map(float, place.split())) if place else None for _, _, place in asked]
+    model = config["models"][a.model]
+    try:
+        asked, places = read(a.labels, config["objects"])
+    except ValueError as error:
+        parser.error(str(error))
+    if a.seed < 0:
+        parser.error(f"--seed {a.seed}: must be at least 0")
+    random = np.random.default_rng(a.seed)
     if any(places) and not model["takes_places"]:
         parser.error(f"{a.model} takes no places: leave them out")
     if model["layouts"] and None in places:
@@ -75,14 +103,17 @@ def main():
             parser.error(f"no training picture has {len(places)} objects: write a place for each")
         places = completed(places, layouts, random)
     places = np.float32([[(-1, -1) if place is None else place for place in places]])
-    objects = np.int64([[config["objects"].index(name) for name, _, _ in asked]])
+    objects = np.int64([asked])
     noise = random.standard_normal((1, *model["noise"]), np.float32)
     if "generator" in model:
         each = random.standard_normal((*objects.shape, model["object_noise"]), np.float32)
         picture = run(model["generator"], noise=noise, object_noise=each, objects=objects, places=places)
     else:
         picture = draw(model, objects, places, noise, model["times"], model["guidance"])
-    Path(a.out).write_bytes(png(picture[0]))
+    try:
+        Path(a.out).write_bytes(png(picture[0]))
+    except OSError as error:
+        parser.error(f"--out {a.out}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from stages.engine.schema import Eval
 from stages.models import MODELS
 from stages.use.exact import exact_float32
 from stages.use.facts import Facts, facts_of
-from stages.use.find import available, configuration_of, refuse_tampered
+from stages.use.find import MANIFEST, available, configuration_of, refuse_tampered
 from stages.use.verdict import Judge, Verdict
 
 BATCH = 8  # pictures drawn at once: one size, so that picture i is the same for any count
@@ -67,9 +67,12 @@ class Experiment:
     def __init__(self, context: Context, model: str | None = None):
         self._context, self._loaded = context, dict[str, tuple[Sampler, dict]]()
         config = context.config
-        refuse_tampered(Path(config.root) / config.name)
+        folder = Path(config.root) / config.name
+        refuse_tampered(folder)
         self.name, self.size, self.device = config.name, config.data.size, context.device
         self.models = available(config)
+        # of others it is said how to train them, but in a release nothing is trained
+        self._askable = self.models if (folder / MANIFEST).is_file() else tuple(MODELS)
         self.model = model or (self.models[0] if self.models else config.drawer)
         self.objects: list[str] = list(self._model(None)[2]["objects"])
 
@@ -192,7 +195,7 @@ class Experiment:
     def _model(self, model: str | None) -> tuple[str, Sampler, dict]:
         """Returns a model's name, its sampler, loaded at the first use, and the description in its export."""
         name = self.model if model is None else model
-        if not isinstance(name, str) or name not in MODELS:
+        if not isinstance(name, str) or name not in self._askable:
             raise UserError(f"model {name!r}: {self.name} has no such model; choose from {', '.join(self.models)}")
         with _turn, _in_one_line(), _environment():
             if name not in self._loaded:

@@ -132,6 +132,29 @@ def test_objects_are_dragged_drawn_judged_and_come_back_with_the_link(opened):
     assert page.input_value("#steps") == "4" and page.is_checked("#models [value=gan]")
 
 
+def test_with_the_shipped_weights_dragged_objects_are_drawn_and_seen_where_they_were_dropped(browser):
+    from stages import load
+    from stages.play.painter import LibraryPainter
+
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(DRAWN)
+    with serving(LibraryPainter(load("scenes", device="cpu"))) as port:
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector("body[data-ready]")
+        drag(page, "#palette [data-name='red cube']", 0.3, 0.4)
+        drag(page, "#palette [data-name='cyan sphere']", 0.7, 0.6)
+        page.click("#draw")
+        settled(page)
+        assert page.locator("[data-model] .verdict").count() == 3
+        for model in ("ldm", "onestep", "gan"):
+            for name in ("red cube", "cyan sphere"):
+                words = page.locator(f"[data-model={model}] .verdict .found:has-text('{name}')").text_content()
+                assert float(re.fullmatch(rf"{name} found, ([\d.]+) pixels off", words)[1]) < 2
+        marks = page.evaluate("performance.getEntriesByType('mark').map((mark) => mark.name)")  # by their time
+        assert marks == ["click", "first step", "picture"]
+    page.close()
+
+
 def test_a_link_brings_back_the_whole_state(opened):
     page = opened(LINK)
     settled(page)

@@ -209,6 +209,13 @@ def test_the_script_draws_alone(exported, tmp_path, model, labels):
         (("pink cube",), "unknown object 'pink cube'"),
         (("red cube at 0.3 0.6", "--model", "gan"), "gan takes no places"),
         (("red cube, cyan cube, blue cube, gray cube",), "write a place for each"),
+        (("red cube, Red  cube",), "'red cube' appears twice"),
+        (("red cube at 0.3",), "'0.3' is not a place"),
+        (("red cube at x 0.6",), "'x 0.6' is not a place"),
+        (("red cube at 0.3 1.6",), "'0.3 1.6' is not a place"),
+        (("red cube at nan 0.6",), "'nan 0.6' is not a place"),
+        (("red cube", "--seed", "-1"), "--seed -1"),
+        (("red cube", "--out", "nowhere/x.png"), "--out nowhere/x.png: No such file"),
     ],
 )
 def test_what_the_script_cannot_draw_is_one_line(exported, arguments, words):

@@ -24,7 +24,7 @@ def installed(monkeypatch):
 @pytest.mark.parametrize("package", commands.EXPORT_NEEDS)
 def test_a_missing_extra_is_one_line_with_what_installs_it(monkeypatch, package):
     monkeypatch.setattr(commands, "find_spec", lambda name: None if name == package else object())
-    with pytest.raises(UserError, match=rf"{package} .*make setup-export.*pip install .*requirements-export\.lock"):
+    with pytest.raises(UserError, match=rf": {package}; run `make setup-export.*pip install .*requirements-export"):
         checked(None)
 
 

@@ -166,6 +166,12 @@ def test_only_their_own_experiment_replaces_the_weights_in_the_box(stage):
     assert_one_line(*said, "has no evaluator yet")
 
 
+def test_the_recipe_of_the_weights_in_the_box_is_still_that_of_their_configuration():
+    """Their card names configs/scenes.yaml, which extends the demo's: a change there must not reach it."""
+    recipe, shipped = config_of(HERE / "configs/scenes.yaml"), config_of(HERE / SHIPPED / "config.yaml")
+    assert recipe.model_dump(exclude={"name"}) == shipped.model_dump(exclude={"name"})
+
+
 def test_it_draws_nearly_the_same(chain, released):
     whole, short = load(chain / "smoke"), load(released)
     assert short.models == whole.models and short.objects == whole.objects
@@ -190,6 +196,14 @@ def test_the_command_draws_from_it_and_trains_nothing_in_it(stage, released, tmp
         said = stage(name, "--check", f"name={SHIPPED.name}", f"root={SHIPPED.parent}", "--fresh")
         assert_one_line(*said, "checkpoints/scenes holds released weights")
     assert stage("vae", "--check", "name=mine", "root=checkpoints") == (0, "")
+
+
+def test_a_model_that_is_not_in_a_release_is_refused_without_a_command_to_train_it(stage, released, tmp_path):
+    asked = ("--labels", "red cube", "--model", "ddpm", "--out", str(tmp_path / "x.png"))
+    said = stage("sample", *asked, config=released / "config.yaml")
+    assert_one_line(*said, "has no such model; choose from ldm, gan")
+    with pytest.raises(UserError, match="has no such model; choose from ldm, gan"):
+        load(released, model="ddpm")
 
 
 @pytest.mark.parametrize("how", ["flipped", "replaced", "missing", "manifest"])
