@@ -124,7 +124,7 @@ eval: models reader ## train what is missing, evaluate, write checkpoints/NAME/e
 
 ##@ Use
 
-# Without CONFIG (or DATA, or a name or root in SET) the weights that come with the project draw: nothing is trained.
+# Without CONFIG (or DATA, or a name or root in SET) it is the weights that come with the project: nothing is trained.
 GIVEN   = $(filter-out file,$(origin CONFIG)) $(DATA) $(filter name=% root=%,$(SET))
 SHIPPED = $(if $(strip $(GIVEN)),,$(wildcard checkpoints/scenes/config.yaml))
 SAMPLE  = $(PY) -m stages.use.sample --config "$(or $(SHIPPED),$(CONFIG))" --labels "$(LABELS)" --count $(COUNT) \
@@ -150,8 +150,8 @@ play: $(PLAY) ## serve a page to place objects and draw, for this machine only [
 release: setup ## write the weights in 16 bits with a model card, FLAGS="--to folder [--report report.json ...]"
 	@$(PY) -m stages.use.release --config "$(CONFIG)" $(FLAGS) -- $(SETS)
 
-export: setup-export ## write what was trained as safetensors and ONNX, for other programs: [OUT=exports/NAME]
-	@$(PY) -m stages.use.export --config "$(CONFIG)" $(if $(filter file,$(origin OUT)),,--out "$(OUT)") -- $(SETS)
+export: setup-export ## write trained weights as safetensors and ONNX, for other programs: [OUT=exports/NAME]
+	@$(PY) -m stages.use.export --config "$(or $(SHIPPED),$(CONFIG))" $(if $(filter file,$(origin OUT)),,--out "$(OUT)") -- $(SETS)
 
 ##@ Experiments
 

@@ -9,7 +9,7 @@ import pytest
 from stages import commands
 from stages.engine.config import load
 from stages.engine.errors import UserError
-from tests.conftest import HERE, SMOKE
+from tests.conftest import HERE, SMOKE, make
 
 
 def checked(out):
@@ -50,3 +50,9 @@ def test_the_command_line_is_checked_without_torch(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
     assert result.returncode == 0 and "is not an empty folder" in result.stdout, result.stderr
+
+
+def test_without_a_configuration_the_shipped_weights_are_written():
+    shipped = "checkpoints/scenes/config.yaml"
+    assert f'stages.use.export --config "{shipped}"' in make("export", "-n", f"SHIPPED={shipped}").stdout
+    assert 'stages.use.export --config "configs/demo.yaml"' in make("export", "-n", "CONFIG=configs/demo.yaml").stdout

@@ -41,7 +41,7 @@ def test_alone_it_asks_for_the_repository_and_clones_it(tmp_path, monkeypatch):
 
 
 def test_every_cell_runs(capsys, monkeypatch):
-    """With the weights in the box."""
+    """With the shipped weights."""
     monkeypatch.chdir(HERE / "docs")
     monkeypatch.setattr(sys, "path", [*sys.path])
     space: dict = {}
