@@ -11,6 +11,7 @@ from stages.engine.schema import Config, Denoising, Eval, Gan, Network, flatten
 
 # a data folder's other files, and a report's key beside the sets' names
 OTHER_FILES = ("train", "validation", "objects", "places", "render", "held_out")
+SECTIONS = {"ddpm": "configs/ddpm-multiply-add.yaml", "onestep": "configs/onestep.yaml"}  # which have one, for example
 
 
 def plain(name: str) -> bool:
@@ -244,3 +245,26 @@ def ignored(config: Config) -> list[str]:
     if config.gan.stem != 1 and config.gan.on_latents:
         found.append(f"gan.stem={config.gan.stem} has no effect: gan.space=latents")
     return found
+
+
+def refuse_missing_section(config: Config, model: str, where: str) -> None:
+    """Raises UserError if the configuration has no section for a model."""
+    if getattr(config, model) is None:
+        raise UserError(f"{where} has no section {model}; {SECTIONS[model]} has one")
+
+
+def refuse_undistillable(how: Eval, prediction: str | None) -> None:
+    """Raises UserError if latents do not follow from the noise, or one call of an LDM cannot predict them.
+
+    `prediction`: what the LDM predicts, None where it is not known yet.
+    """
+    if how.sampler == "ancestral" or how.eta > 0:
+        raise UserError(
+            f"onestep learns what the LDM makes of noise, but eval.sampler={how.sampler} eval.eta={how.eta:g} draws "
+            f"more noise on the way; set eval.sampler=ddim eval.eta=0.0"
+        )
+    if prediction not in ("v", "x0", None):
+        raise UserError(
+            f"onestep starts from a network that predicts {prediction}, from which x_0 does not follow at the last "
+            f"timestep; train the LDM with ldm.prediction=v"
+        )
