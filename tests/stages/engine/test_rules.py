@@ -145,6 +145,33 @@ def test_a_hostile_file_is_one_short_line_at_once(tmp_path, text, words):
     assert len(str(fault.value).removeprefix(str(tmp_path))) < 200
 
 
+LONG, SMOKE_COPY = "x" * 60_000, "smoke.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        (f"? {LONG}\n", "unknown key xxx", "the keys here are "),
+        (f"uses: {{vae: {LONG}/}}\n", "uses.vae=xxx", "such as vae: iclevr"),
+        (f"data: {{conditions: [{LONG}/]}}\n", "data.conditions lists 'xxx", "such as test"),
+        (f"models: [{', '.join(['ldm'] * 9000)}]\n", "models ['ldm', 'ldm'", "give each once"),
+        (f"seed: *{LONG}\n", "undefined alias 'xxx", "xxx')"),
+        (f"seed: !{LONG} 1\n", "for the tag '!xxx", "xxx')"),
+    ],
+    ids=["key", "experiment", "label sets", "models", "alias", "tag"],
+)
+def test_a_message_quotes_a_part_of_what_is_long(tmp_path, text, start, end):
+    """It keeps its start, which says where, and its end, which says what to do."""
+    file = tmp_path / "long.yaml"
+    file.write_text(f"extends: {SMOKE_COPY}\n{text}")
+    (tmp_path / SMOKE_COPY).write_text(CONFIG.read_text())
+    with pytest.raises(UserError) as fault:
+        load(file)
+    said = str(fault.value)
+    assert str(file) in said and start in said and len(said) < 2100
+    assert end in said[-800:]
+
+
 @pytest.mark.parametrize("bell", ["[50.0,0.01]", "[30.0,1.0]"])
 def test_a_bell_off_the_schedule_is_refused(bell):
     refuse_unlearnable(load(CONFIG))
