@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -156,5 +157,13 @@ def test_a_hostile_export_is_one_line_before_memory_or_time_is_spent(tmp_path, c
 @pytest.mark.parametrize("about", [[], 5, None, {"identity": 3}, {"parents": []}, {"seconds": "long"}])
 def test_a_description_of_other_types_is_one_line(tmp_path, about):
     save_export(tmp_path / "export.safetensors", {"x": torch.zeros(1)}, about)
+    with pytest.raises(UserError, match="is damaged"):
+        read_about(tmp_path / "export.safetensors", "make it again")
+
+
+def test_a_description_that_is_nested_too_deeply_is_one_line(tmp_path):
+    """Python's parser would end in a traceback."""
+    metadata = {"about": "[" * 100_000, "sha256": "0"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "export.safetensors", metadata)
     with pytest.raises(UserError, match="is damaged"):
         read_about(tmp_path / "export.safetensors", "make it again")
