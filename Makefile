@@ -98,10 +98,14 @@ for-gan: evaluator $(filter vae,$(NAMED))
 gan: for-gan ## train the conditional WGAN-GP (and first the VAE, if gan.space is latents)
 	$(call STAGE,gan)
 
-ddpm: evaluator ## train diffusion on pictures (needs a configuration with a ddpm section)
+# A stage that a configuration may lack, or that may not suit it, is checked before what it needs is trained.
+checked-ddpm checked-onestep: checked-%: setup
+	@$(PY) -m stages.$* --config "$(CONFIG)" --check $(if $(and $(FRESH),$(filter $*,$(MAKECMDGOALS))),--fresh) -- $(SETS)
+
+ddpm: checked-ddpm evaluator ## train diffusion on pictures (needs a configuration with a ddpm section)
 	$(call STAGE,ddpm)
 
-onestep: ldm ## distil the LDM into a one-step generator (needs a configuration with a onestep section)
+onestep: checked-onestep ldm ## distil the LDM into a one-step generator (needs a configuration with a onestep section)
 	$(call STAGE,onestep)
 
 # An experiment's command line and configuration are checked before anything is trained for it.
@@ -114,7 +118,7 @@ OF_REPRODUCE = $(if $(JOBS),--jobs $(JOBS)) $(if $(HOURS),--hours $(HOURS))
 models: setup $(NAMED)
 	@rest=; models="$(call SAYS,models)" && for model in $$models; do \
 	  case " $(MAKECMDGOALS) " in *" $$model "*) ;; *) rest="$$rest $$model";; esac; done && \
-	  { [ -z "$$rest" ] || $(MAKE) $(AGAIN) $$rest; }
+	  { [ -z "$$rest" ] || $(MAKE) $(AGAIN) $$(for m in $$rest; do case $$m in (ddpm|onestep) echo checked-$$m;; esac; done) $$rest; }
 
 for-diffusion for-drawer: for-%: setup $(NAMED)
 	@model="$(or $(MODEL),$(call SAYS,$*))" && $(MAKE) $(AGAIN) $$model

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from models.choices import DIFFUSION, MODELS, WORDS
 from stages.engine.arguments import Command, add_fresh
 from stages.engine.config import Config
 from stages.engine.errors import UserError, of_the_system
+from stages.engine.rules import SECTIONS, refuse_missing_section, refuse_undistillable
 from stages.experiments.systems import GROUPS, SYSTEMS
 from stages.use.find import check_release, refuse_training_in_a_release
 from stages.use.output import check_output
@@ -42,23 +43,42 @@ def _check_sample(a: argparse.Namespace, config: Config) -> None:
         raise UserError(f"--guidance {a.guidance}: must be a finite number of at least 0; 1 means no guidance")
     if (a.model or config.drawer) not in DIFFUSION and (a.steps is not None or a.guidance is not None):
         raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
+    _check_model(a, config)
     check_output(a.out, a.animate, a.model or config.drawer)
     if not config.uses:
         _check_labels(a.labels, config.data.folders)
 
 
-def _check_labels(text: str, folders: Sequence[str]) -> None:
-    """Checks the objects asked for against those of the data, unless all are packs: before a model is trained."""
+def _check_labels(text: str, folders: Sequence[str]) -> list:
+    """Checks the objects asked for against those of the data, unless all are packs: before a model is trained.
+
+    Returns the place of each that has one.
+    """
     from data.labels import CLEVR, DataError, read_vocabulary  # takes torch, which the other commands' checks do not
 
     plain = [folder for folder in folders if not folder.endswith(".safetensors")]
     if folders and not plain:
-        return
+        return []
     try:
         vocabulary = read_vocabulary(Path(plain[0]) / "objects.json") if plain else CLEVR
-        vocabulary.parse(text)
+        return [place for place in vocabulary.parse(text)[1] if place]
     except DataError as error:
         raise UserError(str(error)) from None
+
+
+def _check_stage(stage: str) -> Callable[[argparse.Namespace, Config], None]:
+    """Returns the check of a stage that trains."""
+    refuse = refuse_training_in_a_release(stage)
+
+    def check(a: argparse.Namespace, config: Config) -> None:
+        refuse(a, config)
+        if stage in SECTIONS:
+            refuse_missing_section(config, stage, a.config)
+        finished = (Path(config.root) / config.name / stage / "export.safetensors").is_file() and not a.fresh
+        if stage == "onestep" and not finished and stage not in config.uses:
+            refuse_undistillable(config.eval, None if "ldm" in config.uses else config.ldm.prediction)
+
+    return check
 
 
 def _release(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +116,34 @@ def _check_export(a: argparse.Namespace, config: Config) -> None:
 def _placed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="TEXT", help='such as "red cube, cyan sphere": the last one is moved')
     add_fresh(parser)
+
+
+def refuse_places(text: str, places: Sequence) -> None:
+    """Raises UserError if --labels says where an object is: the page of `make placed` chooses the places."""
+    if any(places):
+        raise UserError(f"--labels {text!r}: the page chooses the places; leave the places out")
+
+
+def _check_placed(a: argparse.Namespace, config: Config) -> None:
+    if a.labels is not None:
+        refuse_places(a.labels, _check_labels(a.labels, config.data.folders))
+    models = {"ldm" if model == "onestep" else model for model in config.models}
+    if not models & config.uses.keys() and not any(map(config.places_of, models)):
+        raise UserError(f"{a.config}: no model here takes places; set ldm.network.places=true")
+
+
+HELD_OUT = ("ldm", "gan")  # the models that `make held-out` trains again and asks
+
+
+def _check_held_out(a: argparse.Namespace, config: Config) -> None:
+    if not {*HELD_OUT} & {*config.models}:
+        raise UserError(f"{a.config}: `models` has neither {' nor '.join(HELD_OUT)}; add one of them")
+
+
+def _check_model(a: argparse.Namespace, config: Config) -> None:
+    """Checks that there is a section for the model of --model, which Make trains first."""
+    if a.model in SECTIONS:
+        refuse_missing_section(config, a.model, a.config)
 
 
 def _gradnorm(parser: argparse.ArgumentParser) -> None:
@@ -240,7 +288,7 @@ def _check_play(a: argparse.Namespace, config: Config) -> None:
 
 COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "render": Command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", alone=True),
-    **{stage: Command(words.stage, check=refuse_training_in_a_release(stage)) for stage, words in WORDS.items()},
+    **{stage: Command(words.stage, check=_check_stage(stage)) for stage, words in WORDS.items()},
     "evaluate": Command("Evaluates the models of a configuration on its test sets and writes the report."),
     "use.sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
     "use.release": Command("Writes an experiment's weights to share.", _release, alone=True, check=check_release),
@@ -248,19 +296,21 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
         "Writes an experiment's networks for other programs.", _export, alone=True, check=_check_export
     ),
     "experiments.places": Command("Shows pictures with the places of their objects.", alone=True),
-    "experiments.placed": Command("Asks for one object at eight places.", _placed, alone=True),
+    "experiments.placed": Command("Asks for one object at eight places.", _placed, alone=True, check=_check_placed),
     "experiments.gradnorm": Command(
         "Compares the critic's gradient norms by layer.", _gradnorm, alone=True, check=_check_steps
     ),
-    "experiments.progress": Command("Shows samples from noise to picture.", _diffusion, alone=True),
+    "experiments.progress": Command("Shows samples from noise to picture.", _diffusion, alone=True, check=_check_model),
     "experiments.samplers": Command(
-        "Compares DDPM's sampler with DDIM's by accuracy and time.", _diffusion, alone=True
+        "Compares DDPM's sampler with DDIM's by accuracy and time.", _diffusion, alone=True, check=_check_model
     ),
     "experiments.ablations": Command(
         "Trains with one choice changed at a time, on a small budget.", _ablations, alone=True, check=_check_ablations
     ),
     "experiments.compare": Command("Compares the models of an experiment.", _compare, alone=True, check=_check_compare),
-    "experiments.held_out": Command("Trains without a share of the label sets, then asks for those.", alone=True),
+    "experiments.held_out": Command(
+        "Trains without a share of the label sets, then asks for those.", alone=True, check=_check_held_out
+    ),
     "experiments.pace": Command(
         "Measures the time until the LDM passes an accuracy.", _pace, alone=True, check=_check_pace
     ),

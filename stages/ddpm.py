@@ -14,8 +14,8 @@ from stages.engine.command import Context, run_command
 from stages.engine.compiled import compile_network
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.draws import Coming
-from stages.engine.errors import UserError
 from stages.engine.export import read_about
+from stages.engine.rules import refuse_missing_section
 from stages.engine.run import Run
 from stages.engine.schema import REPORTED, Ddpm, flatten
 from stages.engine.trained import load_trained
@@ -27,8 +27,8 @@ LEAST_DEVIATION = 0.03
 
 def section_of(context: Context) -> Ddpm:
     """Returns the configuration's `ddpm` section. Raises UserError if it has none."""
-    if context.config.ddpm is None:
-        raise UserError(f"{context.arguments.config} has no section ddpm; configs/ddpm-multiply-add.yaml has one")
+    refuse_missing_section(context.config, "ddpm", context.arguments.config)
+    assert context.config.ddpm is not None
     return context.config.ddpm
 
 

@@ -31,6 +31,7 @@ from stages.engine.export import load_export, read_about, save_export
 from stages.engine.log import Metric, progress
 from stages.engine.optim import Optimizer
 from stages.engine.parts import means, parts_of
+from stages.engine.rules import refuse_missing_section, refuse_undistillable
 from stages.engine.run import Part, Run
 from stages.engine.sampling import preview
 from stages.engine.schema import Eval, Ldm, Onestep, flatten
@@ -52,8 +53,8 @@ OF_PAIRS = ("parent ", "seed", "precision", "onestep.chosen_places", "onestep.pi
 
 def section_of(context: Context) -> Onestep:
     """Returns the configuration's `onestep` section. Raises UserError if it has none."""
-    if context.config.onestep is None:
-        raise UserError(f"{context.arguments.config} has no section onestep; configs/onestep.yaml has one")
+    refuse_missing_section(context.config, "onestep", context.arguments.config)
+    assert context.config.onestep is not None
     return context.config.onestep
 
 
@@ -253,21 +254,6 @@ class OnestepTask:
         return weights, {"teacher": self.described, "classes": self.described["classes"], "objects": self.objects}
 
 
-def refuse_unfit(context: Context, teacher: DiffusionSampler) -> None:
-    """Raises UserError if the teacher's latents do not follow from the noise, or one call cannot predict them."""
-    how, kind = context.config.eval, teacher.diffusion.prediction
-    if how.sampler == "ancestral" or how.eta > 0:
-        raise UserError(
-            f"onestep learns what the LDM makes of noise, but eval.sampler={how.sampler} eval.eta={how.eta:g} draws "
-            f"more noise on the way; set eval.sampler=ddim eval.eta=0.0"
-        )
-    if kind not in ("v", "x0"):
-        raise UserError(
-            f"onestep starts from a network that predicts {kind}, from which x_0 does not follow at the last timestep; "
-            f"train the LDM with ldm.prediction=v"
-        )
-
-
 def parents_of(context: Context, dataset: Dataset, teacher: dict) -> dict[str, object]:
     """Returns what a run is made from: data, LDM (`teacher`: its description), autoencoder and how the LDM samples."""
     how, guided = context.config.eval, context.config.eval.classifier_guidance > 0
@@ -288,7 +274,7 @@ def fresh_task(context: Context, dataset: Dataset) -> OnestepTask:
         untrained = fresh_ldm(context, dataset)
         teacher = untrained.sampler_of(untrained.ema.average, untrained.layouts)
         about = untrained.facts | {"config": context.config.ldm.model_dump(mode="json")}
-    refuse_unfit(context, teacher)
+    refuse_undistillable(context.config.eval, teacher.diffusion.prediction)
     rows = torch.arange(section_of(context).batch) % len(dataset.images)
     pairs = pairs_of(make_part(context, teacher, dataset, rows, 0), dataset, context)
     return OnestepTask(context, dataset, teacher, about, pairs)
@@ -302,7 +288,7 @@ def main(context: Context) -> None:
     run = Run(context, "onestep", parents_of(context, dataset, about))
     if run.finished():
         return
-    refuse_unfit(context, teacher)
+    refuse_undistillable(context.config.eval, teacher.diffusion.prediction)
     run.make_way()
     run.train(OnestepTask(context, dataset, teacher, about, made_pairs(run, teacher, dataset)))
 

@@ -10,7 +10,7 @@ from data.scenes import OBJECTS, Look, objects_json, scene_places, test_sets
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.errors import UserError
-from stages.engine.files import write_atomically
+from stages.engine.files import from_json, write_atomically
 from stages.engine.log import progress, say
 from stages.engine.run import differences, move_aside
 from stages.engine.schema import flatten
@@ -19,7 +19,7 @@ from stages.engine.schema import flatten
 def _settings_of(folder: Path) -> dict | None:
     """Returns the settings with which a folder was begun, or None."""
     try:
-        return {"objects": OBJECTS, "series": True} | json.loads((folder / "render.json").read_text())
+        return {"objects": OBJECTS, "series": True} | from_json((folder / "render.json").read_text())
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):

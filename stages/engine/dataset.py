@@ -1,6 +1,5 @@
 """Loads an experiment's pictures, packed once into one file and held on the device."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from stages.engine.drawn import CHUNK, Drawn
 from stages.engine.draws import Coming
 from stages.engine.errors import UserError
 from stages.engine.export import sha256_of
+from stages.engine.files import from_json
 from stages.engine.packs import as_int64, is_pack, load_packs, vocabulary_of
 
 PREVIEWED = 4096  # held-out pictures that a preview measures at most; what is exported is measured on all
@@ -127,7 +127,7 @@ def _refuse_smaller_scenes(folder: Path, size: int) -> None:
     Pictures from elsewhere are scaled in either direction.
     """
     try:
-        drawn = json.loads((folder / "render.json").read_text())["size"]
+        drawn = from_json((folder / "render.json").read_text())["size"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if isinstance(drawn, int) and drawn < size:

@@ -14,11 +14,16 @@ FIXES = {
 }
 
 
+LONGEST = 2000  # characters of a message: a name from a file may be as long as the file
+
+
 class UserError(Exception):
     """A mistake by the user, or a state only the user can fix. It is printed as `error: ...`, with exit status 2."""
 
     def __init__(self, text: str):
         # names come from files and may hold anything: a line break or an escape code must not reach the terminal
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 

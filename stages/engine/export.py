@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.sizes import SIZE
 from stages.engine.errors import UserError, of_the_system, oneline
-from stages.engine.files import write_atomically
+from stages.engine.files import from_json, write_atomically
 
 DTYPES = {  # safetensors' names for the types that exports hold
     torch.float64: "F64",
@@ -118,7 +118,7 @@ def read_about(path: Path, remedy: str) -> dict:
         words = hashlib.sha256(header["about"].encode()).hexdigest()
         if header.get("about_sha256", words) != words:
             raise ValueError("checksum of its description differs")
-        about = {**json.loads(header["about"]), "sha256": header["sha256"]}
+        about = {**from_json(header["about"]), "sha256": header["sha256"]}
         if wrong := [key for key, kind in KINDS.items() if key in about and not isinstance(about[key], kind)]:
             raise ValueError(f"its {wrong[0]} is {about[wrong[0]]!r:.40}")
         return about

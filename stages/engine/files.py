@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -59,10 +60,18 @@ def made_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partly, ignore_errors=True)
 
 
+def from_json(text: str) -> Any:
+    """Returns what a JSON text holds. Raises ValueError, also for nesting that is too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(oneline(error)) from None
+
+
 def read_json(path: Path) -> dict:
     """Returns the object in a JSON file that can be made again, {} if the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from stages.engine import distributed
 from stages.engine.errors import of_the_system
-from stages.engine.files import write_atomically
+from stages.engine.files import from_json, write_atomically
 from stages.engine.pictures import png
 from stages.engine.sums import Sums, stacked
 
@@ -51,7 +51,7 @@ def read_metrics(path: Path) -> list[dict]:
     found = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(ValueError):
-            found.append(json.loads(line))
+            found.append(from_json(line))
     return [line for line in found if isinstance(line, dict)]
 
 
@@ -181,7 +181,7 @@ class MetricsLog:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return from_json(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
 

@@ -1,7 +1,10 @@
 """Rules that involve several keys of a configuration: each is refused in one line before anything runs."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from data.sizes import SIZE
 from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
@@ -11,6 +14,7 @@ from stages.engine.schema import Config, Denoising, Eval, Gan, Network, flatten
 
 # a data folder's other files, and a report's key beside the sets' names
 OTHER_FILES = ("train", "validation", "objects", "places", "render", "held_out")
+SECTIONS = {"ddpm": "configs/ddpm-multiply-add.yaml", "onestep": "configs/onestep.yaml"}  # which have one, for example
 
 
 def plain(name: str) -> bool:
@@ -40,6 +44,11 @@ def check(config: Config, where: Path) -> None:
         raise UserError(
             f"{where}: vae.label_weight needs whole pictures, vae.windows_until trains on parts of them; set one to 0, "
             f"or use vae.cell_weight instead"
+        )
+    if config.vae.unquantized == 1 and config.vae.decodes == "codes":
+        raise UserError(
+            f"{where}: vae.unquantized=1 teaches the decoder no codes, which vae.decodes=codes gives it; lower it, or "
+            f"set vae.decodes=latents"
         )
     if config.vae.fsq.levels % 2 == 0:
         raise UserError(f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) must be odd so that 0 is a level; set 7")
@@ -243,4 +252,53 @@ def ignored(config: Config) -> list[str]:
             found.append(f"gan.{key}={shown} has no effect: gan.loss={config.gan.loss}")
     if config.gan.stem != 1 and config.gan.on_latents:
         found.append(f"gan.stem={config.gan.stem} has no effect: gan.space=latents")
+    for name, section, key, reason in _unread(config):
+        value = getattr(section, key)
+        if value not in (type(section).model_fields[key].default, None):
+            found.append(f"{name}.{key}={value} has no effect: {reason}")
     return found
+
+
+def _unread(config: Config) -> Iterator[tuple[str, BaseModel, str, str]]:
+    """Yields keys that another key leaves without a reader: section's name, section, key and reason."""
+    generator, critic, ddpm, onestep = config.gan.generator, config.gan.critic, config.ddpm, config.onestep
+    if "auxiliary" not in critic.condition:
+        yield "gan", config.gan, "auxiliary", f"gan.critic.condition={critic.condition}"
+    if generator.entry != "map":
+        yield "gan.generator", generator, "object_noise", f"gan.generator.entry={generator.entry}"
+    for stage in DIFFUSION:
+        section: Denoising | None = getattr(config, stage)
+        if section and (section.bound or section.log_snr):
+            yield stage, section, "min_snr", f"{stage}.{'bound' if section.bound else 'log_snr'} weighs instead"
+        if section and not config.places_of(stage):
+            yield stage, section, "place_dropout", f"{stage} takes no places"
+    if ddpm and ddpm.network == "patches":
+        yield from (("ddpm", ddpm, key, "ddpm.network=patches") for key in ("width", "paths"))
+    elif ddpm:
+        yield "ddpm", ddpm, "bottleneck", f"ddpm.network={ddpm.network}"
+    if onestep and onestep.critic.weight == 0:
+        for key in type(onestep.critic).model_fields.keys() - {"weight"}:
+            yield "onestep.critic", onestep.critic, key, "onestep.critic.weight=0"
+
+
+def refuse_missing_section(config: Config, model: str, where: str) -> None:
+    """Raises UserError if the configuration has no section for a model."""
+    if getattr(config, model) is None:
+        raise UserError(f"{where} has no section {model}; {SECTIONS[model]} has one")
+
+
+def refuse_undistillable(how: Eval, prediction: str | None) -> None:
+    """Raises UserError if latents do not follow from the noise, or one call of an LDM cannot predict them.
+
+    `prediction`: what the LDM predicts, None where it is not known yet.
+    """
+    if how.sampler == "ancestral" or how.eta > 0:
+        raise UserError(
+            f"onestep learns what the LDM makes of noise, but eval.sampler={how.sampler} eval.eta={how.eta:g} draws "
+            f"more noise on the way; set eval.sampler=ddim eval.eta=0.0"
+        )
+    if prediction not in ("v", "x0", None):
+        raise UserError(
+            f"onestep starts from a network that predicts {prediction}, from which x_0 does not follow at the last "
+            f"timestep; train the LDM with ldm.prediction=v"
+        )

@@ -48,7 +48,9 @@ def _folder(value):
 
 
 Ints = Annotated[tuple[int, ...], BeforeValidator(_tuple)]
-Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(_tuple)]
+# from an export a width must not be endless: heads of attention are found by trying
+Width = Annotated[int, Field(gt=0, le=2**16)]
+Widths = Annotated[tuple[Width, ...], Field(min_length=1), BeforeValidator(_tuple)]
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_tuple)
 ]

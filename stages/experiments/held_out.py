@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.labels import Vocabulary, distinct, withheld
 from models.condition import Condition
-from stages.commands import COMMANDS
+from stages.commands import COMMANDS, HELD_OUT
 from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
@@ -21,7 +21,6 @@ from stages.models import MODELS, title
 WITHHELD = 0.1  # share of the pairs and triples, where data.withhold is 0
 SETS = 64  # label sets of each kind
 LARGER = {"four": 4, "five": 5}  # objects at once
-ASKED = ("ldm", "gan")  # the models that are trained again and asked
 
 
 def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -> dict[str, Condition]:
@@ -69,9 +68,7 @@ def main(context: Context) -> None:
     share = context.config.data.withhold or WITHHELD
     complete: Dataset = load_dataset(context.derived(context.config.name, "data.withhold=0").config, context.device)
     sets = label_sets(seen_sets(complete), complete.vocabulary, share, context.config.seed)
-    models = [model for model in context.config.models if model in ASKED]
-    if not models:
-        raise UserError(f"{context.arguments.config}: `models` has neither ldm nor gan; add one of them")
+    models = [model for model in context.config.models if model in HELD_OUT]
     judge, about = load_evaluator(context, len(complete.vocabulary))
     if not context.config.data.withhold:  # otherwise it was trained on fewer pictures
         refuse_other_pictures(context, {"evaluator": about}, complete)

@@ -9,7 +9,7 @@ from data.labels import DataError, Vocabulary
 from models.condition import Condition
 from models.layouts import LayoutPrior
 from models.reader import Reader, distances
-from stages.commands import COMMANDS
+from stages.commands import COMMANDS, refuse_places
 from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
@@ -36,8 +36,7 @@ def asked_objects(text: str | None, dataset: Dataset) -> list[int]:
         objects, places = Vocabulary(dataset.vocabulary.names).parse(text)
     except DataError as error:
         raise UserError(str(error)) from None
-    if any(places):
-        raise UserError(f"--labels {text!r}: the page chooses the places; leave the places out")
+    refuse_places(text, places)
     return objects
 
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from stages.engine.errors import UserError
-from stages.engine.files import write_atomically
+from stages.engine.files import from_json, write_atomically
 from stages.experiments.systems import SYSTEMS
 
 PAGES = ("README.md", "docs/results.md")
@@ -150,7 +150,7 @@ def entries_of(path: Path) -> dict[str, dict]:
     """Reads a report.json, or the one in a folder. Raises UserError if it is of neither `make eval` nor `reproduce`."""
     path = path / "report.json" if path.is_dir() else path
     try:
-        report = json.loads(path.read_text())
+        report = from_json(path.read_text())
         if "provenance" in report:
             return _of_eval(report, path.as_posix())
         if report and report.keys() <= SYSTEMS.keys():

@@ -1,6 +1,5 @@
 """Writes the model card of a release: what each model is, how it was made, what was measured, where its limits are."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -12,7 +11,7 @@ from models.choices import MODELS, WORDS
 from stages.engine.command import Context
 from stages.engine.errors import UserError
 from stages.engine.export import DTYPES
-from stages.engine.files import write_atomically
+from stages.engine.files import from_json, write_atomically
 from stages.engine.schema import Config
 from stages.models import title
 from stages.use.find import SHIPPED, is_shipped
@@ -91,7 +90,7 @@ def reports_of(context: Context) -> list[Path]:
 def read_report(path: Path, context: Context, hashes: Mapping[str, Set[str]]) -> dict:
     """Reads what the card shows of a report.json of `make eval`. Raises UserError, also if it is of other weights."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = from_json(path.read_text(encoding="utf-8"))
         provenance, judge = report["provenance"], report["evaluator"]
         found = {
             "experiment": provenance["experiment"],

@@ -1,7 +1,6 @@
 """Finds an experiment's configuration and models, and knows the place and the files of a release. Without torch."""
 
 import hashlib
-import json
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from os import PathLike, fspath
@@ -10,6 +9,7 @@ from pathlib import Path
 from models.choices import MODELS, WORDS
 from stages.engine.config import Config, derive, load
 from stages.engine.errors import UserError, of_the_system
+from stages.engine.files import from_json
 from stages.engine.rules import plain
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
         return {str(name): {"sha256": str(of["sha256"]), "bytes": int(of["bytes"])} for name, of in content.items()}
     except OSError as error:
         raise of_the_system(error, f"cannot read {path}") from None

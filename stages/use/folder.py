@@ -17,6 +17,7 @@ from models.choices import WORDS
 from models.layouts import LayoutPrior
 from stages.engine.command import Context
 from stages.engine.errors import UserError
+from stages.engine.files import from_json
 from stages.engine.log import say
 from stages.use import graphs, hub
 from stages.use.graphs import Graph
@@ -104,7 +105,7 @@ class Folder:
     def _figures(self, stage: str, about: dict) -> tuple[dict[str, str], int]:
         """Returns the accuracies of `make eval` by set, and its number of seeds, if it measured this very export."""
         try:
-            report = json.loads((self.context.folder("eval") / "report.json").read_text(encoding="utf-8"))
+            report = from_json((self.context.folder("eval") / "report.json").read_text(encoding="utf-8"))
             if report["provenance"]["parents"][stage] != about["sha256"]:
                 return {}, 0
             sets = report["results"][stage]

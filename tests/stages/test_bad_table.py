@@ -130,6 +130,7 @@ DATA = [
         changed("objects.json", lambda c: c | {"gray cube": "0"}),
         ["'gray cube' is \"0\"", "whole number"],
     ),
+    ("objects.json a fraction", changed("objects.json", lambda c: c | {"gray cube": 0.0}), ["'gray cube' is 0.0"]),
     (
         "objects.json a truth",
         changed("objects.json", lambda c: c | {"gray cube": False}),

@@ -23,6 +23,37 @@ def test_a_model_that_is_none_is_one_line_and_nothing_is_trained(tmp_path, targe
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "settings", "said"),
+    [
+        (["ddpm"], "ddpm=null", "has no section ddpm; configs/ddpm-multiply-add.yaml has one"),
+        (["onestep"], "onestep=null", "has no section onestep"),
+        (["onestep"], "eval.sampler=ancestral", "set eval.sampler=ddim"),
+        (["onestep"], "ldm.prediction=noise", "train the LDM with ldm.prediction=v"),
+        (["eval"], "models=[ldm,onestep] eval.eta=0.5", "set eval.sampler=ddim eval.eta=0.0"),
+        (["sample", "MODEL=onestep"], "onestep=null", "has no section onestep"),
+        (["samplers", "MODEL=ddpm"], "ddpm=null", "has no section ddpm"),
+        (["placed", "FLAGS=--labels 'pink cube'"], "", "unknown object 'pink cube'"),
+        (["placed", "FLAGS=--labels 'red cube at 0.3 0.6'"], "", "leave the places out"),
+        (["placed"], "ldm.network.places=false", "no model here takes places; set ldm.network.places=true"),
+        (["held-out"], "models=[ddpm]", "has neither ldm nor gan"),
+    ],
+)
+def test_what_can_be_known_is_checked_before_anything_is_trained_for_it(tmp_path, words, settings, said):
+    result = make(*words, f"CONFIG={SMOKE}", f"SET=root={tmp_path} {settings}")
+    assert_one_line(result.returncode, result.stdout + result.stderr, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_generator_of_one_step_is_not_refused_for_how_the_ldm_samples_now(stage, tmp_path):
+    arguments = ("onestep", f"root={tmp_path}", "eval.eta=0.5", "--check")
+    assert_one_line(*stage(*arguments), "set eval.sampler=ddim")
+    (tmp_path / "smoke/onestep").mkdir(parents=True)
+    (tmp_path / "smoke/onestep/export.safetensors").touch()
+    assert stage(*arguments) == (0, "")
+    assert_one_line(*stage(*arguments, "--fresh"), "set eval.sampler=ddim")
+
+
 @pytest.mark.parametrize("place", range(3))
 def test_flags_and_overrides_come_in_any_order(stage, tmp_path, place):
     words = ["data.folder=/nowhere", f"root={tmp_path}"]

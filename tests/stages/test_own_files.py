@@ -23,7 +23,9 @@ def context(tmp_path):
     return Context(config, torch.device("cpu"), torch.float32, argparse.Namespace(config=SMOKE), 0.0, ExitStack())
 
 
+DEEP = pytest.param("[" * 100_000, id="deep")  # deeper than Python's parser goes
 OTHERS = ["5", "null", "[]", "[[1, 2]]", '{"provenance": null}', '{"provenance": [[1, 2]]}', '{"provenance": {}}', "{"]
+OTHERS += [DEEP]
 
 
 @pytest.mark.parametrize("text", [*OTHERS, '{"provenance": {"parents": []}}', '{"provenance": {"parents": null}}'])
@@ -47,7 +49,7 @@ def test_such_rows_and_paces_are_measured_again(context, text):
     Paces(folder_of(context) / "report.json", lambda: None)
 
 
-@pytest.mark.parametrize("text", ["5", "null", "[]", "{"])
+@pytest.mark.parametrize("text", ["5", "null", "[]", "{", DEEP])
 def test_such_settings_of_scenes_are_refused(tmp_path, text):
     (tmp_path / "render.json").write_text(text)
     with pytest.raises(UserError, match="is damaged"):

@@ -169,7 +169,7 @@ def test_a_share_of_rows_is_decoded_as_it_is_and_the_others_by_their_codes(monke
     dataset = noise_pictures(tmp_path)
     latents = torch.randn(4, 6, 8, 8)
     for share, expected in ((1.0, latents), (0.0, latents.round().clamp(-3, 3))):
-        task = a_task(monkeypatch, dataset, "vae.quantizer=fsq", f"vae.unquantized={share}")
+        task = a_task(monkeypatch, dataset, "vae.quantizer=fsq", f"vae.unquantized={share}", "vae.decodes=latents")
         given, indices = what_the_decoder_gets(task, latents)
         torch.testing.assert_close(given, expected)
         assert indices.equal(task.network.quantizer.nearest(latents)), "codes are counted either way"

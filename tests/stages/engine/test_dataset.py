@@ -38,6 +38,16 @@ def test_a_full_disk_is_met_before_the_first_picture(tmp_path, monkeypatch):
         on_disk(tmp_path, 1, 3, 64, 64)
 
 
+def test_training_and_held_out_pictures_each_stay_where_they_do_not_fit_on_the_device(monkeypatch, tmp_path):
+    images, gpu = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * images.nbytes - 2, 10**9))
+    assert dataset.placed(images, gpu) is images
+    asked = []
+    monkeypatch.setattr(dataset, "placed", lambda images, device: asked.append(len(images)) or images)
+    made = opened(write_folder(tmp_path / "d"))
+    assert asked == [len(made.images), len(made.held_out_images)] and all(asked)
+
+
 @pytest.mark.gpu
 def test_pictures_that_are_too_many_for_the_device_are_brought_there_by_batch(monkeypatch):
     images, device = torch.arange(4 * 3 * 64 * 64).view(4, 3, 64, 64).to(torch.uint8), torch.device("cuda")

@@ -33,7 +33,9 @@ def test_a_sum_of_some_pictures_is_divided_by_how_many_they_were_also_after_a_re
 
 
 def test_lines_that_are_no_metrics_are_passed_over(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('5\n[]\nnull\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    (tmp_path / "metrics.jsonl").write_text(
+        "5\n[]\nnull\n" + "[" * 100_000 + '\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo'
+    )
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
     log = MetricsLog(tmp_path, every=2, steps=2, batch=1, title="x")
     log.begin(1)

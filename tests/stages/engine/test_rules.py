@@ -29,6 +29,7 @@ CONFIG = HERE / SMOKE
         (["ldm.network.dropout=1.0"], "ldm.network.dropout should be less than 1"),
         (["gan.auxiliary_schedule=rising", "gan.critic.condition=projection"], "needs a critic that reads labels"),
         (["gan.auxiliary=0", "gan.critic.condition=auxiliary"], "teaches no labels"),
+        (["vae.unquantized=1.0"], "teaches the decoder no codes"),
         (["vae.codebook.codes=1"], "vae.codebook.codes should be greater than or equal to 2"),
         (["vae.residual.codes=1"], "vae.residual.codes should be greater than or equal to 2"),
         (["ldm.network.head_width=12", "ldm.network.channels=16"], "head_width (12) must divide"),
@@ -65,6 +66,14 @@ def test_what_means_nothing_is_refused(overrides, words):
         (["gan.space=latents", "gan.stem=2"], "gan.stem=2"),
         (["eval.places=unknown", "eval.apart=0.2"], "eval.apart=0.2"),
         (["evaluator.checkpoint=x.pth", "uses.evaluator=other"], "evaluator.checkpoint"),
+        (["gan.auxiliary=2.0", "gan.critic.condition=projection"], "gan.auxiliary=2.0"),
+        (["gan.generator.object_noise=9"], "gan.generator.object_noise=9"),
+        (["ldm.bound=true", "ldm.min_snr=3.0"], "ldm.min_snr=3.0 has no effect: ldm.bound"),
+        (["ldm.log_snr=[0.0,2.0]", "ldm.min_snr=3.0"], "ldm.min_snr=3.0 has no effect: ldm.log_snr"),
+        (["ldm.network.places=false", "ldm.place_dropout=0.5"], "ldm.place_dropout=0.5"),
+        (["ddpm.network=patches", "ddpm.width=64"], "ddpm.width=64"),
+        (["ddpm.bottleneck=9"], "ddpm.bottleneck=9"),
+        (["onestep.critic.weight=0.0", "onestep.critic.channels=9"], "onestep.critic.channels=9"),
     ],
 )
 def test_what_is_ignored_is_said(overrides, words):
@@ -143,6 +152,33 @@ def test_a_hostile_file_is_one_short_line_at_once(tmp_path, text, words):
     assert peak < 200 * 2**20
     assert words in str(fault.value)
     assert len(str(fault.value).removeprefix(str(tmp_path))) < 200
+
+
+LONG, SMOKE_COPY = "x" * 60_000, "smoke.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        (f"? {LONG}\n", "unknown key xxx", "the keys here are "),
+        (f"uses: {{vae: {LONG}/}}\n", "uses.vae=xxx", "such as vae: iclevr"),
+        (f"data: {{conditions: [{LONG}/]}}\n", "data.conditions lists 'xxx", "such as test"),
+        (f"models: [{', '.join(['ldm'] * 9000)}]\n", "models ['ldm', 'ldm'", "give each once"),
+        (f"seed: *{LONG}\n", "undefined alias 'xxx", "xxx')"),
+        (f"seed: !{LONG} 1\n", "for the tag '!xxx", "xxx')"),
+    ],
+    ids=["key", "experiment", "label sets", "models", "alias", "tag"],
+)
+def test_a_message_quotes_a_part_of_what_is_long(tmp_path, text, start, end):
+    """It keeps its start, which says where, and its end, which says what to do."""
+    file = tmp_path / "long.yaml"
+    file.write_text(f"extends: {SMOKE_COPY}\n{text}")
+    (tmp_path / SMOKE_COPY).write_text(CONFIG.read_text())
+    with pytest.raises(UserError) as fault:
+        load(file)
+    said = str(fault.value)
+    assert str(file) in said and start in said and len(said) < 2100
+    assert end in said[-800:]
 
 
 @pytest.mark.parametrize("bell", ["[50.0,0.01]", "[30.0,1.0]"])

@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,7 +21,7 @@ from stages.engine.export import read_about, save_export
 from stages.engine.machine import peak_memory, reset_peak
 from stages.engine.schema import Ldm
 from stages.engine.trained import CAST, held_in, load_trained
-from stages.gan import GanSampler, build_generator
+from stages.gan import GanSampler, build_generator, load_gan
 from stages.ldm import build_unet, latent_sampler
 from stages.vae import build_vae
 from tests.conftest import SMOKE
@@ -153,8 +154,30 @@ def test_a_hostile_export_is_one_line_before_memory_or_time_is_spent(tmp_path, c
     assert str(context.export("ldm")) in str(fault.value)
 
 
+def test_a_hostile_width_of_attention_is_one_line_before_time_is_spent(tmp_path):
+    """Heads are found by trying, for twenty minutes if the width is such a prime."""
+    context = exported(tmp_path)
+    hostile = {"attention": True, "body": "dcgan", "generator": {"channels": [8, 10**12 + 39, 8, 8, 8]}}
+    section = context.config.gan.model_dump(mode="json")
+    section |= hostile | {"generator": section["generator"] | hostile["generator"]}
+    about = {"config": section, "classes": 24, "most": 3, "latent_channels": 6, "parents": {}}
+    save_export(context.export("gan"), {"x": torch.zeros(1)}, about)
+    began = time.process_time()
+    with pytest.raises(UserError, match="another version"):
+        load_gan(context)
+    assert time.process_time() - began < 1
+
+
 @pytest.mark.parametrize("about", [[], 5, None, {"identity": 3}, {"parents": []}, {"seconds": "long"}])
 def test_a_description_of_other_types_is_one_line(tmp_path, about):
     save_export(tmp_path / "export.safetensors", {"x": torch.zeros(1)}, about)
+    with pytest.raises(UserError, match="is damaged"):
+        read_about(tmp_path / "export.safetensors", "make it again")
+
+
+def test_a_description_that_is_nested_too_deeply_is_one_line(tmp_path):
+    """Python's parser would end in a traceback."""
+    metadata = {"about": "[" * 100_000, "sha256": "0"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "export.safetensors", metadata)
     with pytest.raises(UserError, match="is damaged"):
         read_about(tmp_path / "export.safetensors", "make it again")
