@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.condition import Condition, cell_labels, cell_loss
+from models.condition import Condition, cell_labels, cell_loss, label_loss
 
 Critic = Callable[[Tensor, Condition], tuple[Tensor, Tensor | None]]  # gives scores (b,), and logits or None
 
@@ -134,7 +134,7 @@ def auxiliary_loss(
     """
     if logits.ndim == 4:
         return cell_loss(logits, cell_labels(condition, logits.shape[-1]), average)
-    return F.binary_cross_entropy_with_logits(logits, condition.labels)
+    return label_loss(logits, condition.labels)
 
 
 def gradient_penalty(

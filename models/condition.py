@@ -169,6 +169,18 @@ def cell_weights(labels: Tensor, classes: int) -> Tensor:
     return torch.where(labels == classes, BACKGROUND_WEIGHT, 1.0) * (labels >= 0)
 
 
+LABELS = 24  # i-CLEVR's, for which the weights of label losses were chosen
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the binary cross-entropy of logits (b, classes) on multi-hot labels, the mean over rows.
+
+    It is the sum over classes divided by 24, i-CLEVR's number: a mean over classes would pull a present label the less
+    the more objects a vocabulary has.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), labels) * (labels.shape[1] / LABELS)
+
+
 def cell_loss(logits: Tensor, labels: Tensor, average: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
     """Returns the cross-entropy of logits (b, classes + 1, side, side) on `cell_labels`, the background weighted down.
 

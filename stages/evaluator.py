@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.sizes import SIZE
-from models.condition import Condition, cell_labels, cell_loss, cell_weights
+from models.condition import Condition, cell_labels, cell_loss, cell_weights, label_loss
 from models.evaluator import STRIDE, Evaluator, accuracy
 from stages.commands import COMMANDS
 from stages.engine import distributed
@@ -81,7 +81,7 @@ class EvaluatorTask:
             with self.context.autocast():
                 middle = self.network.middle(images[rows])
                 logits = self.network.from_middle(middle)
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels[rows])
+            loss = label_loss(logits, labels[rows])
             found.append({"loss": loss})
             if self.cells:
                 found[-1]["cells"] = cell_loss(self.cells(middle.float()), shown[rows], lambda part: weight)

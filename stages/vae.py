@@ -4,14 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.foreground import difference_error, median_picture, pixel_weights
 from data.images import to_unit
 from data.joined import Rows
 from models.adversarial import LOSSES
-from models.condition import cell_labels, cell_loss
+from models.condition import cell_labels, cell_loss, label_loss
 from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.sizes import CELL
@@ -261,7 +260,7 @@ class VaeTask:
         """Returns the weighted losses of the heads on latents (b, c, s/8, s/8), and adds each to `metrics`."""
         loss: Tensor | float = 0.0
         if self.classifier is not None:
-            found = F.binary_cross_entropy_with_logits(self.classifier(latents), self.dataset.labels(index))
+            found = label_loss(self.classifier(latents), self.dataset.labels(index))
             loss = loss + self.settings.label_weight * found
             metrics["classification"] = found
         if self.cells is not None and shown is not None:

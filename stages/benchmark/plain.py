@@ -19,7 +19,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from data.labels import CLEVR
 from models.adversarial import LOSSES, gradient_penalty
-from models.condition import Condition
+from models.condition import Condition, label_loss
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.vqvae import VQVAE
 from stages.benchmark.clock import Work
@@ -160,7 +160,7 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kep
         return cast(Condition, SimpleNamespace(labels=labels))
 
     def classified(logits: Tensor | None, labels: Tensor) -> Tensor | float:
-        return 0.0 if logits is None else s.auxiliary * F.binary_cross_entropy_with_logits(logits, labels)
+        return 0.0 if logits is None else s.auxiliary * label_loss(logits, labels)
 
     def work() -> None:
         for _ in range(s.critic_steps):

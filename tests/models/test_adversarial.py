@@ -82,6 +82,6 @@ def test_zero_centred_penalties_of_a_linear_critic_are_twice_its_squared_norm():
 def test_the_label_loss_is_over_the_set_or_over_the_cells():
     condition = Condition.of_lists([[0, 1], [1]], 2, [[(0.2, 0.2), (0.7, 0.7)], [(0.5, 0.5)]])
     logits, cells = torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.randn(2, 3, 8, 8)
-    expected = torch.nn.functional.softplus(torch.tensor([-2.0, 1.0, 0.5, 0.0])).mean()
+    expected = torch.nn.functional.softplus(torch.tensor([-2.0, 1.0, 0.5, 0.0])).sum() / 2 / 24
     torch.testing.assert_close(auxiliary_loss(logits, condition), expected)
     assert auxiliary_loss(cells, condition) == cell_loss(cells, cell_labels(condition, 8))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.condition import Condition, blobs, cell_labels, cell_loss, joined
+from models.condition import Condition, blobs, cell_labels, cell_loss, joined, label_loss
 
 SOME = Condition.of_lists([[3, 1], [0], [2, 4, 1]], 5, [[(0.25, 0.5), None], [None], [(0.1, 0.2), (1.0, 0.0), None]])
 
@@ -68,6 +68,19 @@ def test_the_cell_loss_is_the_weighted_mean_over_known_cells():
     expected = (negative[3, 0, 0] + 0.05 * (negative[5].sum() - negative[5, 0, 0])) / (1 + 0.05 * 63)
     torch.testing.assert_close(cell_loss(logits, cell_labels(condition, 8)), expected)
     assert cell_loss(logits[1:], cell_labels(condition[1:], 8)) == 0
+
+
+def test_the_label_loss_pulls_alike_whatever_the_size_of_the_vocabulary():
+    pulls = []
+    for classes in (24, 240, 2400):
+        logits = torch.full((2, classes), -3.0, requires_grad=True)
+        labels = torch.zeros(2, classes)
+        labels[:, 5] = 1
+        label_loss(logits, labels).backward()
+        pulls.append(logits.grad[0, 5].item())
+    assert pulls[0] < 0 and pulls[1:] == pytest.approx(pulls[:1] * 2)
+    few = torch.randn(3, 24), torch.ones(3, 24)
+    assert label_loss(*few).equal(torch.nn.functional.binary_cross_entropy_with_logits(*few))  # as recipes know it
 
 
 def test_the_cell_loss_of_a_batch_in_two_parts_equals_that_of_the_whole():
