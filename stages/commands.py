@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from os.path import expanduser
 from pathlib import Path
 
 from models.choices import DIFFUSION, MODELS, WORDS
@@ -27,7 +28,7 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=8, help="how many pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="picture i has the key (seed, i) (default: %(default)s)")
     out = "a .png, .jpg or .webp file, a .gif of the denoising, or a folder/ for single files (default: %(default)s)"
-    parser.add_argument("--out", default="sample.png", metavar="FILE", help=out)
+    parser.add_argument("--out", default="sample.png", type=expanduser, metavar="FILE", help=out)
     parser.add_argument("--animate", action="store_true", help="show the denoising in a .webp file too")
     parser.add_argument("--model", choices=MODELS, help="the model that draws (default: from `models`)")
     parser.add_argument("--steps", type=int, help="sampling steps of a diffusion model (default: eval.steps)")
@@ -82,15 +83,21 @@ def _check_stage(stage: str) -> Callable[[argparse.Namespace, Config], None]:
 
 
 def _release(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", metavar="FOLDER", help="a new folder, or a release to replace (required)")
-    parser.add_argument("--report", nargs="+", default=[], metavar="FILE", help="more report.json files to quote")
+    parser.add_argument(
+        "--to", type=expanduser, metavar="FOLDER", help="a new folder, or a release to replace (required)"
+    )
+    parser.add_argument(
+        "--report", type=expanduser, nargs="+", default=[], metavar="FILE", help="more report.json files"
+    )
 
 
 EXPORT_NEEDS = ("onnx", "onnxscript", "onnxruntime", "huggingface_hub")  # the packages of the extra `export`
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="FOLDER", help="a new or empty folder (default: exports/NAME)")
+    parser.add_argument(
+        "--out", type=expanduser, metavar="FOLDER", help="a new or empty folder (default: exports/NAME)"
+    )
 
 
 def export_folder(out: str | None, config: Config) -> Path:

@@ -56,7 +56,11 @@ def read_arguments(command: Command) -> argparse.Namespace:
         "Exit status: 0 done, 2 user error (one line explains it), 130 or 143 interrupted.",
     )
     parser.add_argument(
-        "--config", default="configs/demo.yaml", metavar="FILE", help="the experiment (default: %(default)s)"
+        "--config",
+        default="configs/demo.yaml",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="the experiment (default: %(default)s)",
     )
     parser.add_argument("--check", action="store_true", help="only check the command line and the configuration")
     command.flags(parser)

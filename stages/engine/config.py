@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 import reprlib
 from collections.abc import Sequence
@@ -256,7 +257,7 @@ def main() -> None:
     import argparse
 
     parser = argparse.ArgumentParser(description="Checks a configuration; prints it, or one of its values.")
-    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--config", required=True, type=os.path.expanduser, metavar="FILE")
     parser.add_argument("--print", metavar="section.key", default="")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()

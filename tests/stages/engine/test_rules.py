@@ -1,12 +1,15 @@
 """Settings that cannot learn, or whose figures mean nothing, are refused or warned of before anything runs."""
 
 import os
+import sys
 import time
 import tracemalloc
 
 import pytest
 import yaml
 
+from stages.commands import COMMANDS
+from stages.engine.arguments import read_arguments
 from stages.engine.config import load
 from stages.engine.errors import UserError
 from stages.engine.learnable import refuse_unlearnable, starts_from_a_picture
@@ -101,6 +104,17 @@ def test_a_tilde_is_the_home_folder():
     config = load(CONFIG, ["root=~/runs", "data.folder=~/data"])
     assert config.root == os.path.expanduser("~/runs")
     assert config.data.folder == os.path.expanduser("~/data")
+
+
+def test_a_tilde_is_the_home_folder_on_the_command_line_too(monkeypatch):
+    """Make quotes what it passes on, so that no shell has replaced it."""
+    home = os.path.expanduser("~")
+    for command, flag in (("use.sample", "out"), ("use.export", "out"), ("use.release", "to")):
+        told = ["stage", "--config", "~/own.yaml", f"--{flag}", "~/there/x.png"]
+        monkeypatch.setattr(sys, "argv", told + (["--labels", "red cube"] if command == "use.sample" else []))
+        arguments = read_arguments(COMMANDS[command])
+        assert arguments.config == f"{home}/own.yaml"
+        assert getattr(arguments, flag) == f"{home}/there/x.png"
 
 
 def test_an_override_changes_one_section_of_two_that_share_an_alias(tmp_path):
