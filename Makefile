@@ -4,7 +4,7 @@ CONFIG ?= configs/demo.yaml
 DATA   ?=
 SET    ?=
 FRESH  ?=
-override FRESH := $(filter-out 0 no No NO false False FALSE off,$(FRESH))
+override FRESH := $(filter-out 0 n N no No NO none None false False FALSE off Off OFF,$(FRESH))
 LABELS ?= red cube, cyan sphere
 COUNT  ?= 8
 SEED   ?= 0
@@ -60,6 +60,7 @@ $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) must be Python 3.11 or newer; install it or set PYTHON=python3.12" >&2; exit 2; }
 	@rm -f $(READY)
+	@[ ! -L .venv ] || rm .venv  # a link to another environment, which --clear would empty
 	@$(PYTHON) -m venv --clear .venv || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 2; }
 	@echo "installing requirements.lock into .venv (a few minutes, about 6 GB) ..."

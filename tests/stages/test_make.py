@@ -7,7 +7,7 @@ from tests.helpers import assert_one_line
 
 
 @pytest.mark.parametrize(
-    ("value", "fresh"), [("1", True), ("yes", True), ("0", False), ("no", False), ("false", False)]
+    ("value", "fresh"), [("1", True), ("yes", True), *((no, False) for no in ("0", "n", "No", "false", "Off", "none"))]
 )
 def test_fresh_means_what_it_says(value, fresh):
     said = make("vae", "-n", f"CONFIG={SMOKE}", f"FRESH={value}").stdout
