@@ -37,13 +37,14 @@ from stages.judge import (
     load_evaluator,
     load_other_judges,
     load_reader,
+    measure_vae,
     refuse_other_pictures,
     scores,
     shown,
 )
 from stages.models import MODELS, title
 from stages.reader import EVALUATED, figures_on_real, readable
-from stages.vae import load_vae, measure_vae
+from stages.vae import load_vae
 
 STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
 STRIP_COLUMNS = 10

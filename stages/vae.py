@@ -11,10 +11,9 @@ from data.images import to_unit
 from data.joined import Rows
 from models.adversarial import LOSSES
 from models.condition import cell_labels, cell_loss, label_loss
-from models.evaluator import Evaluator, accuracy
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.sizes import CELL
-from models.vqvae import VQVAE, LatentClassifier, code_counts, perplexity
+from models.vqvae import VQVAE, LatentClassifier, code_counts
 from models.windows import window_of, windows
 from stages.commands import COMMANDS
 from stages.engine import distributed
@@ -34,7 +33,7 @@ from stages.engine.pictures import grid
 from stages.engine.run import Part, Run
 from stages.engine.schema import Vae
 from stages.engine.trained import load_trained
-from stages.judge import load_evaluator, scores
+from stages.judge import load_evaluator, measure_vae, reconstruct, shows_nothing
 
 HINGE = LOSSES["hinge"]
 JUDGED_FROM = 500  # step from which a preview warns if reconstructions show nothing; before it that is common
@@ -105,61 +104,6 @@ def decoder_of(vae: VQVAE, context: Context) -> Callable[[Tensor], Tensor]:
             return vae.decode(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
 
     return decode
-
-
-@torch.no_grad()
-def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) -> tuple[Tensor, Tensor]:
-    """Reconstructs at most 256 pictures (n, 3, s, s) uint8: (n, 3, s, s) in [-1, 1], and indices (n, s/8, s/8).
-
-    The pictures may be on another device.
-    """
-    pictures = to_unit(images.to(context.device)).to(memory_format=torch.channels_last)
-    with context.autocast():
-        reconstruction, indices, _ = vae(pictures, quantize)
-    return reconstruction.clamp(-1, 1), indices
-
-
-def measure_vae(
-    vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context, most: int | None = None
-) -> dict[str, float]:
-    """Measures PSNR (pixels in [0, 1]), the use of codes and the judge's accuracy on the held-out pictures.
-
-    Reconstructions are decoded as samples are, from codes or from latents; the other way is measured beside it. The
-    pictures are measured 256 at a time: of each only its codes and the judge's scores are kept. `most`: at most so
-    many pictures, evenly chosen.
-    """
-    images, labels = dataset.held_out(most)
-    errors, kept = [], []
-    for part in images.split(256):
-        made, codes = reconstruct(vae, part, context, vae.decodes_codes)
-        other, _ = reconstruct(vae, part, context, not vae.decodes_codes)
-        error = ((made - to_unit(part.to(context.device))) / 2).square().mean()
-        errors.append(error.double() * len(part))
-        kept.append((codes, *(scores(judge, shown, context) for shown in (part, made, other))))
-    codes, of_original, of_made, of_other = map(torch.cat, zip(*kept, strict=True))
-    counts = codes.unique(return_counts=True)[1]
-    way = "latents" if vae.decodes_codes else "codes"
-    return {
-        "psnr": (-10 * (torch.stack(errors).sum() / len(images)).float().log10()).item(),
-        "codes_in_use": len(counts),
-        "codebook_use": len(counts) / vae.quantizer.codebook_size,
-        "codebook_perplexity": perplexity(counts).item(),
-        "original_accuracy": accuracy(of_original, labels),
-        "reconstruction_accuracy": accuracy(of_made, labels),
-        f"reconstruction_accuracy_from_{way}": accuracy(of_other, labels),
-    }
-
-
-def shows_nothing(metrics: dict[str, float]) -> str | None:
-    """Returns a warning if the judge reads no more from reconstructions than it would by chance, else None."""
-    read, original = metrics["reconstruction_accuracy"], metrics["original_accuracy"]
-    if read >= 0.25 * original:
-        return None
-    return (
-        f"the judge reads {read:.3f} of the labels from reconstructions and {original:.3f} from the pictures; if the "
-        "loss no longer falls, the latents have collapsed: lower vae.learning_rate or raise vae.warmup, then run "
-        "with FRESH=1"
-    )
 
 
 class VaeTask:

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+import stages.judge
 import stages.vae
 from data.foreground import difference_error, median_picture, pixel_weights
+from data.images import to_unit
 from models.condition import Condition
 from models.vqvae import VQVAE
 from models.windows import window_of, windows
@@ -18,12 +20,8 @@ from stages.engine.errors import UserError
 from stages.engine.export import load_export
 from stages.engine.log import read_metrics
 from stages.engine.schema import Vae
-from stages.vae import (
-    VaeTask,
-    build_vae,
-    measure_vae,
-    shows_nothing,
-)
+from stages.judge import measure_vae, shows_nothing
+from stages.vae import VaeTask, build_vae
 from tests.conftest import HERE, SMOKE
 from tests.data.folder import write_folder
 from tests.stages.handful import DEVICE, context_with, noise_pictures
@@ -145,7 +143,8 @@ def a_task(monkeypatch, dataset, *changes):
 
 def test_a_late_preview_warns_of_collapsed_latents(monkeypatch, tmp_path, capsys):
     task = a_task(monkeypatch, noise_pictures(tmp_path))
-    monkeypatch.setattr("stages.vae.reconstruct", lambda vae, images, *how: (torch.zeros(len(images), 3, 64, 64), None))
+    black = torch.zeros(16, 3, 64, 64)
+    monkeypatch.setattr("stages.vae.reconstruct", lambda vae, images, *how: (black[: len(images)], None))
     for step, read, warns in ((499, 0.1, False), (500, 0.1, True), (500, 0.9, False)):
         measured = {"reconstruction_accuracy": read, "original_accuracy": 0.97}
         monkeypatch.setattr(task, "measure", lambda most, measured=measured: measured)
@@ -229,18 +228,18 @@ def test_reconstructions_are_judged_as_samples_are_decoded_and_the_other_way_bes
     vae.eval()
     pictures = noise_pictures(tmp_path)
     dataset = replace(pictures, held_out_images=pictures.images, held_out_conditions=pictures.conditions)
-    by_codes = vae(stages.vae.to_unit(pictures.images), True)[0].clamp(-1, 1)
+    by_codes = vae(to_unit(pictures.images), True)[0].clamp(-1, 1)
 
     def scores(judge, images, context):
         good = images.dtype != torch.uint8 and torch.allclose(images, by_codes, atol=1e-5)
         return dataset.held_out_labels if good else 1 - dataset.held_out_labels
 
-    monkeypatch.setattr(stages.vae, "scores", scores)
+    monkeypatch.setattr(stages.judge, "scores", scores)
     found = measure_vae(vae, None, dataset, context_with())
     of_codes, of_latents = ("", "_from_latents") if decodes == "codes" else ("_from_codes", "")
     assert found[f"reconstruction_accuracy{of_codes}"] == 1
     assert found[f"reconstruction_accuracy{of_latents}"] == 0
-    used = vae(stages.vae.to_unit(pictures.images))[1].unique()
+    used = vae(to_unit(pictures.images))[1].unique()
     assert found["codes_in_use"] == len(used)
     assert found["codebook_use"] == len(used) / vae.quantizer.codebook_size
     assert 1 < found["codebook_perplexity"] <= len(used)
@@ -258,17 +257,17 @@ def test_held_out_pictures_are_measured_in_parts_with_the_figures_of_the_whole(m
         sizes.append(len(images))
         return images.float().mean((2, 3))  # as many channels as classes
 
-    monkeypatch.setattr(stages.vae, "scores", scores)
+    monkeypatch.setattr(stages.judge, "scores", scores)
     vae.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     found = measure_vae(vae, None, dataset, context_with())
     assert set(sizes) == {256, 44}
     with torch.no_grad():
-        made, codes, _ = vae(stages.vae.to_unit(images))
-    error = ((made.clamp(-1, 1) - stages.vae.to_unit(images)) / 2).square().mean()
+        made, codes, _ = vae(to_unit(images))
+    error = ((made.clamp(-1, 1) - to_unit(images)) / 2).square().mean()
     assert found["psnr"] == pytest.approx(-10 * error.log10().item(), rel=1e-6)
     assert found["codes_in_use"] == len(codes.unique())
-    assert found["original_accuracy"] == stages.vae.accuracy(images.float().mean((2, 3)), conditions.labels)
-    assert found["reconstruction_accuracy"] == stages.vae.accuracy(made.clamp(-1, 1).mean((2, 3)), conditions.labels)
+    assert found["original_accuracy"] == stages.judge.accuracy(images.float().mean((2, 3)), conditions.labels)
+    assert found["reconstruction_accuracy"] == stages.judge.accuracy(made.clamp(-1, 1).mean((2, 3)), conditions.labels)
     sizes.clear()
     measure_vae(vae, None, dataset, context_with(), most=10)
     assert set(sizes) == {10}
