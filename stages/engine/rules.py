@@ -27,6 +27,21 @@ def check(config: Config, where: Path) -> None:
     for key, value in flatten(config).items():
         if isinstance(value, str) and not value.isprintable():
             raise UserError(f"{where}: {key} {value!r} holds a character that cannot be printed; choose another name")
+    _check_training(config, where)
+    _check_vae(config, where)
+    _check_size(config, where)
+    _check_lists(config, where)
+    _check_eval(config.eval, "guide" in config.uses, where)
+    for stage in DIFFUSION:
+        if section := getattr(config, stage):
+            _check_denoising(section, stage, config, where)
+    _check_gan(config.gan, config.data.size, where)
+    _check_network(config.ldm.network, "ldm.network", config.data.size, where)
+    _check_patches(config, where)
+
+
+def _check_training(config: Config, where: Path) -> None:
+    """Checks what all stages that train have, and which exports are reused."""
     trained = ("evaluator", "reader", "vae", *MODELS)
     for stage in trained:
         section = getattr(config, stage)
@@ -40,29 +55,42 @@ def check(config: Config, where: Path) -> None:
     for stage, experiment in config.uses.items():
         if stage not in (*trained, "guide") or not plain(experiment):
             raise UserError(f"{where}: uses.{stage}={experiment}: write a stage and an experiment, such as vae: iclevr")
-    if config.vae.windows_until and config.vae.label_weight:
+
+
+def _check_vae(config: Config, where: Path) -> None:
+    vae = config.vae
+    if vae.windows_until and vae.label_weight:
         raise UserError(
             f"{where}: vae.label_weight needs whole pictures, vae.windows_until trains on parts of them; set one to 0, "
             f"or use vae.cell_weight instead"
         )
-    if config.vae.unquantized == 1 and config.vae.decodes == "codes":
+    if vae.unquantized == 1 and vae.decodes == "codes":
         raise UserError(
             f"{where}: vae.unquantized=1 teaches the decoder no codes, which vae.decodes=codes gives it; lower it, or "
             f"set vae.decodes=latents"
         )
-    if config.vae.fsq.levels % 2 == 0:
-        raise UserError(f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) must be odd so that 0 is a level; set 7")
-    if config.vae.quantizer == "fsq" and config.vae.fsq.levels**config.vae.latent_channels >= 2**63:
+    if vae.fsq.levels % 2 == 0:
+        raise UserError(f"{where}: vae.fsq.levels ({vae.fsq.levels}) must be odd so that 0 is a level; set 7")
+    if vae.quantizer == "fsq" and vae.fsq.levels**vae.latent_channels >= 2**63:
         raise UserError(
-            f"{where}: vae.fsq.levels ({config.vae.fsq.levels}) with vae.latent_channels "
-            f"({config.vae.latent_channels}) give more codes than 64 bits can count; lower one of them"
+            f"{where}: vae.fsq.levels ({vae.fsq.levels}) with vae.latent_channels "
+            f"({vae.latent_channels}) give more codes than 64 bits can count; lower one of them"
         )
-    if config.vae.quantizer == "residual" and config.vae.residual.codes**config.vae.residual.quantizers >= 2**63:
+    if vae.quantizer == "residual" and vae.residual.codes**vae.residual.quantizers >= 2**63:
         raise UserError(
-            f"{where}: vae.residual.codes ({config.vae.residual.codes}) to the power of vae.residual.quantizers "
-            f"({config.vae.residual.quantizers}) are more codes than 64 bits can count; lower one of them"
+            f"{where}: vae.residual.codes ({vae.residual.codes}) to the power of vae.residual.quantizers "
+            f"({vae.residual.quantizers}) are more codes than 64 bits can count; lower one of them"
         )
-    _check_size(config, where)
+    starts: dict[str, int] = {vae.quantizer: vae.quantized_from}
+    if vae.discriminator.weight > 0:
+        starts["discriminator"] = vae.discriminator.start
+    for key, start in starts.items():
+        if start >= vae.steps:
+            raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({vae.steps})")
+
+
+def _check_lists(config: Config, where: Path) -> None:
+    """Checks what the configuration lists: no entry twice, each of something that there is."""
     for name in config.data.conditions:
         if not plain(name) or name in OTHER_FILES:
             raise UserError(
@@ -78,27 +106,23 @@ def check(config: Config, where: Path) -> None:
     for key, values in lists.items():
         if len(set(values)) < len(values):
             raise UserError(f"{where}: {key} {[*values]} repeats an entry; give each once")
-    if not config.eval.seeds:
+
+
+def _check_eval(settings: Eval, has_guide: bool, where: Path) -> None:
+    if not settings.seeds:
         raise UserError(f"{where}: eval.seeds is empty; five seeds are usual: [0, 1, 2, 3, 4]")
-    low, high = config.eval.interval
+    low, high = settings.interval
     if not 0 <= low < high <= 1:
         raise UserError(f"{where}: eval.interval [{low}, {high}] must be two rising numbers in 0..1")
-    if config.eval.classifier_guidance and "guide" not in config.uses:
+    if settings.classifier_guidance and not has_guide:
         raise UserError(
             f"{where}: eval.classifier_guidance needs a guide that is not the judge: uses.guide=EXPERIMENT, whose "
             f"evaluator was trained from another seed"
         )
-    for stage in DIFFUSION:
-        if section := getattr(config, stage):
-            _check_denoising(section, stage, config, where)
-    starts: dict[str, int] = {config.vae.quantizer: config.vae.quantized_from}
-    if config.vae.discriminator.weight > 0:
-        starts["discriminator"] = config.vae.discriminator.start
-    for key, start in starts.items():
-        if start >= config.vae.steps:
-            raise UserError(f"{where}: vae.{key}.start ({start}) must be below vae.steps ({config.vae.steps})")
-    _check_gan(config.gan, config.data.size, where)
-    _check_network(config.ldm.network, "ldm.network", config.data.size, where)
+
+
+def _check_patches(config: Config, where: Path) -> None:
+    """Checks the pixel DDPM on patches."""
     if config.ddpm and config.ddpm.network == "patches":
         _check_network(config.ddpm.unet, "ddpm.unet", config.data.size, where)
         if config.ddpm.places:
