@@ -217,7 +217,7 @@ class DiffusionTask(Generic[Network]):
         for rows in parts:
             of_part = x0[rows], noise[rows], t[rows], condition[rows], keep[rows], first + rows.start
             errors = denoising_errors(self.context, self.network, self.diffusion, *of_part)
-            self.optimizers[0].add((weights[rows] * errors).mean(), len(parts))
+            self.optimizers[0].add((weights[rows] * errors).mean(), len(parts), last=rows is parts[-1])
             found.append(errors.detach())
         norm, errors = self.optimizers[0].take(step), torch.cat(found)
         self.ema.update(step)

@@ -86,7 +86,7 @@ class EvaluatorTask:
             if self.cells:
                 found[-1]["cells"] = cell_loss(self.cells(middle.float()), shown[rows], lambda part: weight)
                 loss = loss + s.cell_weight * found[-1]["cells"]
-            self.optimizers[0].add(loss, len(parts))
+            self.optimizers[0].add(loss, len(parts), last=rows is parts[-1])
         norm = self.optimizers[0].take(step)
         self.ema.update(step)
         return {**means(found), "gradient_norm": norm}

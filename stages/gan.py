@@ -212,7 +212,7 @@ class GanTask:
                 max(1, round(len(real[rows]) * s.penalty_share)),
                 average,
             )
-            self.optimizers[1].add(loss, len(parts))
+            self.optimizers[1].add(loss, len(parts), last=rows is parts[-1])
             found.append(terms)
         gap = "wasserstein" if self.loss.penalised or self.loss.clipped else "score_gap"
         names = {"gap": gap, "auxiliary": "auxiliary_real"}
@@ -251,7 +251,7 @@ class GanTask:
             if logits is not None:
                 found.append({"auxiliary_fake": auxiliary_loss(logits, asked, average)})
                 loss = loss + auxiliary_weight(self.settings, step) * found[-1]["auxiliary_fake"]
-            self.optimizers[0].add(loss, len(parts))
+            self.optimizers[0].add(loss, len(parts), last=rows is parts[-1])
         return {**(means(found) if found else {}), "generator_gradient_norm": self.optimizers[0].take(step)}
 
     def _average(self, condition: Condition) -> Callable[[Tensor], Tensor]:

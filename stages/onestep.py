@@ -201,9 +201,9 @@ class OnestepTask:
             if self.critic is not None:
                 inputs = made, wanted[rows], blur[rows], t[rows], conditions[rows]
                 terms["critic"], terms["adversarial"] = self.judged(self.critic, *inputs)
-                self.optimizers[1].add(terms["critic"], len(parts))
+                self.optimizers[1].add(terms["critic"], len(parts), last=rows is parts[-1])
                 loss = loss + s.critic.weight * terms["adversarial"]
-            self.optimizers[0].add(loss, len(parts))
+            self.optimizers[0].add(loss, len(parts), last=rows is parts[-1])
             found.append({"loss": loss, **terms})
         metrics: dict[str, Metric] = {**means(found), "gradient_norm": self.optimizers[0].take(step)}
         if self.critic is not None:

@@ -70,7 +70,7 @@ class ReaderTask:
             with self.context.autocast():
                 logits, offsets = self.network(images[rows])
             cells, places = reading_loss(logits, offsets, condition[rows], counts)
-            self.optimizers[0].add(cells + places, len(parts))
+            self.optimizers[0].add(cells + places, len(parts), last=rows is parts[-1])
             found.append({"cells": cells, "places": places})
         norm = self.optimizers[0].take(step)
         self.ema.update(step)

@@ -267,7 +267,7 @@ class VaeTask:
             with self.context.autocast():
                 real, fake = discriminator(torch.cat([images[rows], made[rows]])).chunk(2)
             found.append({"discriminator": HINGE.critic(real, fake)})
-            self.optimizers[1].add(found[-1]["discriminator"], len(parts))
+            self.optimizers[1].add(found[-1]["discriminator"], len(parts), last=rows is parts[-1])
         self.optimizers[1].take(step - self.settings.discriminator.start)
         return means(found)["discriminator"]
 

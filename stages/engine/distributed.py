@@ -1,12 +1,12 @@
 """Runs several processes under `torchrun`; one process runs the same code with world size 1.
 
-A batch is always the *global* batch. Each process computes its slice, and gradients are averaged in one flat
-all-reduce. Networks are not wrapped, so a critic's combined backward pass (gradient penalty included) and an
-autoencoder with a quantiser are treated alike.
+A batch is always the *global* batch. Each process computes its slice, and gradients are averaged (averaging.py).
+Networks are not wrapped, so a critic's combined backward pass (gradient penalty included) and an autoencoder with a
+quantiser are treated alike.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -77,18 +77,6 @@ def share_of(batch: int) -> slice:
         raise UserError(f"a batch of {batch} cannot be shared by {world} processes: choose a multiple of {world}")
     size = batch // world
     return slice(rank() * size, (rank() + 1) * size)
-
-
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replaces every gradient with its mean over the processes, in one flat all-reduce."""
-    if world_size() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
 
 
 def total(value: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def step_in_parts(
     for rows in parts:
         with autocast():
             again = network.latents(images[rows])
-        optimizer.add((again * latents.grad[rows]).sum())
+        optimizer.add((again * latents.grad[rows]).sum(), last=rows is parts[-1])
     metrics["gradient_norm"] = optimizer.take(step)
     return metrics | task.after(step, indices, images, torch.cat(pictures), discriminator)
 

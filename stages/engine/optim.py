@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from stages.engine import distributed
+from stages.engine.averaging import GradientAverage
 from stages.engine.log import Metric
 from stages.engine.muon import Muon, hidden_weights
 from stages.engine.sums import stacked
@@ -49,6 +49,7 @@ class Optimizer:
         self.layer_norms: dict[str, Tensor] = {}  # norm of each weight's gradient at the last update
         self.factor = 1.0  # of the learning rate, for a task that lowers it during training
         self.parameters = [p for _, p in self.named]
+        self.average = GradientAverage(self.parameters)
         hidden = hidden_weights(network) if settings.optimizer == "muon" else []
         self.muon = Muon(hidden, settings.weight_decay, dtype) if hidden else None
         of_muon = {id(p) for p in hidden}
@@ -62,15 +63,18 @@ class Optimizer:
 
     def update(self, loss: Tensor, step: int) -> Tensor:
         """Takes one step down `loss`. Returns the norm of the gradient before clipping, on the device."""
-        self.add(loss)
+        self.add(loss, last=True)
         return self.take(step)
 
-    def add(self, loss: Tensor, parts: int = 1, also: Sequence[Tensor] = ()) -> None:
+    def add(self, loss: Tensor, parts: int = 1, also: Sequence[Tensor] = (), last: bool = False) -> None:
         """Adds the gradient of one of `parts` equal parts of the batch, whose loss is its own mean, for `take`.
 
-        `also`: further leaf tensors that need the gradient.
+        `also`: further leaf tensors that need the gradient. `last`: this is the step's last backward pass, during which
+        gradients are averaged over the processes; without it `take` averages them.
         """
         part = loss if parts == 1 else loss / parts
+        if last:
+            self.average.begin()
         part.backward(inputs=[*self.parameters, *also])  # only these: other networks in the loss get no gradient
 
     def take(self, step: int) -> Tensor:
@@ -79,7 +83,7 @@ class Optimizer:
         rate = self.factor * learning_rate(step, s.steps, s.learning_rate, s.warmup, s.decay)
         for group in self.adam.param_groups:
             group["lr"] = rate
-        distributed.average_gradients(self.parameters)
+        self.average.finish()
         present = [p for p in self.parameters if p.grad is not None]
         if self.watch_layers:
             self.layer_norms = {n: p.grad.norm() for n, p in self.named if p.ndim > 1 and p.grad is not None}
