@@ -59,7 +59,7 @@ def scores(network: Evaluator, images: Rows, context: Context, batch: int = 256)
 
 
 def as_input(images: Tensor, context: Context) -> Tensor:
-    """Converts (n, 3, s, s), uint8 or in [-1, 1], to [-1, 1] on the device, as the evaluator takes them."""
+    """Converts (n, 3, s, s), uint8 or in [-1, 1], to [-1, 1] on the device, as networks take them."""
     images = images.to(context.device)  # before it takes four times the bytes
     images = to_unit(images) if images.dtype == torch.uint8 else images
     return images.to(memory_format=torch.channels_last)
@@ -230,9 +230,8 @@ def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) ->
 
     The pictures may be on another device.
     """
-    pictures = to_unit(images.to(context.device)).to(memory_format=torch.channels_last)
     with context.autocast():
-        reconstruction, indices, _ = vae(pictures, quantize)
+        reconstruction, indices, _ = vae(as_input(images, context), quantize)
     return reconstruction.clamp(-1, 1), indices
 
 

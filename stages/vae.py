@@ -33,7 +33,7 @@ from stages.engine.pictures import grid
 from stages.engine.run import Part, Run
 from stages.engine.schema import Vae
 from stages.engine.trained import load_trained
-from stages.judge import load_evaluator, measure_vae, reconstruct, shows_nothing
+from stages.judge import as_input, load_evaluator, measure_vae, reconstruct, shows_nothing
 
 HINGE = LOSSES["hinge"]
 JUDGED_FROM = 500  # step from which a preview warns if reconstructions show nothing; before it that is common
@@ -71,9 +71,8 @@ def load_vae_of(context: Context, stage: str, about: dict) -> VQVAE:
 @torch.no_grad()
 def encoded(encode: Callable[[Tensor], Tensor], images: Tensor, context: Context) -> Tensor:
     """Encodes at most 256 pictures (n, 3, s, s) uint8, which may be on another device: (n, c, s/8, s/8)."""
-    pictures = to_unit(images.to(context.device)).to(memory_format=torch.channels_last)
     with context.autocast():
-        return encode(pictures)
+        return encode(as_input(images, context))
 
 
 def _latent_shape(vae: VQVAE, dataset: Dataset) -> tuple[int, int, int]:
