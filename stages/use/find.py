@@ -70,13 +70,18 @@ def is_shipped(folder: Path) -> bool:
     return folder.resolve() in (SHIPPED.resolve(), (REPOSITORY / SHIPPED).resolve())
 
 
+def is_release(folder: Path) -> bool:
+    """Returns True for the folder of a released experiment: in it nothing is trained."""
+    return (folder / MANIFEST).is_file()
+
+
 def refuse_training_in_a_release(stage: str) -> Callable[[Namespace, Config], None]:
     """Returns a command's check that nothing is trained in a release. Its own stages are finished, unless --fresh."""
 
     def check(arguments: Namespace, config: Config) -> None:
         folder = Path(config.root) / config.name
         finished = (folder / stage / "export.safetensors").is_file() and not arguments.fresh
-        if (is_shipped(folder) or (folder / MANIFEST).is_file()) and not finished and stage not in config.uses:
+        if (is_shipped(folder) or is_release(folder)) and not finished and stage not in config.uses:
             raise UserError(f"{folder} holds released weights, so nothing is trained there; set another name=")
 
     return check
@@ -102,7 +107,7 @@ def check_release(arguments: Namespace, config: Config) -> None:
         raise UserError(f"{own} has no {missing[0]} yet: train it with `make {missing[0]} CONFIG={arguments.config}`")
     if not plain(to.name) or to.absolute() == own.absolute():
         raise UserError(f"--to {to}: name another folder than the experiment's, such as {own}-released")
-    if to.exists() and not (to / MANIFEST).is_file():
+    if to.exists() and not is_release(to):
         raise UserError(f"--to {to}: what is there is not a release; move it aside, or name another folder")
     for file in arguments.report:
         if not Path(file).is_file():
@@ -118,7 +123,7 @@ def sha256_of_file(path: Path) -> str:
 def read_manifest(folder: Path) -> dict[str, dict]:
     """Returns a released experiment's manifest, {} if the folder has none. Raises UserError."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_release(folder):
         return {}
     try:
         content = from_json(path.read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ from stages.engine.schema import Eval
 from stages.models import MODELS
 from stages.use.exact import exact_float32
 from stages.use.facts import Facts, facts_of
-from stages.use.find import MANIFEST, available, configuration_of, refuse_tampered
+from stages.use.find import available, configuration_of, is_release, refuse_tampered
 from stages.use.verdict import Judge, Verdict
 
 BATCH = 8  # pictures drawn at once: one size, so that picture i is the same for any count
@@ -72,7 +72,7 @@ class Experiment:
         self.name, self.size, self.device = config.name, config.data.size, context.device
         self.models = available(config)
         # of others it is said how to train them, but in a release nothing is trained
-        self._askable = self.models if (folder / MANIFEST).is_file() else tuple(MODELS)
+        self._askable = self.models if is_release(folder) else tuple(MODELS)
         self.model = model or (self.models[0] if self.models else config.drawer)
         self.objects: list[str] = list(self._model(None)[2]["objects"])
 
