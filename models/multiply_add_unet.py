@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.condition import Condition
 from models.unet import Raster
 
+SMALLEST = 8  # the quarter map is pooled by this, less the stem: to a 32nd of the picture
 MAP = 16  # cells a side of the map of places: a blob's deviation is a twentieth of any picture
 
 
@@ -57,7 +58,8 @@ class Up(nn.Module):
 class Told:
     """What the network computes from its condition alone, for b rows: the same at every step of a sampling.
 
-    `labels`: the factors (b, width, 1, 1) of each conditioned block; `map` (b, width, MAP, MAP) where it has places.
+    `labels`: the factors (b, width, 1, 1) of each conditioned block. `map` if it has places: (b, width, n, n), where n
+    is MAP, or the blocks' own number of cells if that is less.
     """
 
     labels: dict[str, Tensor]
@@ -70,20 +72,35 @@ class MultiplyAddUNet(nn.Module):
     `paths`: `up` conditions the up blocks, as usual, `up+down` also the down blocks. The picture's side must be a
     multiple of 32. A dropped label set is all zeros. With `places` a map of the objects' places is added after the
     first block, and so reaches all others; it starts at zero, and the other weights start as without it.
+
+    `stem` is 1 in the report. With 2, 4 or 8, squares of that many pixels a side are one cell with as many more
+    channels (unshuffled), on which all blocks work: the arithmetic falls with the square. The smallest map stays the
+    same, a 32nd of the picture.
     """
 
-    def __init__(self, classes: int, timesteps: int, width: int = 256, paths: str = "up+down", places: bool = False):
+    def __init__(
+        self,
+        classes: int,
+        timesteps: int,
+        width: int = 256,
+        paths: str = "up+down",
+        places: bool = False,
+        stem: int = 1,
+    ):
         super().__init__()
         self.timesteps, self.conditions_down, self.places = timesteps, paths == "up+down", places
-        self.enter = ConvBlock(3, width, residual=True)
+        self.stem, self.pool, values = stem, SMALLEST // stem, 3 * stem**2
+        self.enter = ConvBlock(values, width, residual=True)
         self.down1, self.down2 = ConvBlock(width, width, True), ConvBlock(width, 2 * width, True)
-        self.grow = nn.Sequential(nn.ConvTranspose2d(2 * width, 2 * width, 8, 8), nn.GroupNorm(8, 2 * width), nn.ReLU())
+        self.grow = nn.Sequential(
+            nn.ConvTranspose2d(2 * width, 2 * width, self.pool, self.pool), nn.GroupNorm(8, 2 * width), nn.ReLU()
+        )
         self.up1, self.up2 = Up(4 * width, width), Up(2 * width, width)
         self.leave = nn.Sequential(
             nn.Conv2d(2 * width, width, 3, padding=1),
             nn.GroupNorm(8, width),
             nn.ReLU(),
-            nn.Conv2d(width, 3, 3, padding=1),
+            nn.Conv2d(width, values, 3, padding=1),
         )
         widths = {"up1": 2 * width, "up2": width} | ({"down1": width, "down2": width} if self.conditions_down else {})
         self.label = nn.ModuleDict({name: Embedding(classes, w) for name, w in widths.items()})
@@ -92,12 +109,13 @@ class MultiplyAddUNet(nn.Module):
         self.raster = Raster(classes, width, width) if places else None  # last: the other weights start as without it
 
     def told(self, condition: Condition, keep: Tensor | None, side: int) -> Told:
-        """Computes what depends only on the condition of b rows, for pictures of any `side`. `keep` as in `forward`."""
+        """Computes what depends only on the condition of b rows of pictures of that `side`. `keep` as `forward`'s."""
         if keep is None:
             keep = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
         labels = condition.labels * keep[:, None]
         factors = {name: embedding(labels) for name, embedding in self.label.items()}
-        return Told(factors, None if self.raster is None else self.raster(condition, keep, MAP))
+        cells = min(MAP, side // self.stem)
+        return Told(factors, None if self.raster is None else self.raster(condition, keep, cells))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | Told, keep: Tensor | None = None) -> Tensor:
         """`keep` (b,) bool, all True by default: rows with False are unconditional. A Told condition has its own."""
@@ -107,15 +125,15 @@ class MultiplyAddUNet(nn.Module):
         def conditioned(name: str, x: Tensor) -> Tensor:
             return told.labels[name] * x + self.time[name](time) if name in told.labels else x
 
-        entered = self.enter(x)
-        if told.map is not None:  # upsampled after its 1x1 convolution, which runs once per cell
-            entered = entered + F.interpolate(told.map, x.shape[2:])
+        entered = self.enter(F.pixel_unshuffle(x, self.stem))
+        if told.map is not None:  # resized after its 1x1 convolution, which runs once per cell
+            entered = entered + F.interpolate(told.map, entered.shape[2:])
         half = F.max_pool2d(self.down1(conditioned("down1", entered)), 2)
         quarter = F.max_pool2d(self.down2(conditioned("down2", half)), 2)
-        hidden = F.gelu(F.avg_pool2d(quarter, 8))
+        hidden = F.gelu(F.avg_pool2d(quarter, self.pool))
         h = self.up1(conditioned("up1", self.grow(hidden)), quarter)
         h = self.up2(conditioned("up2", h), half)
-        return self.leave(torch.cat([h, entered], dim=1)).float()
+        return F.pixel_shuffle(self.leave(torch.cat([h, entered], dim=1)), self.stem).float()
 
 
 def _initialise(module: nn.Module) -> None:

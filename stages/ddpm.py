@@ -36,7 +36,7 @@ def build_ddpm(settings: Ddpm, classes: int, most: int, size: int) -> MultiplyAd
     """Builds the network of a `ddpm` section. For patches: `most` objects in a training picture, and its `size`."""
     if settings.network == "patches":
         return PatchUNet(classes, most, settings.bottleneck, side=size, **settings.unet.model_dump())
-    return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths, settings.places)
+    return MultiplyAddUNet(classes, settings.timesteps, settings.width, settings.paths, settings.places, settings.stem)
 
 
 def pixel_scale(images: Rows) -> tuple[Tensor, Tensor]:

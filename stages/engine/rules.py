@@ -297,7 +297,7 @@ def _unread(config: Config) -> Iterator[tuple[str, BaseModel, str, str]]:
         if section and not config.places_of(stage):
             yield stage, section, "place_dropout", f"{stage} takes no places"
     if ddpm and ddpm.network == "patches":
-        yield from (("ddpm", ddpm, key, "ddpm.network=patches") for key in ("width", "paths"))
+        yield from (("ddpm", ddpm, key, "ddpm.network=patches") for key in ("width", "paths", "stem"))
     elif ddpm:
         yield "ddpm", ddpm, "bottleneck", f"ddpm.network={ddpm.network}"
     if onestep and onestep.critic.weight == 0:

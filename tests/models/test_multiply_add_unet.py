@@ -11,9 +11,9 @@ from models.multiply_add_unet import MAP, Embedding, MultiplyAddUNet
 CLASSES, TIMESTEPS = 5, 40
 
 
-def small(paths="up+down", width=8, places=False):
+def small(paths="up+down", width=8, places=False, stem=1):
     torch.manual_seed(0)
-    return MultiplyAddUNet(CLASSES, TIMESTEPS, width, paths, places).eval()
+    return MultiplyAddUNet(CLASSES, TIMESTEPS, width, paths, places, stem).eval()
 
 
 def told(*places):
@@ -41,11 +41,12 @@ def maps_of(network, *arguments):
     return seen
 
 
+@pytest.mark.parametrize("stem", [1, 4])
 @pytest.mark.parametrize(
     ("paths", "conditioned"), [("up", {"up1", "up2"}), ("up+down", {"up1", "up2", "down1", "down2"})]
 )
-def test_a_blocks_map_is_multiplied_by_the_label_embedding_and_the_time_embedding_is_added(paths, conditioned):
-    network, x, t = small(paths), torch.randn(3, 3, 32, 32), torch.tensor([0, 17, 39])
+def test_a_blocks_map_is_multiplied_by_the_label_embedding_and_the_time_embedding_is_added(paths, conditioned, stem):
+    network, x, t = small(paths, stem=stem), torch.randn(3, 3, 32, 32), torch.tensor([0, 17, 39])
     labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]])
     seen = maps_of(network, x, t, Condition.of_labels(labels), torch.tensor([True, True, False]))
     before = {
@@ -63,6 +64,35 @@ def test_a_blocks_map_is_multiplied_by_the_label_embedding_and_the_time_embeddin
             assert c.std() > 0.01 and plus.std() > 0.01  # both have an effect
             expected = c * plain + plus
         torch.testing.assert_close(seen[name][0], expected)
+
+
+@pytest.mark.parametrize(("stem", "cells"), [(1, 64), (2, 32), (4, 16), (8, 8)])
+def test_with_a_stem_the_blocks_work_on_squares_of_pixels(stem, cells):
+    network, x = small(stem=stem), torch.randn(2, 3, 64, 64)
+    seen = maps_of(network, x, torch.tensor([0, 17]), Condition.of_lists([[1, 4]] * 2, CLASSES))
+    assert torch.equal(seen["enter"][0], F.pixel_unshuffle(x, stem))
+    assert seen["enter"][1].shape[2:] == (cells, cells)
+    assert seen["grow"][0].shape[2:] == (2, 2)  # a 32nd of the picture
+    assert network(x, torch.tensor([0, 17]), Condition.of_lists([[1, 4]] * 2, CLASSES)).shape == x.shape
+
+
+@torch.no_grad()
+def test_a_picture_leaves_a_stem_as_it_entered():
+    """The last convolution is made to copy the first map: pixels come back in their places."""
+    network, x = small(width=48, stem=4), torch.randn(2, 3, 32, 32)
+    network.leave = nn.Identity()
+    network.enter.forward = lambda cells: cells
+    network.up2.forward = lambda x, skip: x[:, :0].new_zeros(len(x), 0, *(2 * side for side in skip.shape[2:]))
+    assert torch.equal(network(x, torch.tensor([0, 17]), Condition.of_lists([[1, 4]] * 2, CLASSES)), x)
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4, 8])
+@torch.no_grad()
+def test_places_reach_the_blocks_behind_a_stem(stem):
+    x, t, network = torch.randn(2, 3, 64, 64), torch.tensor([0, 17]), small(places=True, stem=stem)
+    nn.init.normal_(network.raster.leave.weight)
+    here, there = (network(x, t, at([0.25, 0.5], [0.75, u])) for u in (0.3, 0.7))
+    assert here.shape == x.shape and (here - there).abs().max() > 1e-4
 
 
 @torch.no_grad()
