@@ -26,8 +26,10 @@ def write_card(
     hashes: Mapping[str, Set[str]],
     kind: torch.dtype,
     losses: dict[torch.dtype, float],
-) -> None:
+) -> list[dict]:
     """Writes README.md into a release. Raises UserError for a report that measured other weights.
+
+    Returns the reports whose figures it shows.
 
     `exports`: the descriptions of the experiment's exports, by stage; `hashes`: those of their weights, before and
     after rounding.
@@ -36,6 +38,7 @@ def write_card(
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"figure": lambda value: "–" if value is None else f"{value:.3f}"}
     made = [model for model in config.models if model in exports]
+    reports = [read_report(path, context, hashes) for path in reports_of(context)]
     content = {
         "config": config,
         "file": context.arguments.config,
@@ -50,10 +53,27 @@ def write_card(
         ],
         "kind": DTYPES[kind],
         "losses": {DTYPES[one]: f"{loss:.1e}" for one, loss in losses.items()},
-        "reports": [read_report(path, context, hashes) for path in reports_of(context)],
+        "reports": reports,
     }
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)
     write_atomically(folder / "README.md", text.encode())
+    return reports
+
+
+def figures_of(reports: Sequence[dict], released: Mapping[str, str]) -> dict[str, dict]:
+    """Returns each model's accuracies, from the first report that has them, for cards that `make export` writes.
+
+    `released`: the sha256 of each stage's released weights, to which the figures belong.
+    """
+    found: dict[str, dict] = {}
+    for report in reports:
+        for model, sets in report["results"].items():
+            if model in released and model not in found:
+                shown = {
+                    name: {"accuracy": of["accuracy"], "std": of["std"]} for name, of in sets.items() if "std" in of
+                }
+                found[model] = {"export": released[model], "seeds": len(report["seeds"]), "sets": shown}
+    return found
 
 
 def _settings(context: Context, models: Sequence[str]) -> str:

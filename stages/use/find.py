@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = Path("checkpoints/scenes")  # the weights that come with the project, from the repository's folder
 SHIPPED_FROM = "scenes-trained"  # the experiment that they are of: configs/scenes.yaml
 STAGES = tuple(WORDS)  # what an experiment has exports of
+FIGURES = "figures.json"  # of a released experiment: the accuracies on its card, for programs
 MANIFEST = "manifest.json"  # of a released experiment: {file: {"sha256": ..., "bytes": ...}}
 
 

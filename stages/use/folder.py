@@ -17,9 +17,10 @@ from models.choices import WORDS
 from models.layouts import LayoutPrior
 from stages.engine.command import Context
 from stages.engine.errors import UserError
-from stages.engine.files import from_json
+from stages.engine.files import read_json
 from stages.engine.log import say
 from stages.use import graphs, hub
+from stages.use.find import FIGURES
 from stages.use.graphs import Graph
 
 HERE = Path(__file__).parent
@@ -85,7 +86,7 @@ class Folder:
     def _card(self, stage: str, about: dict, files: dict[str, str]) -> ModelCard:
         ours = self.context.config.data.folder is None
         data = ModelCardData(library_name=hub.LIBRARY, tags=[*hub.TAGS, stage], license="mit" if ours else "other")
-        figures, seeds = self._figures(stage, about)
+        figures, measured = self._figures(stage, about)
         return ModelCard.from_template(
             data,
             template_str=(HERE / "network_card.md.jinja").read_text(encoding="utf-8"),
@@ -96,25 +97,31 @@ class Folder:
             files=files,
             facts=_facts(about),
             figures=figures,
-            seeds=seeds,
+            measured=measured,
             objects=self.objects,
             size=about.get("size", SIZE),
             licence=OURS if ours else THEIRS,
         )
 
-    def _figures(self, stage: str, about: dict) -> tuple[dict[str, str], int]:
-        """Returns the accuracies of `make eval` by set, and its number of seeds, if it measured this very export."""
+    def _figures(self, stage: str, about: dict) -> tuple[dict[str, str], str]:
+        """Returns the accuracies of `make eval` by set, and words on what they are, if it measured this very export.
+
+        A release has those of the weights that it was rounded from in a file of its own.
+        """
         try:
-            report = from_json((self.context.folder("eval") / "report.json").read_text(encoding="utf-8"))
-            if report["provenance"]["parents"][stage] != about["sha256"]:
-                return {}, 0
-            sets = report["results"][stage]
-            figures = {
-                name: f"{value['accuracy']:.3f} ± {value['std']:.3f}" for name, value in sets.items() if "std" in value
-            }
-            return figures, max(len(value["per_seed"]) for value in sets.values() if "std" in value)
-        except (OSError, ValueError, KeyError, TypeError):  # not evaluated, or by another version
-            return {}, 0
+            report = read_json(self.context.folder("eval") / "report.json")
+            released = read_json(self.context.folder("") / FIGURES).get(stage, {})
+            if report.get("provenance", {}).get("parents", {}).get(stage) == about["sha256"]:
+                sets, seeds, when = report["results"][stage], len(report["provenance"]["seeds"]), ""
+            elif released.get("export") == about["sha256"]:
+                sets, seeds, when = released["sets"], released["seeds"], ", before rounding to 16 bits"
+            else:
+                return {}, ""
+            measured = {name: value for name, value in sets.items() if "std" in value}
+            shown = {name: f"{of['accuracy']:.3f} ± {of['std']:.3f}" for name, of in measured.items()}
+            return shown, f"over {seeds} sampling seeds, by `make eval`{when}"
+        except (AttributeError, ValueError, KeyError, TypeError):  # by another version
+            return {}, ""
 
     def finish(self, models: dict[str, dict]) -> None:
         """Writes the files about the whole folder: config.json, which draw.py reads, the script and the page."""

@@ -18,8 +18,8 @@ from stages.engine.errors import UserError
 from stages.engine.export import DTYPES, load_export, save_export, sha256_of
 from stages.engine.files import made_whole, write_atomically
 from stages.engine.run import move_aside
-from stages.use.card import write_card
-from stages.use.find import MANIFEST, STAGES, sha256_of_file
+from stages.use.card import figures_of, write_card
+from stages.use.find import FIGURES, MANIFEST, STAGES, sha256_of_file
 
 LIMIT = 40 * 2**20  # bytes of all files together: they are part of every clone
 TYPES = (torch.float16, torch.bfloat16)
@@ -95,13 +95,18 @@ def main(context: Context) -> None:
     losses = {kind: rounding_error(exports, kind) for kind in TYPES}
     kind = min(TYPES, key=losses.__getitem__)
     with made_whole(to) as partly:
-        hashes = {stage: {about["sha256"]} for stage, (_, about) in exports.items()}
-        for stage, (tensors, about) in rounded(exports, kind).items():
-            hashes[stage].add(save_export(partly / stage / "export.safetensors", tensors, about))
+        new = {
+            stage: save_export(partly / stage / "export.safetensors", tensors, about)
+            for stage, (tensors, about) in rounded(exports, kind).items()
+        }
+        hashes = {stage: {about["sha256"], new[stage]} for stage, (_, about) in exports.items()}
         named = derive(config, [f"name={to.name}", f"root={to.parent.as_posix()}", "uses={}", "device=auto"])
         text = yaml.safe_dump(named.model_dump(mode="json"), sort_keys=False)
         write_atomically(partly / "config.yaml", text.encode())
-        write_card(context, partly, {stage: about for stage, (_, about) in exports.items()}, hashes, kind, losses)
+        reports = write_card(
+            context, partly, {stage: about for stage, (_, about) in exports.items()}, hashes, kind, losses
+        )
+        write_atomically(partly / FIGURES, (json.dumps(figures_of(reports, new), indent=2) + "\n").encode())
         files = sorted(path for path in partly.rglob("*") if path.is_file())
         sizes = {path.relative_to(partly).as_posix(): path.stat().st_size for path in files}
         size, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])

@@ -23,11 +23,14 @@ from stages.engine.files import made_whole
 from stages.gan import load_gan
 from stages.judge import load_evaluator
 from stages.ldm import load_sampler
+from stages.use.find import FIGURES
 from stages.vae import load_vae
 from tests.conftest import SMOKE, start_stage
 from tests.helpers import assert_one_line, of_all_workers
+from tests.stages.handful import context_with
 from tests.stages.use.exported import (
     SIZES,
+    Folder,
     add_model,
     drawn_by_the_script,
     drawn_inputs,
@@ -88,6 +91,21 @@ def test_a_card_is_one_of_the_hub_with_the_figures_of_the_report(exported, chain
     report = json.loads((chain / "smoke/eval/report.json").read_text())
     assert f"{report['results']['ldm']['new_test']['accuracy']:.3f} ±" in card.text
     assert report["provenance"]["parents"]["ldm"] in card.text and "over 2 sampling seeds" in card.text
+
+
+def test_a_card_shows_a_releases_figures_if_they_are_of_its_weights(tmp_path):
+    folder = Folder(tmp_path, context_with(f"root={tmp_path}"), ["red cube"])
+    (tmp_path / "smoke").mkdir()
+    sets = {"test": {"accuracy": 0.75, "std": 0.125}}
+    (tmp_path / "smoke" / FIGURES).write_text(json.dumps({"ldm": {"export": "a", "seeds": 20, "sets": sets}}))
+    figures, measured = folder._figures("ldm", {"sha256": "a"})
+    assert figures == {"test": "0.750 ± 0.125"}
+    assert measured == "over 20 sampling seeds, by `make eval`, before rounding to 16 bits"
+    for stage, sha256 in (("ldm", "another"), ("gan", "a")):
+        assert folder._figures(stage, {"sha256": sha256}) == ({}, "")
+    for damaged in ("{", "[]", '{"ldm": 3}', '{"ldm": {"export": "a"}}'):
+        (tmp_path / "smoke" / FIGURES).write_text(damaged)
+        assert folder._figures("ldm", {"sha256": "a"}) == ({}, "")
 
 
 @pytest.mark.parametrize("stage", ["evaluator", "vae", "ldm", "gan"])

@@ -14,7 +14,7 @@ from stages.engine.config import load as config_of
 from stages.engine.export import load_export, read_about, save_export
 from stages.use import release
 from stages.use.card import write_card
-from stages.use.find import MANIFEST, SHIPPED, SHIPPED_FROM, STAGES, refuse_tampered, sha256_of_file
+from stages.use.find import FIGURES, MANIFEST, SHIPPED, SHIPPED_FROM, STAGES, refuse_tampered, sha256_of_file
 from tests.conftest import HERE, SMOKE
 from tests.helpers import assert_one_line
 from tests.stages.handful import context_with
@@ -83,6 +83,18 @@ def test_the_card_has_the_figures_of_the_report(chain, released):
     assert "{" not in card and 'load("scenes")' not in card and "further judges" not in card
     assert f'--config "{released}/config.yaml"' in card and f'load("{released}")' in card
     assert f'`make release CONFIG=configs/smoke.yaml FLAGS="--to {released}"`' in card
+
+
+def test_the_figures_for_programs_are_those_of_the_card(chain, released):
+    figures = json.loads((released / FIGURES).read_text())
+    report = json.loads((chain / "smoke/eval/report.json").read_text())
+    assert figures.keys() == report["results"].keys()
+    for model, of in figures.items():
+        assert of["export"] == read_about(released / model / "export.safetensors", "")["sha256"]
+        assert of["seeds"] == len(report["provenance"]["seeds"])
+        assert of["sets"].keys() >= {"test", "new_test"}
+        for name, shown in of["sets"].items():
+            assert shown == {key: report["results"][model][name][key] for key in ("accuracy", "std")}
 
 
 def card_of(chain, folder, report, to="checkpoints/scenes"):
