@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stages.engine import distributed
 from stages.engine.errors import UserError, oneline
-from stages.engine.schema import Compiled
+from stages.engine.values import Compiled
 
 FIX = "install one and Python's headers, or leave `compile` false in ldm, ddpm and eval"
 OF_THE_COMPILER = {
