@@ -1,15 +1,10 @@
 """`make eval`: draws the test sets with each model over the configured seeds, judges them and writes a report."""
 
-import hashlib
 import json
 import shlex
 import time
-from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from models.choices import DIFFUSION
@@ -23,12 +18,11 @@ from stages.engine.command import JUDGES, Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about, refuse_other_size
-from stages.engine.files import read_json
 from stages.engine.log import progress, read_metrics, say
-from stages.engine.machine import describe_device, versions
 from stages.engine.pictures import captioned, grid, page_scale, png
+from stages.engine.provenance import facts_of, is_current, provenance_of
 from stages.engine.report import curve, write_report
-from stages.engine.run import differences, move_aside
+from stages.engine.run import move_aside
 from stages.engine.sampling import Sampler
 from stages.engine.schema import REPORTED, Eval
 from stages.judge import (
@@ -48,7 +42,6 @@ from stages.vae import load_vae
 
 STRIP = ["red sphere", "yellow cube", "cyan cylinder"]
 STRIP_COLUMNS = 10
-CODE = Path(__file__).resolve().parent.parent
 
 
 def recorded(
@@ -99,62 +92,6 @@ def _curves(context: Context) -> list[bytes]:
     return [picture for picture in made if picture]
 
 
-def _provenance(context: Context, dataset: Dataset, exports: dict[str, dict]) -> dict:
-    config = context.config.model_dump(mode="json")
-    return {
-        "experiment": context.config.name,
-        "date": date.today().isoformat(),
-        "configuration": config,
-        "configuration_sha256": _digest_of(config),
-        "data_sha256": dataset.sha256,
-        "test_sets_sha256": _digest_of_sets(dataset, lambda asked: asked.objects),
-        "parents": {stage: about["sha256"] for stage, about in exports.items()},
-        "seeds": list(context.config.eval.seeds),
-        "versions": versions(),
-        "device": describe_device(context.device),
-        "precision": str(context.dtype).removeprefix("torch."),
-        "seconds": {stage: about["seconds"] for stage, about in exports.items()},
-        "steps": {stage: about["steps"] for stage, about in exports.items()},
-        "exports": {stage: about["identity"] for stage, about in exports.items()},  # how each was really trained
-        "made_with": {
-            stage: {key: about.get(key) for key in ("device", "versions")} for stage, about in exports.items()
-        },
-        "processes": distributed.world_size(),
-        "code_sha256": _digest_of({str(p.relative_to(CODE)): p.read_text() for p in _sources()}),
-    }
-
-
-def _sources() -> list[Path]:
-    """Lists the project's files only: the folder above may hold an environment with every package's files."""
-    return sorted(path for part in ("data", "models", "stages") for path in (CODE / part).rglob("*.py"))
-
-
-def _digest_of(*content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_of_sets(dataset: Dataset, content: Callable[[Condition], Tensor]) -> str:
-    sets = {name: content(asked).tolist() for name, asked in dataset.test_sets.items()}
-    return _digest_of(sets, dataset.vocabulary.names)
-
-
-def _facts(provenance: dict) -> list[tuple[str, str]]:
-    """Returns the provenance that people read, as (what, value)."""
-    minutes = ", ".join(
-        f"{stage} {provenance['seconds'][stage] / 60:.1f} min ({steps} steps)"
-        for stage, steps in provenance["steps"].items()
-    )
-    hashes = ", ".join(f"{stage} {digest[:12]}" for stage, digest in provenance["parents"].items())
-    return [
-        ("device", f"{provenance['device']}, {provenance['precision']}"),
-        ("training", minutes),
-        ("configuration", provenance["configuration_sha256"][:12]),
-        ("data", provenance["data_sha256"][:12]),
-        ("exports", hashes),
-        ("versions", ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())),
-    ]
-
-
 def play_command(context: Context) -> str | None:
     """Returns the `make play` command for these models, with this command's overrides; None for a variant."""
     if context.is_variant:  # it has more settings than a command line says
@@ -168,6 +105,41 @@ def _evaluator_words(about: dict) -> str:
     if about["kind"] == "lab":
         return "the lab's ResNet-18 checkpoint"
     return "a ResNet-18 trained here on the training scenes, not the lab's checkpoint"
+
+
+def _draw_sets(
+    samplers: dict[str, Sampler],
+    judge: Evaluator,
+    guide: Evaluator | None,
+    others: dict[str, Evaluator],
+    dataset: Dataset,
+    context: Context,
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Draws and judges each model's test sets, and writes their pictures. Returns figures and samples by model, set."""
+    folder = context.folder("eval")
+    results: dict[str, dict] = {name: {} for name in samplers}
+    samples: dict[str, dict] = {name: {} for name in samplers}
+    jobs = [(model, name) for model in samplers for name in dataset.test_sets]
+    for model, name in progress(jobs, f"{context.config.name}/eval: {len(jobs)} sets of pictures", len(jobs)):
+        condition = dataset.test_sets[name]
+        results[model][name], images = evaluate_set(samplers[model], judge, name, condition, context, guide, others)
+        if not distributed.is_main():
+            continue
+        samples[model][name] = _captioned(images, condition.labels, judge, dataset, context)
+        (folder / f"{model}-{name}.png").write_bytes(png(grid(images), page_scale(dataset.size)))
+        (folder / f"{model}-{name}-captioned.png").write_bytes(captioned(samples[model][name]))
+    return results, samples
+
+
+def _strip_of(samplers: dict[str, Sampler], dataset: Dataset, context: Context) -> tuple[bytes | None, str]:
+    """Writes the denoising of the first diffusion model. Returns its PNG and labels, None and "" if there is none."""
+    denoisers = (sampler for name in DIFFUSION if isinstance(sampler := samplers.get(name), DiffusionSampler))
+    if (denoiser := next(denoisers, None)) is None:
+        return None, ""
+    picture, labels = denoising_strip(denoiser, dataset, context)
+    strip = png(picture, page_scale(dataset.size))
+    (context.folder("eval") / "denoising.png").write_bytes(strip)
+    return strip, labels
 
 
 def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> None:
@@ -184,28 +156,13 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
     if (folder / "report.json").exists() and distributed.is_main():
         say(f"{context.config.name}/eval: the old report is now {move_aside(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict = {name: {} for name in samplers}
-    samples: dict = {name: {} for name in samplers}
-    jobs = [(model, name) for model in samplers for name in dataset.test_sets]
-    for model, name in progress(jobs, f"{context.config.name}/eval: {len(jobs)} sets of pictures", len(jobs)):
-        condition = dataset.test_sets[name]
-        results[model][name], images = evaluate_set(samplers[model], judge, name, condition, context, guide, others)
-        if not distributed.is_main():
-            continue
-        samples[model][name] = _captioned(images, condition.labels, judge, dataset, context)
-        (folder / f"{model}-{name}.png").write_bytes(png(grid(images), page_scale(dataset.size)))
-        (folder / f"{model}-{name}-captioned.png").write_bytes(captioned(samples[model][name]))
+    results, samples = _draw_sets(samplers, judge, guide, others, dataset, context)
     counts = sorted({n for sets in results.values() for figures in sets.values() for n in figures["by_objects"]})
     own = _evaluate_placing(samplers, results, judge, dataset, context) if "reader" in exports else None
     if not distributed.is_main():
         return
-    strip, strip_labels = None, ""
-    denoisers = (sampler for name in DIFFUSION if isinstance(sampler := samplers.get(name), DiffusionSampler))
-    if denoiser := next(denoisers, None):
-        picture, strip_labels = denoising_strip(denoiser, dataset, context)
-        strip = png(picture, page_scale(dataset.size))
-        (folder / "denoising.png").write_bytes(strip)
-    provenance = _provenance(context, dataset, exports)
+    strip, strip_labels = _strip_of(samplers, dataset, context)
+    provenance = provenance_of(context, dataset, exports)
     provenance["seconds"]["evaluate"] = time.perf_counter() - context.began
     result = {
         "evaluator": {
@@ -228,7 +185,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
         "strip": strip,
         "strip_labels": strip_labels,
         "curves": _curves(context),
-        "facts": _facts(provenance),
+        "facts": facts_of(provenance),
         "play": play_command(context),
     }
     write_report(folder, result, view)
@@ -270,14 +227,6 @@ def _say_results(context: Context) -> None:
     print(context.folder("eval") / "report.html")
 
 
-def _eval_of(provenance: dict) -> Eval | None:
-    """Returns the `eval` section of an earlier report, with defaults for newer keys; None if it is not valid."""
-    try:
-        return Eval.model_validate(provenance["configuration"]["eval"], strict=False)
-    except (KeyError, TypeError, ValidationError):
-        return None
-
-
 def exports_of(context: Context) -> dict[str, dict]:
     """Returns the descriptions of the exports that an evaluation reads, by stage. Raises UserError if one is missing.
 
@@ -306,22 +255,6 @@ def exports_of(context: Context) -> dict[str, dict]:
         if context.export(role).exists():
             exports[role] = read_about(context.export(role), f"run {context.make('judges')}")
     return exports
-
-
-def is_current(context: Context, dataset: Dataset, exports: dict[str, dict]) -> bool:
-    """Returns whether eval/ has a report of just these pictures, exports and settings."""
-    provenance = read_json(context.folder("eval") / "report.json").get("provenance")
-    old = dict(provenance) if isinstance(provenance, dict) else {}
-    now = _provenance(context, dataset, exports)
-    was = old.get("parents")
-    if isinstance(was, dict) and "vae" not in now["parents"]:  # an older report names one even if none was needed
-        was.pop("vae", None)
-    # an older report hashed the label sets without their order, which no model read then
-    if old.get("test_sets_sha256") == _digest_of_sets(dataset, lambda asked: asked.labels):
-        old["test_sets_sha256"] = now["test_sets_sha256"]
-    same = ("data_sha256", "test_sets_sha256", "parents", "precision")
-    unchanged = _eval_of(old) == context.config.eval
-    return unchanged and not differences({k: old.get(k) for k in same}, {k: now[k] for k in same})
 
 
 def main(context: Context) -> None:

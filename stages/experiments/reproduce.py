@@ -21,7 +21,8 @@ from stages.engine.export import read_about
 from stages.engine.files import read_json, write_atomically
 from stages.engine.lock import locked
 from stages.engine.log import say
-from stages.evaluate import exports_of, is_current
+from stages.engine.provenance import is_current
+from stages.evaluate import exports_of
 from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
 from stages.experiments.jobs import Job, cores_for, end_with_the_parent, run_jobs

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from stages import evaluate
+from stages.engine import provenance
 from stages.engine.command import Context
 from stages.engine.config import load
 from stages.engine.errors import UserError
@@ -31,12 +31,12 @@ OTHERS += [DEEP]
 @pytest.mark.parametrize("text", [*OTHERS, '{"provenance": {"parents": []}}', '{"provenance": {"parents": null}}'])
 def test_such_a_report_is_no_report_of_these_pictures(context, monkeypatch, text):
     now = {"data_sha256": "d", "test_sets_sha256": "t", "parents": {}, "precision": "float32"}
-    monkeypatch.setattr(evaluate, "_provenance", lambda *unused: now)
-    monkeypatch.setattr(evaluate, "_digest_of_sets", lambda *unused: "s")
+    monkeypatch.setattr(provenance, "provenance_of", lambda *unused: now)
+    monkeypatch.setattr(provenance, "_digest_of_sets", lambda *unused: "s")
     report = context.folder("eval") / "report.json"
     report.parent.mkdir(parents=True)
     report.write_text(text)
-    assert not evaluate.is_current(context, None, {})
+    assert not provenance.is_current(context, None, {})
 
 
 @pytest.mark.parametrize("text", OTHERS)
