@@ -36,7 +36,7 @@ from stages.judge import (
     scores,
     shown,
 )
-from stages.models import MODELS, title
+from stages.models import MODELS, title, trained_models
 from stages.reader import EVALUATED, figures_on_real, readable
 from stages.vae import load_vae
 
@@ -232,18 +232,16 @@ def exports_of(context: Context) -> dict[str, dict]:
 
     A model that is missing is left out, and so are judges that were not trained.
     """
-    exports, models = {}, context.config.models
+    exports, models = {}, trained_models(context)
     reader = ["reader"] if context.export("reader").exists() else []
     for stage in ("evaluator", *reader, *(["vae"] if context.config.needs_vae else []), *models):
         path = context.export(stage)
-        if stage in models and not path.exists():
-            name = title(stage, context.config)
-            say(f"warning: the {name} is left out: no {path}; {context.make(stage)} trains it")
-        elif stage != "vae" or path.exists():  # a model that lacks it reports that when it is loaded
+        if stage != "vae" or path.exists():  # a model that lacks it reports that when it is loaded
             exports[stage] = read_about(path, f"run {context.make(stage)}")
             refuse_other_size(path, exports[stage], context.config.data.size)
-    if not set(models) & exports.keys():
-        raise UserError(f"nothing to evaluate in {context.folder('')}: run {context.make(' '.join(models))} first")
+    if not models:
+        told = context.make(" ".join(context.config.models))
+        raise UserError(f"nothing to evaluate in {context.folder('')}: run {told} first")
     if context.config.eval.classifier_guidance:
         exports["guide"] = read_about(context.export("guide"), "train the evaluator of that experiment")
         if exports["guide"]["sha256"] == exports["evaluator"]["sha256"]:

@@ -8,6 +8,7 @@ from stages import ddpm, gan, ldm, onestep
 from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
+from stages.engine.log import say
 from stages.engine.run import Task
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Config
@@ -83,6 +84,18 @@ def load_diffusion(model: str, context: Context) -> tuple[DiffusionSampler, dict
     sampler, about = MODELS[model].load(context)
     assert isinstance(sampler, DiffusionSampler), f"{model} is not a diffusion model"
     return sampler, about
+
+
+def trained_models(context: Context) -> list[str]:
+    """Returns those of the configuration's models that have an export. Of each other one it says how to train it."""
+    trained: list[str] = []
+    for model in context.config.models:
+        if (path := context.export(model)).exists():
+            trained.append(model)
+        else:
+            name = title(model, context.config)
+            say(f"warning: the {name} is left out: no {path}; {context.make(model)} trains it")
+    return trained
 
 
 def title(model: str, config: Config) -> str:

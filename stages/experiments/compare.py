@@ -9,7 +9,7 @@ from stages.engine.command import Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
 from stages.engine.export import read_about
-from stages.engine.log import progress, say
+from stages.engine.log import progress
 from stages.engine.pictures import grid, page_scale, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
@@ -17,7 +17,7 @@ from stages.engine.sampling import Sampler, without_places
 from stages.experiments.quality import HEAD, Quality, cells, features, load_quality
 from stages.experiments.variety import variety, variety_of_real
 from stages.judge import evaluate_sets, load_evaluator, refuse_other_pictures, shown
-from stages.models import MODELS, title
+from stages.models import MODELS, title, trained_models
 
 ALIKE = 16  # pictures of one label set, for diversity
 
@@ -64,9 +64,7 @@ def measure(
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     judge, about = load_evaluator(context, len(dataset.vocabulary))
-    models = [m for m in context.config.models if context.export(m).exists()]
-    for absent in [m for m in context.config.models if m not in models]:
-        say(f"warning: the {title(absent, context.config)} is left out; {context.make(absent)} trains it")
+    models = trained_models(context)
     refuse_other_pictures(context, {"evaluator": about}, dataset)
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")

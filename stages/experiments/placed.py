@@ -20,7 +20,7 @@ from stages.engine.run import page_folder
 from stages.engine.sampling import Sampler
 from stages.experiments.places import marked
 from stages.judge import load_reader, read, refuse_other_pictures
-from stages.models import MODELS, title
+from stages.models import MODELS, title, trained_models
 from stages.reader import words_of
 
 STOPS, COLUMNS = 8, 4  # places at which the object is asked for, and columns of the page's grid
@@ -112,10 +112,7 @@ def main(context: Context) -> None:
         f"how far from it a reader, trained on real pictures only, finds the object. The reader's figures "
         f"{words_of(about['metrics'])}.",
     )
-    for model in context.config.models:
-        if not context.export(model).exists():
-            say(f"warning: the {title(model, context.config)} is left out; {context.make(model)} trains it")
-            continue
+    for model in trained_models(context):
         sampler, about = MODELS[model].load(context)
         refuse_other_pictures(context, {model: about}, dataset)
         if not sampler.takes_places:
