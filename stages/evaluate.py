@@ -174,7 +174,7 @@ def evaluate(context: Context, dataset: Dataset, exports: dict[str, dict]) -> No
         "other_judges": {role: exports[role]["real_accuracy"] for role in others},
         "results": results,
         **({"reader": own} if own else {}),
-        "vae": _measure_vae(judge, dataset, context) if "vae" in exports else None,
+        "vae": _measure_vae(judge, others, dataset, context) if "vae" in exports else None,
         "provenance": provenance,
     }
     view = {
@@ -205,11 +205,13 @@ def _evaluate_placing(
     return figures_on_real(reader, dataset, rows, context)
 
 
-def _measure_vae(judge: Evaluator, dataset: Dataset, context: Context) -> dict[str, float | str]:
+def _measure_vae(
+    judge: Evaluator, others: dict[str, Evaluator], dataset: Dataset, context: Context
+) -> dict[str, float | str]:
     vae, about = load_vae(context)
     quantizer = about["config"].get("quantizer", "codebook")  # an older export has no such key
     return {
-        **measure_vae(vae, judge, dataset, context),
+        **measure_vae(vae, judge, dataset, context, others=others),
         "codes": vae.quantizer.codebook_size,
         "quantizer": quantizer,
     }

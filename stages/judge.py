@@ -236,22 +236,29 @@ def reconstruct(vae: VQVAE, images: Tensor, context: Context, quantize: bool) ->
 
 
 def measure_vae(
-    vae: VQVAE, judge: Evaluator, dataset: Dataset, context: Context, most: int | None = None
+    vae: VQVAE,
+    judge: Evaluator,
+    dataset: Dataset,
+    context: Context,
+    most: int | None = None,
+    others: Mapping[str, Evaluator] | None = None,
 ) -> dict[str, float]:
     """Measures PSNR (pixels in [0, 1]), the use of codes and the judge's accuracy on the held-out pictures.
 
     Reconstructions are decoded as samples are, from codes or from latents; the other way is measured beside it. The
     pictures are measured 256 at a time: of each only its codes and the judge's scores are kept. `most`: at most so
-    many pictures, evenly chosen.
+    many pictures, evenly chosen. `others`: further judges of the reconstructions, by role.
     """
     images, labels = dataset.held_out(most)
-    errors, kept = [], []
+    errors, kept, by_others = [], [], {role: list[Tensor]() for role in others or {}}
     for part in images.split(256):
         made, codes = reconstruct(vae, part, context, vae.decodes_codes)
         other, _ = reconstruct(vae, part, context, not vae.decodes_codes)
         error = ((made - to_unit(part.to(context.device))) / 2).square().mean()
         errors.append(error.double() * len(part))
         kept.append((codes, *(scores(judge, shown, context) for shown in (part, made, other))))
+        for role, network in (others or {}).items():
+            by_others[role].append(scores(network, made, context))
     codes, of_original, of_made, of_other = map(torch.cat, zip(*kept, strict=True))
     counts = codes.unique(return_counts=True)[1]
     way = "latents" if vae.decodes_codes else "codes"
@@ -263,6 +270,7 @@ def measure_vae(
         "original_accuracy": accuracy(of_original, labels),
         "reconstruction_accuracy": accuracy(of_made, labels),
         f"reconstruction_accuracy_from_{way}": accuracy(of_other, labels),
+        **{f"reconstruction_accuracy_by_{role}": accuracy(torch.cat(x), labels) for role, x in by_others.items()},
     }
 
 

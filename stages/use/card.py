@@ -117,8 +117,8 @@ def read_report(path: Path, context: Context, hashes: Mapping[str, Set[str]]) ->
             "date": provenance["date"],
             "seeds": provenance["seeds"],
             "judge": judge["real_accuracy"],
-            "others": [*report.get("other_judges", {}).values()],
-            "vae": (report.get("vae") or {}).get("reconstruction_accuracy"),
+            "others": dict(report.get("other_judges", {})),
+            "vae": dict(report["vae"]) if report.get("vae") else None,
             "results": {model: dict(sets) for model, sets in report["results"].items()},
         }
         parents = dict(provenance["parents"])

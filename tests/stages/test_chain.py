@@ -306,6 +306,17 @@ def test_only_a_codebook_has_a_share_of_codes_in_use(report, tmp_path, quantizer
         assert words in text and ("in use" in text) == (quantizer == "codebook")
 
 
+def test_a_report_shows_what_further_judges_read_from_reconstructions(report, tmp_path):
+    result = json.loads(json.dumps(report))
+    write_report(tmp_path, result, VIEW)
+    assert "further judges, on" not in (tmp_path / "report.md").read_text()
+    result["other_judges"] = {"judge1": 0.971, "judge2": 0.982}
+    result["vae"] |= {"reconstruction_accuracy_by_judge1": 0.911, "reconstruction_accuracy_by_judge2": 0.922}
+    write_report(tmp_path, result, VIEW)
+    for suffix in ("md", "html"):
+        assert "(further judges, on reconstructions: 0.911, 0.922)" in (tmp_path / f"report.{suffix}").read_text()
+
+
 def test_nothing_a_user_names_becomes_markup(report, tmp_path):
     result = json.loads(json.dumps(report))
     result["evaluator"]["words"] = "<script>alert(1)</script>"

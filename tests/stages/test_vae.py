@@ -255,11 +255,12 @@ def test_held_out_pictures_are_measured_in_parts_with_the_figures_of_the_whole(m
 
     def scores(judge, images, context):
         sizes.append(len(images))
-        return images.float().mean((2, 3))  # as many channels as classes
+        values = images.float().mean((2, 3))  # as many channels as classes
+        return values * 997 % 1 if judge == "other" else values
 
     monkeypatch.setattr(stages.judge, "scores", scores)
     vae.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    found = measure_vae(vae, None, dataset, context_with())
+    found = measure_vae(vae, None, dataset, context_with(), others={"judge1": "other"})
     assert set(sizes) == {256, 44}
     with torch.no_grad():
         made, codes, _ = vae(to_unit(images))
@@ -268,8 +269,10 @@ def test_held_out_pictures_are_measured_in_parts_with_the_figures_of_the_whole(m
     assert found["codes_in_use"] == len(codes.unique())
     assert found["original_accuracy"] == stages.judge.accuracy(images.float().mean((2, 3)), conditions.labels)
     assert found["reconstruction_accuracy"] == stages.judge.accuracy(made.clamp(-1, 1).mean((2, 3)), conditions.labels)
+    by_the_other = stages.judge.accuracy(made.clamp(-1, 1).mean((2, 3)) * 997 % 1, conditions.labels)
+    assert found["reconstruction_accuracy_by_judge1"] == by_the_other != found["reconstruction_accuracy"]
     sizes.clear()
-    measure_vae(vae, None, dataset, context_with(), most=10)
+    assert "reconstruction_accuracy_by_judge1" not in measure_vae(vae, None, dataset, context_with(), most=10)
     assert set(sizes) == {10}
 
 
