@@ -8,6 +8,7 @@ written between `<!-- results:NAME -->` and `<!-- end -->` of a page.
 import argparse
 import json
 import re
+import shlex
 from pathlib import Path
 
 from stages.engine.errors import UserError
@@ -143,7 +144,15 @@ def _of_rows(rows: dict, source: str) -> dict[str, dict]:
             reported = " / ".join(map(said, row["reported"])) if row.get("reported") else "–"
             found[ROWS + key] |= {"system": row["system"], "reported": reported, "minutes": round(row["minutes"], 1)}
             found[ROWS + key] |= {"cores": _cores(row["device"]), "source": source}
+            if "command" in row:
+                found[ROWS + key]["command"] = _for_others(row["command"])
     return found
+
+
+def _for_others(command: str) -> str:
+    """Returns a command without the places of this machine's folders."""
+    words = [word for word in shlex.split(command) if not word.startswith("root=")]
+    return shlex.join("data.folder=DIR" if word.startswith("data.folder=") else word for word in words)
 
 
 def entries_of(path: Path) -> dict[str, dict]:
@@ -151,10 +160,11 @@ def entries_of(path: Path) -> dict[str, dict]:
     path = path / "report.json" if path.is_dir() else path
     try:
         report = from_json(path.read_text())
-        if "provenance" in report:
-            return _of_eval(report, path.as_posix())
+        if "provenance" in report:  # its place is named as where experiments usually lie
+            source = Path("checkpoints", report["provenance"]["experiment"], path.parent.name, path.name)
+            return _of_eval(report, source.as_posix())
         if report and report.keys() <= SYSTEMS.keys():
-            return _of_rows(report, path.as_posix())
+            return _of_rows(report, Path("checkpoints/reproduce", path.name).as_posix())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a report of `make eval` or `make reproduce` ({error!r:.80})") from None
     raise UserError(

@@ -40,6 +40,9 @@ def test_no_accuracy_in_the_file_s_tables_is_typed_by_hand():
 
 def test_each_measured_entry_says_where_it_is_from():
     assert all(entry.get("source") for entry in RESULTS["entries"].values())
+    assert not any(
+        entry["source"].startswith("/") or "root=" in entry.get("command", "") for entry in RESULTS["entries"].values()
+    )
     assert all(entry.get("date") or entry["source"] == "the reports" for entry in RESULTS["entries"].values())
 
 
@@ -65,7 +68,8 @@ def test_an_evaluation_s_report_becomes_entries(chain):
     assert ldm["test"]["accuracy"] == report["results"]["ldm"]["test"]["accuracy"]
     assert ldm["steps"] == report["provenance"]["steps"]["ldm"]
     assert (ldm["cores"] == "one core") == ldm["device"].endswith(" 1 threads") and "core" in ldm["cores"]
-    assert ldm["source"].endswith("eval/report.json") and ldm["code_sha256"] == report["provenance"]["code_sha256"]
+    assert ldm["source"] == "checkpoints/smoke/eval/report.json"
+    assert ldm["code_sha256"] == report["provenance"]["code_sha256"]
     with pytest.raises(UserError, match="not a report of `make eval`"):
         entries_of(chain / "smoke/ldm/config.yaml")
 
@@ -73,10 +77,13 @@ def test_an_evaluation_s_report_becomes_entries(chain):
 def test_a_row_that_no_table_names_is_added(tmp_path):
     sets = {name: {"accuracy": 0.5, "std": 0.01, "by_objects": {}} for name in ("test", "new_test")}
     row = {"system": "latent diffusion", "figures": sets, "reported": [0.819, 0.821], "steps": 7, "minutes": 1.25}
+    row |= {"command": "python -m x --only gan -- root=/home/me data.folder='/my pictures' eval.seeds=[0]"}
     row |= {"device": "A CPU, 1 threads", "judge": "trained", "date": "2026-12-01", "seeds": [0]}
     (tmp_path / "report.json").write_text(json.dumps({"ldm": row, "gan": row, "ddpm-up": {"fault": "not run"}}))
     found = entries_of(tmp_path)
     assert found.keys() == {ROWS + "ldm", ROWS + "gan"}
+    assert found[ROWS + "gan"]["command"] == "python -m x --only gan -- data.folder=DIR 'eval.seeds=[0]'"
+    assert found[ROWS + "gan"]["source"] == "checkpoints/reproduce/report.json"
     before = {"entries": {}, "tables": {"systems": {"head": ["x"] * 7, "rows": [[f"{{{ROWS}ldm:test}}"] * 7]}}}
     after = with_entries(before, found)
     assert len(after["tables"]["systems"]["rows"]) == 2
