@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.condition import Condition
 from models.unet import Raster
 
-SMALLEST = 8  # the quarter map is pooled by this, less the stem: to a 32nd of the picture
+POOL = 8  # by which the quarter map is pooled, divided by the stem: to a 32nd of the picture
 MAP = 16  # cells a side of the map of places: a blob's deviation is a twentieth of any picture
 
 
@@ -73,9 +73,9 @@ class MultiplyAddUNet(nn.Module):
     multiple of 32. A dropped label set is all zeros. With `places` a map of the objects' places is added after the
     first block, and so reaches all others; it starts at zero, and the other weights start as without it.
 
-    `stem` is 1 in the report. With 2, 4 or 8, squares of that many pixels a side are one cell with as many more
-    channels (unshuffled), on which all blocks work: the arithmetic falls with the square. The smallest map stays the
-    same, a 32nd of the picture.
+    `stem` is 1 in the report. With 2, 4 or 8, each square of `stem` pixels a side is one cell of 3 stem^2 channels
+    (unshuffled), and all blocks work on these cells: the arithmetic falls nearly with the square of `stem`. The
+    smallest map's side stays a 32nd of the picture's.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class MultiplyAddUNet(nn.Module):
     ):
         super().__init__()
         self.timesteps, self.conditions_down, self.places = timesteps, paths == "up+down", places
-        self.stem, self.pool, values = stem, SMALLEST // stem, 3 * stem**2
+        self.stem, self.pool, values = stem, POOL // stem, 3 * stem**2
         self.enter = ConvBlock(values, width, residual=True)
         self.down1, self.down2 = ConvBlock(width, width, True), ConvBlock(width, 2 * width, True)
         self.grow = nn.Sequential(
@@ -109,7 +109,7 @@ class MultiplyAddUNet(nn.Module):
         self.raster = Raster(classes, width, width) if places else None  # last: the other weights start as without it
 
     def told(self, condition: Condition, keep: Tensor | None, side: int) -> Told:
-        """Computes what depends only on the condition of b rows of pictures of that `side`. `keep` as `forward`'s."""
+        """Computes what depends only on the condition of b rows. `side`: the pictures'; `keep` as in `forward`."""
         if keep is None:
             keep = torch.ones(len(condition), dtype=torch.bool, device=condition.device)
         labels = condition.labels * keep[:, None]

@@ -234,13 +234,18 @@ def exports_of(context: Context) -> dict[str, dict]:
 
     A model that is missing is left out, and so are judges that were not trained.
     """
-    exports, models = {}, trained_models(context)
-    reader = ["reader"] if context.export("reader").exists() else []
-    for stage in ("evaluator", *reader, *(["vae"] if context.config.needs_vae else []), *models):
-        path = context.export(stage)
-        if stage != "vae" or path.exists():  # a model that lacks it reports that when it is loaded
+    exports: dict[str, dict] = {}
+
+    def add(*stages: str) -> None:
+        for stage in stages:
+            path = context.export(stage)
             exports[stage] = read_about(path, f"run {context.make(stage)}")
             refuse_other_size(path, exports[stage], context.config.data.size)
+
+    # a model that lacks its autoencoder reports that when it is loaded
+    beside = ["reader", "vae"] if context.config.needs_vae else ["reader"]
+    add("evaluator", *(stage for stage in beside if context.export(stage).exists()))
+    add(*(models := trained_models(context)))  # last: without a judge the error is the only line
     if not models:
         told = context.make(" ".join(context.config.models))
         raise UserError(f"nothing to evaluate in {context.folder('')}: run {told} first")

@@ -87,14 +87,14 @@ def load_diffusion(model: str, context: Context) -> tuple[DiffusionSampler, dict
 
 
 def trained_models(context: Context) -> list[str]:
-    """Returns those of the configuration's models that have an export. Of each other one it says how to train it."""
+    """Returns those of the configuration's models that have an export, and says how to train each other one."""
     trained: list[str] = []
     for model in context.config.models:
         if (path := context.export(model)).exists():
             trained.append(model)
         else:
             name = title(model, context.config)
-            say(f"warning: the {name} is left out: no {path}; {context.make(model)} trains it")
+            say(f"warning: {name} is left out: no {path}; {context.make(model)} trains it")
     return trained
 
 

@@ -262,7 +262,7 @@ class Ddpm(Denoising):
     network: Literal["multiply-add", "patches"] = "multiply-add"
     width: Annotated[int, Field(gt=0, multiple_of=8)] = 256  # of multiply-add, a multiple of eight
     paths: Literal["up", "up+down"] = "up+down"  # of multiply-add: where the conditions enter
-    stem: Literal[1, 2, 4, 8] = 1  # of multiply-add: it works on squares of so many pixels a side, unshuffled
+    stem: Literal[1, 2, 4, 8] = 1  # of multiply-add: pixels a side of the squares that it works on; 1: on pixels
     places: bool = False  # of multiply-add: a map of the places enters the first layer
     bottleneck: Positive = 64  # of patches: channels through which a patch's 192 values enter
     unet: Network = Network()  # of patches

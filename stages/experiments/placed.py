@@ -116,7 +116,7 @@ def main(context: Context) -> None:
         sampler, about = MODELS[model].load(context)
         refuse_other_pictures(context, {model: about}, dataset)
         if not sampler.takes_places:
-            say(f"warning: the {title(model, context.config)} takes no places, so it is left out")
+            say(f"warning: {title(model, context.config)} is left out: it takes no places")
             continue
         images, results[model] = walked(sampler, reader, asked, context)
         tiles = torch.stack(list(map(tile, images, places[:, -1], results[model])))

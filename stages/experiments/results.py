@@ -25,6 +25,7 @@ KEPT = (  # of a row of `make reproduce`
     *("seeds", "training_seed", "steps", "device", "judge", "real_accuracy", "date", "settings", "quality", "command"),
     *("configuration", "export_sha256"),
 )
+OURS = {"data.folder": "DIR", "evaluator.checkpoint": "FILE"}  # what a command says in place of this machine's paths
 COUNTED = ("no", "one", "two", "three", "four")
 
 
@@ -150,9 +151,10 @@ def _of_rows(rows: dict, source: str) -> dict[str, dict]:
 
 
 def _for_others(command: str) -> str:
-    """Returns a command without the places of this machine's folders."""
+    """Returns a command without the places of this machine's folders and files."""
     words = [word for word in shlex.split(command) if not word.startswith("root=")]
-    return shlex.join("data.folder=DIR" if word.startswith("data.folder=") else word for word in words)
+    keys = [word.partition("=")[0] for word in words]
+    return shlex.join(f"{key}={OURS[key]}" if key in OURS else word for key, word in zip(keys, words, strict=True))
 
 
 def entries_of(path: Path) -> dict[str, dict]:

@@ -27,18 +27,17 @@ def write_card(
     kind: torch.dtype,
     losses: dict[torch.dtype, float],
 ) -> list[dict]:
-    """Writes README.md into a release. Raises UserError for a report that measured other weights.
-
-    Returns the reports whose figures it shows.
+    """Writes README.md into a release. Returns the reports whose figures it shows.
 
     `exports`: the descriptions of the experiment's exports, by stage; `hashes`: those of their weights, before and
-    after rounding.
+    after rounding. Raises UserError for a report that measured other weights, or in which a figure is missing.
     """
     config, to = context.config, Path(context.arguments.to)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"figure": lambda value: "–" if value is None else f"{value:.3f}"}
     made = [model for model in config.models if model in exports]
-    reports = [read_report(path, context, hashes) for path in reports_of(context)]
+    paths = reports_of(context)
+    reports = [read_report(path, context, hashes) for path in paths]
     content = {
         "config": config,
         "file": context.arguments.config,
@@ -55,7 +54,13 @@ def write_card(
         "losses": {DTYPES[one]: f"{loss:.1e}" for one, loss in losses.items()},
         "reports": reports,
     }
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    try:
+        text = template.render(content)
+    except (TypeError, ValueError, jinja2.UndefinedError):  # only reports are read as they come
+        raise UserError(
+            f"{', '.join(map(str, paths))}: a figure is missing or no number; evaluate again, or leave it out"
+        ) from None
     write_atomically(folder / "README.md", text.encode())
     return reports
 

@@ -77,12 +77,12 @@ def test_an_evaluation_s_report_becomes_entries(chain):
 def test_a_row_that_no_table_names_is_added(tmp_path):
     sets = {name: {"accuracy": 0.5, "std": 0.01, "by_objects": {}} for name in ("test", "new_test")}
     row = {"system": "latent diffusion", "figures": sets, "reported": [0.819, 0.821], "steps": 7, "minutes": 1.25}
-    row |= {"command": "python -m x --only gan -- root=/home/me data.folder='/my pictures' eval.seeds=[0]"}
+    row |= {"command": "python -m x -- root=/home/me data.folder='/my pictures' eval.seeds=[0] evaluator.checkpoint=/a"}
     row |= {"device": "A CPU, 1 threads", "judge": "trained", "date": "2026-12-01", "seeds": [0]}
     (tmp_path / "report.json").write_text(json.dumps({"ldm": row, "gan": row, "ddpm-up": {"fault": "not run"}}))
     found = entries_of(tmp_path)
     assert found.keys() == {ROWS + "ldm", ROWS + "gan"}
-    assert found[ROWS + "gan"]["command"] == "python -m x --only gan -- data.folder=DIR 'eval.seeds=[0]'"
+    assert found[ROWS + "gan"]["command"] == "python -m x -- data.folder=DIR 'eval.seeds=[0]' evaluator.checkpoint=FILE"
     assert found[ROWS + "gan"]["source"] == "checkpoints/reproduce/report.json"
     before = {"entries": {}, "tables": {"systems": {"head": ["x"] * 7, "rows": [[f"{{{ROWS}ldm:test}}"] * 7]}}}
     after = with_entries(before, found)

@@ -159,6 +159,28 @@ def test_figures_of_other_weights_are_refused(chain, tmp_path, parents, words):
         card_of(chain, tmp_path, report)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"vae": {"psnr": 39.0}},
+        {"evaluator": {"real_accuracy": "high"}},
+        {"results": {"ldm": {"test": 3}}},
+        {"results": {"ldm": {"test": {"accuracy": 0.5, "by_objects": {}}}}},
+    ],
+)
+def test_a_report_without_its_figures_is_refused_in_one_line(tmp_path, other):
+    of_test = {"accuracy": 0.5, "std": 0.1, "by_objects": {}}
+    report = {
+        "provenance": {"experiment": "other", "date": "", "seeds": [0], "parents": {"ldm": "after", "vae": "v"}},
+        "evaluator": {"real_accuracy": 0.9},
+        "results": {"ldm": {"test": of_test}},
+    }
+    assert "| test | 0.500 ± 0.100 |" in card_of(None, tmp_path, report)
+    with pytest.raises(UserError, match=r"report\.json: a figure is missing or no number") as raised:
+        card_of(None, tmp_path, report | other)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_report_of_before_the_last_training_is_refused(chain_copy, tmp_path):
     path = chain_copy / "smoke/gan/export.safetensors"
     tensors, about = load_export(path, "")
