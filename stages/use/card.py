@@ -1,5 +1,6 @@
 """Writes the model card of a release: what each model is, how it was made, what was measured, where its limits are."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -53,6 +54,7 @@ def write_card(
         "kind": DTYPES[kind],
         "losses": {DTYPES[one]: f"{loss:.1e}" for one, loss in losses.items()},
         "reports": reports,
+        "otherwise": {stage: _drawn_otherwise(about, config) for stage, about in exports.items()},
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     try:
@@ -68,7 +70,8 @@ def write_card(
 def figures_of(reports: Sequence[dict], released: Mapping[str, str]) -> dict[str, dict]:
     """Returns each model's accuracies, from the first report that has them, for cards that `make export` writes.
 
-    `released`: the sha256 of each stage's released weights, to which the figures belong.
+    `released`: the sha256 of each stage's released weights, to which the figures belong. `measured` in what is
+    returned is that of the weights that were evaluated, before or after rounding.
     """
     found: dict[str, dict] = {}
     for report in reports:
@@ -77,7 +80,9 @@ def figures_of(reports: Sequence[dict], released: Mapping[str, str]) -> dict[str
                 shown = {
                     name: {"accuracy": of["accuracy"], "std": of["std"]} for name, of in sets.items() if "std" in of
                 }
-                found[model] = {"export": released[model], "seeds": len(report["seeds"]), "sets": shown}
+                measured = report["parents"].get(model)
+                seeds = len(report["seeds"])
+                found[model] = {"export": released[model], "measured": measured, "seeds": seeds, "sets": shown}
     return found
 
 
@@ -90,6 +95,15 @@ def _settings(context: Context, models: Sequence[str]) -> str:
     if [*models] != [*context.config.models]:  # `make eval` trains what `models` names
         told = [words for words in told if not words.startswith("models=")] + [f"models=[{','.join(models)}]"]
     return f' SET="{" ".join(told)}"' if told else ""
+
+
+def _drawn_otherwise(about: dict, config: Config) -> str:
+    """Returns the settings of `eval` with which a one-step generator's pairs were drawn, where they are others now."""
+    now = config.eval.model_dump(mode="json")
+    was = {key.removeprefix("parent eval."): value for key, value in about.get("identity", {}).items()}
+    return " ".join(
+        f"eval.{key}={json.dumps(was[key])}".replace(" ", "") for key in now if was.get(key, now[key]) != now[key]
+    )
 
 
 def _flags(context: Context) -> str:
@@ -125,8 +139,8 @@ def read_report(path: Path, context: Context, hashes: Mapping[str, Set[str]]) ->
             "others": dict(report.get("other_judges", {})),
             "vae": dict(report["vae"]) if report.get("vae") else None,
             "results": {model: dict(sets) for model, sets in report["results"].items()},
+            "parents": (parents := dict(provenance["parents"])),
         }
-        parents = dict(provenance["parents"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a report.json of `make eval` ({type(error).__name__}: {error})") from None
     quoted = [*found["results"], *(["vae"] if found["vae"] is not None else [])]

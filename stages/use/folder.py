@@ -114,7 +114,8 @@ class Folder:
             if report.get("provenance", {}).get("parents", {}).get(stage) == about["sha256"]:
                 sets, seeds, when = report["results"][stage], len(report["provenance"]["seeds"]), ""
             elif released.get("export") == about["sha256"]:
-                sets, seeds, when = released["sets"], released["seeds"], ", before rounding to 16 bits"
+                sets, seeds = released["sets"], released["seeds"]
+                when = "" if released["measured"] == about["sha256"] else ", before rounding to 16 bits"
             else:
                 return {}, ""
             measured = {name: value for name, value in sets.items() if "std" in value}

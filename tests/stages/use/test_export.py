@@ -97,7 +97,9 @@ def test_a_card_shows_a_releases_figures_if_they_are_of_its_weights(tmp_path):
     folder = Folder(tmp_path, context_with(f"root={tmp_path}"), ["red cube"])
     (tmp_path / "smoke").mkdir()
     sets = {"test": {"accuracy": 0.75, "std": 0.125}}
-    (tmp_path / "smoke" / FIGURES).write_text(json.dumps({"ldm": {"export": "a", "seeds": 20, "sets": sets}}))
+    of = {"export": "a", "measured": "before", "seeds": 20, "sets": sets}
+    (tmp_path / "smoke" / FIGURES).write_text(json.dumps({"ldm": of, "vae": of | {"measured": "a"}}))
+    assert folder._figures("vae", {"sha256": "a"})[1] == "over 20 sampling seeds, by `make eval`"
     figures, measured = folder._figures("ldm", {"sha256": "a"})
     assert figures == {"test": "0.750 ± 0.125"}
     assert measured == "over 20 sampling seeds, by `make eval`, before rounding to 16 bits"

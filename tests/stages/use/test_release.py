@@ -13,7 +13,7 @@ from stages import UserError, load
 from stages.engine.config import load as config_of
 from stages.engine.export import load_export, read_about, save_export
 from stages.use import release
-from stages.use.card import write_card
+from stages.use.card import _drawn_otherwise, write_card
 from stages.use.find import FIGURES, MANIFEST, SHIPPED, SHIPPED_FROM, STAGES, refuse_tampered, sha256_of_file
 from tests.conftest import HERE, SMOKE
 from tests.helpers import assert_one_line
@@ -92,6 +92,7 @@ def test_the_figures_for_programs_are_those_of_the_card(chain, released):
     for model, of in figures.items():
         assert of["export"] == read_about(released / model / "export.safetensors", "")["sha256"]
         assert of["seeds"] == len(report["provenance"]["seeds"])
+        assert of["measured"] == report["provenance"]["parents"][model]
         assert of["sets"].keys() >= {"test", "new_test"}
         for name, shown in of["sets"].items():
             assert shown == {key: report["results"][model][name][key] for key in ("accuracy", "std")}
@@ -139,6 +140,15 @@ def test_the_card_shows_further_judges_and_how_to_make_it_again(chain, tmp_path)
     own = of_others(chain)
     own["provenance"] |= {"experiment": "smoke", "parents": {"ldm": "after", "vae": "v"}}
     assert "`make ldm judges eval CONFIG" in card_of(chain, tmp_path, own)  # its further judges are of its own
+
+
+def test_the_card_says_with_which_other_settings_pairs_were_drawn():
+    config = config_of(HERE / "configs/scenes.yaml")
+    identity = {"onestep.steps": 3, "parent eval.steps": config.eval.steps, "parent eval.interval": [0.4, 0.9]}
+    assert _drawn_otherwise({"identity": identity}, config) == "eval.interval=[0.4,0.9]"
+    now = config.eval.model_dump(mode="json")["interval"]
+    assert _drawn_otherwise({"identity": identity | {"parent eval.interval": now}}, config) == ""
+    assert _drawn_otherwise({}, config) == ""
 
 
 @pytest.mark.parametrize(
