@@ -250,14 +250,15 @@ def measure_vae(
     many pictures, evenly chosen. `others`: further judges of the reconstructions, by role.
     """
     images, labels = dataset.held_out(most)
-    errors, kept, by_others = [], [], {role: list[Tensor]() for role in others or {}}
+    others = others or {}
+    errors, kept, by_others = [], [], {role: list[Tensor]() for role in others}
     for part in images.split(256):
         made, codes = reconstruct(vae, part, context, vae.decodes_codes)
         other, _ = reconstruct(vae, part, context, not vae.decodes_codes)
         error = ((made - to_unit(part.to(context.device))) / 2).square().mean()
         errors.append(error.double() * len(part))
         kept.append((codes, *(scores(judge, shown, context) for shown in (part, made, other))))
-        for role, network in (others or {}).items():
+        for role, network in others.items():
             by_others[role].append(scores(network, made, context))
     codes, of_original, of_made, of_other = map(torch.cat, zip(*kept, strict=True))
     counts = codes.unique(return_counts=True)[1]

@@ -99,11 +99,9 @@ def _settings(context: Context, models: Sequence[str]) -> str:
 
 def _drawn_otherwise(about: dict, config: Config) -> str:
     """Returns the settings of `eval` with which a one-step generator's pairs were drawn, where they are others now."""
-    now = config.eval.model_dump(mode="json")
-    was = {key.removeprefix("parent eval."): value for key, value in about.get("identity", {}).items()}
-    return " ".join(
-        f"eval.{key}={json.dumps(was[key])}".replace(" ", "") for key in now if was.get(key, now[key]) != now[key]
-    )
+    identity, now = about.get("identity", {}), config.eval.model_dump(mode="json")
+    was = {key: identity.get(f"parent eval.{key}", value) for key, value in now.items()}
+    return " ".join(f"eval.{k}={json.dumps(v, separators=(',', ':'))}" for k, v in was.items() if v != now[k])
 
 
 def _flags(context: Context) -> str:
