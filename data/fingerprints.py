@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data.images import VERSION, PictureFiles
+from data.files import PictureFiles
+from data.images import VERSION
 from data.labels import DataError, read_json
 from data.sizes import SIZE
 
