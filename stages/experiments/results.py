@@ -22,8 +22,8 @@ TABLE = "systems"
 MARKED = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 FIGURE = re.compile(r"\{([^{}:]+):([\w.]+)\}")
 KEPT = (  # of a row of `make reproduce`
-    *("seeds", "training_seed", "steps", "device", "judge", "real_accuracy", "date", "settings", "quality", "command"),
-    *("configuration", "export_sha256"),
+    *("seeds", "training_seed", "steps", "device", "judge", "real_accuracy", "date", "settings", "quality", "floor"),
+    *("command", "configuration", "export_sha256"),
 )
 OURS = {"data.folder": "DIR", "evaluator.checkpoint": "FILE"}  # what a command says in place of this machine's paths
 COUNTED = ("no", "one", "two", "three", "four")
