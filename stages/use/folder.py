@@ -106,23 +106,17 @@ class Folder:
     def _figures(self, stage: str, about: dict) -> tuple[dict[str, str], str]:
         """Returns the accuracies of `make eval` by set, and words on what they are, if it measured this very export.
 
-        A release has those of the weights that it was rounded from in a file of its own.
+        It may have been run in this experiment or in the one that the model is taken from. A release has those of the
+        weights that it was rounded from in a file of its own.
         """
-        try:
-            report = read_json(self.context.folder("eval") / "report.json")
-            released = read_json(self.context.folder("") / FIGURES).get(stage, {})
-            if report.get("provenance", {}).get("parents", {}).get(stage) == about["sha256"]:
-                sets, seeds, when = report["results"][stage], len(report["provenance"]["seeds"]), ""
-            elif released.get("export") == about["sha256"]:
-                sets, seeds = released["sets"], released["seeds"]
-                when = "" if released["measured"] == about["sha256"] else ", before rounding to 16 bits"
-            else:
-                return {}, ""
-            measured = {name: value for name, value in sets.items() if "std" in value}
-            shown = {name: f"{of['accuracy']:.3f} ± {of['std']:.3f}" for name, of in measured.items()}
-            return shown, f"over {seeds} sampling seeds, by `make eval`{when}"
-        except (AttributeError, ValueError, KeyError, TypeError):  # by another version
-            return {}, ""
+        for experiment in dict.fromkeys((self.context.config.name, self.context.experiment_of(stage))):
+            try:
+                found = _measured(Path(self.context.config.root) / experiment, stage, about["sha256"])
+            except (AttributeError, ValueError, KeyError, TypeError):  # by another version
+                continue
+            if found[0]:
+                return found
+        return {}, ""
 
     def finish(self, models: dict[str, dict]) -> None:
         """Writes the files about the whole folder: config.json, which draw.py reads, the script and the page."""
@@ -143,6 +137,22 @@ class Folder:
             example=", ".join(self.objects[:2]),
         )
         (self.path / "README.md").write_text(page + "\n", encoding="utf-8")
+
+
+def _measured(folder: Path, stage: str, sha256: str) -> tuple[dict[str, str], str]:
+    """Returns what an experiment's report says of an export, as `Folder._figures` does. Raises for a strange report."""
+    report = read_json(folder / "eval" / "report.json")
+    released = read_json(folder / FIGURES).get(stage, {})
+    if report.get("provenance", {}).get("parents", {}).get(stage) == sha256:
+        sets, seeds, when = report["results"][stage], len(report["provenance"]["seeds"]), ""
+    elif released.get("export") == sha256:
+        sets, seeds = released["sets"], released["seeds"]
+        when = "" if released["measured"] == sha256 else ", before rounding to 16 bits"
+    else:
+        return {}, ""
+    measured = {name: value for name, value in sets.items() if "std" in value}
+    shown = {name: f"{of['accuracy']:.3f} ± {of['std']:.3f}" for name, of in measured.items()}
+    return shown, f"over {seeds} sampling seeds, by `make eval`{when}"
 
 
 def _facts(about: dict) -> dict[str, object]:

@@ -110,6 +110,19 @@ def test_a_card_shows_a_releases_figures_if_they_are_of_its_weights(tmp_path):
         assert folder._figures("ldm", {"sha256": "a"}) == ({}, "")
 
 
+def test_a_card_shows_the_figures_of_the_experiment_that_a_model_is_taken_from(tmp_path):
+    folder = Folder(tmp_path, context_with(f"root={tmp_path}", "uses={ldm: other}"), ["red cube"])
+    (tmp_path / "other" / "eval").mkdir(parents=True)
+    sets = {"test": {"accuracy": 0.75, "std": 0.125}}
+    provenance = {"parents": {"ldm": "a", "gan": "b"}, "seeds": [0, 1]}
+    report = {"results": {"ldm": sets, "gan": sets}, "provenance": provenance}
+    (tmp_path / "other" / "eval" / "report.json").write_text(json.dumps(report))
+    found = ({"test": "0.750 ± 0.125"}, "over 2 sampling seeds, by `make eval`")
+    assert folder._figures("ldm", {"sha256": "a"}) == found
+    assert folder._figures("ldm", {"sha256": "another"}) == ({}, "")
+    assert folder._figures("gan", {"sha256": "b"}) == ({}, "")  # this experiment's own, which has no report
+
+
 @pytest.mark.parametrize("stage", ["evaluator", "vae", "ldm", "gan"])
 def test_a_network_loads_from_its_folder_and_is_the_one_that_was_trained(exported, trained, offline, stage, tmp_path):
     found = hub.Exported.from_pretrained(exported / stage)
