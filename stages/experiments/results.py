@@ -185,8 +185,17 @@ def with_entries(results: dict, found: dict[str, dict]) -> dict:
 
 
 def _row(name: str) -> list[str]:
-    fields = [f"{{{name}:{field}}}" for field in ("reported", "test", "new_test", "budget")]
-    return [f"{{{name}:system}}", f"`{name.removeprefix(ROWS)}`", *fields, f"{{{name}:date}}"]
+    """Returns the row of a table like TABLE: what the report and ours score, other judges, quality, budget and date."""
+
+    def figures(between: str, *fields: str) -> str:
+        return between.join(f"{{{name}:{field}}}" for field in fields)
+
+    opinions = figures(" / ", "test.other_judges", "new_test.other_judges")
+    agreement = figures(" / ", "test.agreement.d2", "new_test.agreement.d2")
+    quality = figures(", ", "quality.frechet_distance.d1", "quality.precision.d2", "quality.recall.d2")
+    key, budget, date = name.removeprefix(ROWS), figures("", "budget"), figures("", "date")
+    scores = [figures("", field) for field in ("reported", "test", "new_test")]
+    return [figures("", "system"), f"`{key}`", *scores, f"{opinions}; {agreement}", quality, budget, date]
 
 
 def main() -> None:

@@ -75,21 +75,23 @@ def test_an_evaluation_s_report_becomes_entries(chain):
 
 
 def test_a_row_that_no_table_names_is_added(tmp_path):
-    sets = {name: {"accuracy": 0.5, "std": 0.01, "by_objects": {}} for name in ("test", "new_test")}
+    judged = {"accuracy": 0.5, "std": 0.01, "by_objects": {}, "by_other_judges": {"accuracy": 0.6, "agreement": 0.9}}
+    sets = {name: judged for name in ("test", "new_test")}
     row = {"system": "latent diffusion", "figures": sets, "reported": [0.819, 0.821], "steps": 7, "minutes": 1.25}
     row |= {"command": "python -m x -- root=/home/me data.folder='/my pictures' eval.seeds=[0] evaluator.checkpoint=/a"}
     row |= {"device": "A CPU, 1 threads", "judge": "trained", "date": "2026-12-01", "seeds": [0]}
+    row["quality"] = {"frechet_distance": 12.5, "precision": 0.5, "recall": 0.25}
     (tmp_path / "report.json").write_text(json.dumps({"ldm": row, "gan": row, "ddpm-up": {"fault": "not run"}}))
     found = entries_of(tmp_path)
     assert found.keys() == {ROWS + "ldm", ROWS + "gan"}
     assert found[ROWS + "gan"]["command"] == "python -m x -- data.folder=DIR 'eval.seeds=[0]' evaluator.checkpoint=FILE"
     assert found[ROWS + "gan"]["source"] == "checkpoints/reproduce/report.json"
-    before = {"entries": {}, "tables": {"systems": {"head": ["x"] * 7, "rows": [[f"{{{ROWS}ldm:test}}"] * 7]}}}
+    before = {"entries": {}, "tables": {"systems": {"head": ["x"] * 9, "rows": [[f"{{{ROWS}ldm:test}}"] * 9]}}}
     after = with_entries(before, found)
     assert len(after["tables"]["systems"]["rows"]) == 2
     line = table_of(after["tables"]["systems"], after["entries"]).splitlines()[-1]
-    words = "latent diffusion | `gan` | .819 / .821 | .500 ± .010 | .500 ± .010 | 7 steps, 1.2 min | 2026-12-01"
-    assert line == f"| {words} |"
+    accuracies = ".819 / .821 | .500 ± .010 | .500 ± .010 | .600 / .600; .90 / .90"
+    assert line == f"| latent diffusion | `gan` | {accuracies} | 12.5, .50, .25 | 7 steps, 1.2 min | 2026-12-01 |"
     assert with_entries(after, found) == after
 
 
