@@ -1,4 +1,4 @@
-"""Reads the picture files of a data folder or of a zip, and says by what they can be told from others."""
+"""Finds and reads the picture files of a data folder or a zip, and returns what shows that they have changed."""
 
 import hashlib
 import os

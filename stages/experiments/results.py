@@ -19,6 +19,12 @@ PAGES = ("README.md", "docs/results.md")
 FILE = "docs/results.json"
 ROWS = "reproduce/"  # what the entries of `make reproduce` begin with; TABLE shows all of them
 TABLE = "systems"
+CELLS = (  # of a row of TABLE: NAME is the entry, KEY the row of `make reproduce`
+    *("{NAME:system}", "`KEY`", "{NAME:reported}", "{NAME:test}", "{NAME:new_test}"),
+    "{NAME:test.other_judges} / {NAME:new_test.other_judges}; {NAME:test.agreement.d2} / {NAME:new_test.agreement.d2}",
+    "{NAME:quality.frechet_distance.d1}, {NAME:quality.precision.d2}, {NAME:quality.recall.d2}",
+    *("{NAME:budget}", "{NAME:date}"),
+)
 MARKED = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 FIGURE = re.compile(r"\{([^{}:]+):([\w.]+)\}")
 KEPT = (  # of a row of `make reproduce`
@@ -185,17 +191,8 @@ def with_entries(results: dict, found: dict[str, dict]) -> dict:
 
 
 def _row(name: str) -> list[str]:
-    """Returns the row of a table like TABLE: what the report and ours score, other judges, quality, budget and date."""
-
-    def figures(between: str, *fields: str) -> str:
-        return between.join(f"{{{name}:{field}}}" for field in fields)
-
-    opinions = figures(" / ", "test.other_judges", "new_test.other_judges")
-    agreement = figures(" / ", "test.agreement.d2", "new_test.agreement.d2")
-    quality = figures(", ", "quality.frechet_distance.d1", "quality.precision.d2", "quality.recall.d2")
-    key, budget, date = name.removeprefix(ROWS), figures("", "budget"), figures("", "date")
-    scores = [figures("", field) for field in ("reported", "test", "new_test")]
-    return [figures("", "system"), f"`{key}`", *scores, f"{opinions}; {agreement}", quality, budget, date]
+    """Returns the row of TABLE that shows an entry of `make reproduce`."""
+    return [cell.replace("NAME", name).replace("KEY", name.removeprefix(ROWS)) for cell in CELLS]
 
 
 def main() -> None:
