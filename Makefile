@@ -59,8 +59,8 @@ setup: $(READY) ## install the versions in requirements.lock into .venv
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) must be Python 3.11 or newer; install it or set PYTHON=python3.12" >&2; exit 2; }
+	@[ ! -L .venv ] || rm .venv  # a link to another environment: the commands below would empty it
 	@rm -f $(READY)
-	@[ ! -L .venv ] || rm .venv  # a link to another environment, which --clear would empty
 	@$(PYTHON) -m venv --clear .venv || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 2; }
 	@echo "installing requirements.lock into .venv (a few minutes, about 6 GB) ..."

@@ -1,8 +1,12 @@
 """What is typed wrong for Make or a command is one line before anything runs, and no order of words matters."""
 
+import os
+import shutil
+import subprocess
+
 import pytest
 
-from tests.conftest import SMOKE, make
+from tests.conftest import HERE, SMOKE, make
 from tests.helpers import assert_one_line
 
 
@@ -52,6 +56,24 @@ def test_a_finished_generator_of_one_step_is_not_refused_for_how_the_ldm_samples
     (tmp_path / "smoke/onestep/export.safetensors").touch()
     assert stage(*arguments) == (0, "")
     assert_one_line(*stage(*arguments, "--fresh"), "set eval.sampler=ddim")
+
+
+def test_set_up_touches_nothing_of_an_environment_that_is_only_linked(tmp_path):
+    """In a folder of its own, with a Python that makes no environment."""
+    shutil.copy(HERE / "Makefile", tmp_path)
+    other, ready, python = tmp_path / "other", tmp_path / "other/.ready", tmp_path / "python"
+    other.mkdir()
+    ready.touch()
+    (tmp_path / ".venv").symlink_to(other, target_is_directory=True)
+    (tmp_path / "requirements.lock").touch()
+    os.utime(ready, (0, 0))  # older than the lock file: set up again
+    python.write_text('#!/bin/sh\n[ "$2" != venv ]\n')
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["make", "setup", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2 and "cannot make a virtual environment" in result.stderr
+    assert ready.is_file() and not (tmp_path / ".venv").exists()
 
 
 @pytest.mark.parametrize("place", range(3))
