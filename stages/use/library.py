@@ -258,6 +258,9 @@ def load(
     cuda:1; without it the configuration's. `model` draws by default; without it the configuration's does. It is loaded
     now, other models and the judge at their first use. Raises UserError.
     """
+    for words in settings:
+        if not isinstance(words, str):
+            raise UserError(f'setting {words!r}: give a text, such as "eval.steps=20"')
     with _in_one_line():
         config, file = configuration_of(experiment, settings)
         # torch.compile would start processes and leave settings behind
@@ -319,8 +322,11 @@ def _with_places(labels: str, places: Sequence[Place | None] | None, vocabulary:
     if any(given):
         raise UserError(f"labels {labels!r}: places are in the text and in `places`; give them once")
     try:
-        pairs = [place if place is None else (float(place[0]), float(place[1])) for place in places]
-    except (TypeError, ValueError, IndexError):
+        pairs: list[Place | None] = []
+        for place in places:
+            x, y = (None, None) if place is None else map(float, place)
+            pairs.append(None if x is None or y is None else (x, y))
+    except (TypeError, ValueError):
         raise UserError(f"places {places!r}: give (x, y) or None for each object, such as [(0.3, 0.6), None]") from None
     if len(pairs) != len(objects):
         raise UserError(f"places {places!r}: give one for each of the {len(objects)} objects, or None")

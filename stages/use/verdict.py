@@ -106,6 +106,8 @@ class Judge:
         if isinstance(pictures, Tensor):
             if pictures.ndim != 4 or pictures.shape[1:] != (3, side, side):
                 raise UserError(f"pictures {tuple(pictures.shape)}: a tensor must be (n, 3, {side}, {side})")
+            if not (pictures.is_floating_point() or pictures.dtype == torch.uint8):
+                raise UserError(f"pictures of {pictures.dtype}: a tensor must be uint8, or of floats in [-1, 1]")
             return pictures
         every: list = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
         if not all(isinstance(one, Image.Image) for one in every):

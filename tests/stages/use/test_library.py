@@ -216,6 +216,7 @@ def test_the_device_is_the_configurations_unless_the_call_names_one(chain):
         ({"model": "gan", "places": [(0.5, 0.5)]}, "trained without places"),
         ({"places": [(0.5, 1.5)]}, "outside the picture"),
         ({"places": [(0.5,)]}, "give (x, y) or None"),
+        ({"places": [(0.1, 0.2, 0.3)]}, "give (x, y) or None"),
         ({"places": []}, "give one for each of the 1 objects"),
         ({"labels": "red cube at 0.3 0.6", "places": [None]}, "give them once"),
     ],
@@ -234,12 +235,14 @@ def test_faults_of_loading_and_judging_are_one_line(chain, experiment, tmp_path)
         (lambda: load("a\0b"), "give a name in checkpoints/"),
         (lambda: load(tmp_path / "x.yaml"), "no configuration"),
         (lambda: load(chain / "smoke", "ldm.stepz=3"), "unknown key ldm.stepz"),
+        (lambda: load(chain / "smoke", 3), "setting 3: give a text"),
         (lambda: load(chain / "smoke", device="quantum"), "device 'quantum' cannot be used"),
         (lambda: experiment.denoising("red cube", model="gan"), "use model='ldm'"),
         (lambda: experiment.judge(3, "red cube"), "give Pillow images"),
         (lambda: experiment.judge(torch.zeros(1, 3, 64, 64), 3), "labels 3: give a text"),
         (lambda: experiment.draw("red cube", model=["gan"]), "choose from ldm, gan"),
         (lambda: experiment.judge(torch.zeros(1, 3, 32, 32), "red cube"), "must be (n, 3, 64, 64)"),
+        (lambda: experiment.judge(torch.zeros(1, 3, 64, 64, dtype=torch.int64), "red cube"), "must be uint8, or of"),
         (lambda: experiment.judge(torch.zeros(2, 3, 64, 64), ["red cube"]), "1 labels for 2 pictures"),
     ]
     for call, words in calls:
