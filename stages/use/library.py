@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
+from numbers import Real
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from data.labels import DataError, Place, Vocabulary, as_text
+from data.labels import DataError, Place, Vocabulary
 from models.choices import DIFFUSION
 from models.condition import Condition
 from stages.diffusion import Decoded, DiffusionSampler, Watch
@@ -30,12 +31,14 @@ from stages.engine.pictures import image_of
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.models import MODELS
+from stages.use.asked import refuse_no_function, whole, with_places
 from stages.use.exact import exact_float32
 from stages.use.facts import Facts, facts_of
 from stages.use.find import available, configuration_of, is_release, refuse_tampered
 from stages.use.verdict import Judge, Verdict
 
 BATCH = 8  # pictures drawn at once: one size, so that picture i is the same for any count
+LARGEST = 4096  # batch: the last one is padded to its size
 Pictures = list[Image.Image]
 OnStep = Callable[[int, int, Pictures], object]
 
@@ -119,6 +122,7 @@ class Experiment:
         batch: int = BATCH,
     ) -> Tensor:
         """Does what `draw` does and returns a tensor (count, 3, s, s), float32 in [-1, 1], on the device."""
+        refuse_no_function(on_step=on_step)
         name, sampler, about = self._model(model)
         condition, keys, how = self._asked(name, sampler, about, labels, count, seed, places, steps, guidance, batch)
         if on_step is None:
@@ -127,7 +131,7 @@ class Experiment:
             images = self._sampled(sampler, condition, keys, how)
             on_step(1, 1, _images(images))
             return images
-        done, total = 0, len(sampler.times(how)) * -(-count // batch)
+        done, total = 0, len(sampler.times(how)) * -(-len(keys) // how.batch)
 
         def watch(t: int, x: Decoded, predicted: Decoded) -> None:
             nonlocal done
@@ -153,6 +157,7 @@ class Experiment:
         `on_frame(frame)` is called with each frame as it is made, `batch` pictures at a time. Only a diffusion model
         denoises. Raises UserError.
         """
+        refuse_no_function(on_frame=on_frame)
         name, sampler, about = self._model(model)
         if not isinstance(sampler, DiffusionSampler):
             others = [other for other in self.models if other in DIFFUSION]
@@ -216,23 +221,27 @@ class Experiment:
         batch: int,
     ) -> tuple[Condition, list[tuple], Eval]:
         """Checks what is asked. Returns conditions, keys and how to sample."""
-        _refuse_other_numbers(count=count, steps=steps, batch=batch)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise UserError(f"seed {seed!r}: give a whole number")
-        if guidance is not None and not (isinstance(guidance, int | float) and 0 <= guidance < inf):
+        count, seed, batch = whole("count", count), whole("seed", seed, least=None), whole("batch", batch)
+        if batch > LARGEST:
+            raise UserError(f"batch {batch}: must be at most {LARGEST}")
+        if guidance is not None and not (isinstance(guidance, Real) and 0 <= guidance < inf):
             raise UserError(f"guidance {guidance!r}: must be a finite number of at least 0; 1 means no guidance")
         if model not in DIFFUSION and (steps is not None or guidance is not None):
             raise UserError(f"steps and guidance are for diffusion models, which {model} is not; leave them out")
         vocabulary = Vocabulary(about["objects"])
         with _in_one_line():
-            objects, where = vocabulary.parse(_with_places(labels, places, vocabulary))
+            objects, where = vocabulary.parse(with_places(labels, places, vocabulary))
         if any(where) and not sampler.takes_places:
             raise UserError(
                 f"labels {labels!r}: this {model} was trained without places; leave them out, or train one with "
                 f"{MODELS[model].placing}"
             )
-        changes = {"steps": steps, "guidance": guidance, "batch": batch}
-        how = self._context.config.eval.model_copy(update={k: v for k, v in changes.items() if v is not None})
+        changes: dict[str, object] = {"batch": batch}
+        if steps is not None:
+            changes["steps"] = whole("steps", steps)
+        if guidance is not None:
+            changes["guidance"] = float(guidance)
+        how = self._context.config.eval.model_copy(update=changes)
         with _within_memory():
             condition = Condition.of_lists([objects], len(vocabulary), [where]).repeat(count)
             return condition, [(seed, "sample", i) for i in range(count)], how
@@ -302,35 +311,6 @@ def _within_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise UserError(f"out of memory ({oneline(error)[:100]}); ask for fewer pictures, or a smaller batch") from None
-
-
-def _refuse_other_numbers(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is None and name == "steps":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} {value!r}: give a whole number of at least 1")
-
-
-def _with_places(labels: str, places: Sequence[Place | None] | None, vocabulary: Vocabulary) -> str:
-    """Writes `places` into the text, where a place is checked."""
-    if not isinstance(labels, str):
-        raise UserError(f'labels {labels!r}: give one text, such as "red cube, cyan sphere"')
-    if places is None:
-        return labels
-    objects, given = vocabulary.parse(labels)
-    if any(given):
-        raise UserError(f"labels {labels!r}: places are in the text and in `places`; give them once")
-    try:
-        pairs: list[Place | None] = []
-        for place in places:
-            x, y = (None, None) if place is None else map(float, place)
-            pairs.append(None if x is None or y is None else (x, y))
-    except (TypeError, ValueError):
-        raise UserError(f"places {places!r}: give (x, y) or None for each object, such as [(0.3, 0.6), None]") from None
-    if len(pairs) != len(objects):
-        raise UserError(f"places {places!r}: give one for each of the {len(objects)} objects, or None")
-    return as_text((vocabulary.names[i] for i in objects), pairs)
 
 
 def _images(pictures: Tensor) -> Pictures:

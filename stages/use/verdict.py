@@ -108,6 +108,8 @@ class Judge:
                 raise UserError(f"pictures {tuple(pictures.shape)}: a tensor must be (n, 3, {side}, {side})")
             if not (pictures.is_floating_point() or pictures.dtype == torch.uint8):
                 raise UserError(f"pictures of {pictures.dtype}: a tensor must be uint8, or of floats in [-1, 1]")
+            if not torch.isfinite(pictures).all():
+                raise UserError("pictures: some numbers of the tensor are not finite; they must be in [-1, 1]")
             return pictures
         every: list = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
         if not all(isinstance(one, Image.Image) for one in every):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -209,6 +210,10 @@ def test_the_device_is_the_configurations_unless_the_call_names_one(chain):
         ({"steps": 1000}, "must not exceed ldm.timesteps"),
         ({"guidance": float("nan")}, "guidance nan"),
         ({"batch": 0}, "batch 0"),
+        ({"batch": 10**9}, "batch 1000000000: must be at most 4096"),
+        ({"count": True}, "count True"),
+        ({"count": torch.ones(2)}, "give a whole number of at least 1"),
+        ({"on_step": 5}, "on_step 5: give a function"),
         ({"count": 10**15}, "out of memory"),
         ({"model": "vqgan"}, "choose from ldm, gan"),
         ({"model": "ddpm"}, "ddpm/export.safetensors is missing"),
@@ -227,6 +232,12 @@ def test_a_fault_is_one_line(experiment, arguments, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_numbers_of_numpy_draw_the_same_bits_as_pythons(experiment):
+    wanted = bits(experiment.draw("red cube", count=2, seed=3, steps=2, guidance=1.5))
+    told = {"count": np.int64(2), "seed": np.int32(3), "steps": np.uint8(2), "guidance": np.float32(1.5)}
+    assert bits(experiment.draw("red cube", **told)) == wanted
+
+
 def test_faults_of_loading_and_judging_are_one_line(chain, experiment, tmp_path):
     calls = [
         (lambda: load("nowhere"), "no trained model"),
@@ -243,7 +254,9 @@ def test_faults_of_loading_and_judging_are_one_line(chain, experiment, tmp_path)
         (lambda: experiment.draw("red cube", model=["gan"]), "choose from ldm, gan"),
         (lambda: experiment.judge(torch.zeros(1, 3, 32, 32), "red cube"), "must be (n, 3, 64, 64)"),
         (lambda: experiment.judge(torch.zeros(1, 3, 64, 64, dtype=torch.int64), "red cube"), "must be uint8, or of"),
+        (lambda: experiment.judge(torch.full((1, 3, 64, 64), torch.nan), "red cube"), "are not finite"),
         (lambda: experiment.judge(torch.zeros(2, 3, 64, 64), ["red cube"]), "1 labels for 2 pictures"),
+        (lambda: experiment.denoising("red cube", on_frame="x"), "on_frame 'x': give a function"),
     ]
     for call, words in calls:
         with pytest.raises(UserError) as caught:
