@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ def address(chain) -> Iterator[str]:
         yield f"http://localhost:{port}/"
 
 
-@pytest.fixture
-def opened(browser, address):
-    """Opens pages, and fails if one says anything in its console or asks for anything elsewhere."""
+@contextmanager
+def watched(browser, address: str):
+    """Yields what opens pages, and fails if one says anything in its console or asks for anything elsewhere."""
     contexts, faults = [], []
 
     def open_page(link: str = "", **options):
@@ -65,6 +66,12 @@ def opened(browser, address):
     for context in contexts:
         context.close()
     assert faults == []
+
+
+@pytest.fixture
+def opened(browser, address):
+    with watched(browser, address) as open_page:
+        yield open_page
 
 
 def settled(page):
@@ -137,11 +144,11 @@ def test_with_the_shipped_weights_dragged_objects_are_drawn_and_seen_where_they_
     from stages import load
     from stages.play.painter import LibraryPainter
 
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(DRAWN)
-    with serving(LibraryPainter(load("scenes", device="cpu"))) as port:
-        page.goto(f"http://127.0.0.1:{port}/")
-        page.wait_for_selector("body[data-ready]")
+    with (
+        serving(LibraryPainter(load("scenes", device="cpu"))) as port,
+        watched(browser, f"http://127.0.0.1:{port}/") as open_page,
+    ):
+        page = open_page()
         drag(page, "#palette [data-name='red cube']", 0.3, 0.4)
         drag(page, "#palette [data-name='cyan sphere']", 0.7, 0.6)
         page.click("#draw")
@@ -153,7 +160,6 @@ def test_with_the_shipped_weights_dragged_objects_are_drawn_and_seen_where_they_
                 assert float(re.fullmatch(rf"{name} found, ([\d.]+) pixels off", words)[1]) < 2
         marks = page.evaluate("performance.getEntriesByType('mark').map((mark) => mark.name)")  # by their time
         assert marks == ["click", "first step", "picture"]
-    page.close()
 
 
 def test_a_link_brings_back_the_whole_state(opened):
