@@ -30,7 +30,8 @@ def describe_device(device: torch.device) -> str:
         name = names[0].partition(":")[2].strip()
     except (OSError, IndexError):
         name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads != 1)}"
 
 
 def reset_peak(device: torch.device) -> bool:

@@ -93,7 +93,7 @@ def written(page: str, text: str, results: dict) -> str:
 
 def _cores(device: str) -> str:
     """Returns "one core" of a CPU's description, which ends in its threads; of a GPU its name."""
-    if not (number := re.search(r", (\d+) threads$", device)):
+    if not (number := re.search(r", (\d+) threads?$", device)):
         return device
     count = int(number.group(1))
     return f"{COUNTED[count] if count < len(COUNTED) else count} core{'s' * (count != 1)}"

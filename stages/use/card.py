@@ -34,7 +34,9 @@ def write_card(
     after rounding. Raises UserError for a report that measured other weights, or in which a figure is missing.
     """
     config, to = context.config, Path(context.arguments.to)
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
     environment.filters |= {"figure": lambda value: "–" if value is None else f"{value:.3f}"}
     made = [model for model in config.models if model in exports]
     paths = reports_of(context)

@@ -89,7 +89,7 @@ def test_rows_are_planned_stopped_and_run(stage, roots):
     assert status == 0, said
     found = json.loads((root / "reproduce/report.json").read_text())
     for row in (found[key] for key in ROWS):
-        assert row["device"].endswith(" 1 threads") and row["steps"] == 1
+        assert row["device"].endswith(", 1 thread") and row["steps"] == 1
         assert row["quality"].keys() >= {"frechet_distance", "precision", "recall", "coverage"}
     html = (root / "reproduce/report.html").read_text()
     assert html.count("data:image/png") == len(ROWS) * (1 + html.count('<div class="row">'))
@@ -121,7 +121,7 @@ def test_rows_end_with_the_same_bits_however_they_were_run(roots):
     rows = [json.loads((r / "reproduce/report.json").read_text()) for r in roots]
     for key in ROWS:
         first, second = (found[key]["figures"]["test"]["per_seed"] for found in rows)
-        assert first == second and rows[0][key]["device"].endswith(" 1 threads")
+        assert first == second and rows[0][key]["device"].endswith(", 1 thread")
 
 
 def test_make_trains_nothing_for_a_plan():

@@ -67,7 +67,7 @@ def test_an_evaluation_s_report_becomes_entries(chain):
     ldm = found["smoke/ldm"]
     assert ldm["test"]["accuracy"] == report["results"]["ldm"]["test"]["accuracy"]
     assert ldm["steps"] == report["provenance"]["steps"]["ldm"]
-    assert (ldm["cores"] == "one core") == ldm["device"].endswith(" 1 threads") and "core" in ldm["cores"]
+    assert (ldm["cores"] == "one core") == (", 1 thread" in ldm["device"]) and "core" in ldm["cores"]
     assert ldm["source"] == "checkpoints/smoke/eval/report.json"
     assert ldm["code_sha256"] == report["provenance"]["code_sha256"]
     with pytest.raises(UserError, match="not a report of `make eval`"):
