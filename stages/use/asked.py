@@ -19,19 +19,20 @@ def whole(name: str, value: object, least: int | None = 1) -> int:
     return number
 
 
-def refuse_no_function(**functions: object) -> None:
+def require_functions(**functions: object) -> None:
     """Raises UserError for a value that is neither None nor can be called."""
     for name, value in functions.items():
         if value is not None and not callable(value):
             raise UserError(f"{name} {value!r}: give a function")
 
 
-def _pair(x: float, y: float) -> Place:
+def _pair(x: float, y: float) -> Place:  # given an unpacked place, which may have other than two numbers
     return float(x), float(y)
 
 
 def with_places(labels: str, places: Sequence[Place | None] | None, vocabulary: Vocabulary) -> str:
-    """Writes `places` into the text, where a place is checked. Raises UserError if they do not fit together."""
+    """Writes `places` into the text, where a place is checked. Raises UserError if they do not fit together,
+    DataError for an unknown object."""
     if not isinstance(labels, str):
         raise UserError(f'labels {labels!r}: give one text, such as "red cube, cyan sphere"')
     if places is None:
@@ -41,7 +42,7 @@ def with_places(labels: str, places: Sequence[Place | None] | None, vocabulary: 
         raise UserError(f"labels {labels!r}: places are in the text and in `places`; give them once")
     try:
         pairs = [place if place is None else _pair(*place) for place in places]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: torch's
         raise UserError(f"places {places!r}: give (x, y) or None for each object, such as [(0.3, 0.6), None]") from None
     if len(pairs) != len(objects):
         raise UserError(f"places {places!r}: give one for each of the {len(objects)} objects, or None")

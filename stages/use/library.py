@@ -5,6 +5,7 @@ threads and torch's settings are what they were. Every error of the library is o
 """
 
 import os
+import sys
 import threading
 import time
 from argparse import Namespace
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
 from numbers import Real
 from pathlib import Path
 
@@ -31,14 +31,14 @@ from stages.engine.pictures import image_of
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.models import MODELS
-from stages.use.asked import refuse_no_function, whole, with_places
+from stages.use.asked import require_functions, whole, with_places
 from stages.use.exact import exact_float32
 from stages.use.facts import Facts, facts_of
 from stages.use.find import available, configuration_of, is_release, refuse_tampered
 from stages.use.verdict import Judge, Verdict
 
 BATCH = 8  # pictures drawn at once: one size, so that picture i is the same for any count
-LARGEST = 4096  # batch: the last one is padded to its size
+LARGEST = 4096  # the largest batch: every batch is filled to its size, so a single picture would cost as much
 Pictures = list[Image.Image]
 OnStep = Callable[[int, int, Pictures], object]
 
@@ -102,7 +102,7 @@ class Experiment:
         and `guidance` (0 or more, 1 is none) are for diffusion models; by default they are the configuration's.
         `on_step(step, steps, pictures)` is called after each step, from 1 to `steps`, with the final pictures as they
         are predicted there (a model of one step calls it once); what it raises ends the drawing. Pictures are
-        drawn `batch` at a time: another batch rounds other sums, and 1 is the fastest for one picture.
+        drawn `batch` (1 to 4096) at a time: another batch rounds other sums, and 1 is the fastest for one picture.
 
         Raises UserError.
         """
@@ -122,7 +122,7 @@ class Experiment:
         batch: int = BATCH,
     ) -> Tensor:
         """Does what `draw` does and returns a tensor (count, 3, s, s), float32 in [-1, 1], on the device."""
-        refuse_no_function(on_step=on_step)
+        require_functions(on_step=on_step)
         name, sampler, about = self._model(model)
         condition, keys, how = self._asked(name, sampler, about, labels, count, seed, places, steps, guidance, batch)
         if on_step is None:
@@ -157,7 +157,7 @@ class Experiment:
         `on_frame(frame)` is called with each frame as it is made, `batch` pictures at a time. Only a diffusion model
         denoises. Raises UserError.
         """
-        refuse_no_function(on_frame=on_frame)
+        require_functions(on_frame=on_frame)
         name, sampler, about = self._model(model)
         if not isinstance(sampler, DiffusionSampler):
             others = [other for other in self.models if other in DIFFUSION]
@@ -224,7 +224,7 @@ class Experiment:
         count, seed, batch = whole("count", count), whole("seed", seed, least=None), whole("batch", batch)
         if batch > LARGEST:
             raise UserError(f"batch {batch}: must be at most {LARGEST}")
-        if guidance is not None and not (isinstance(guidance, Real) and 0 <= guidance < inf):
+        if guidance is not None and not (isinstance(guidance, Real) and 0 <= guidance <= sys.float_info.max):
             raise UserError(f"guidance {guidance!r}: must be a finite number of at least 0; 1 means no guidance")
         if model not in DIFFUSION and (steps is not None or guidance is not None):
             raise UserError(f"steps and guidance are for diffusion models, which {model} is not; leave them out")

@@ -15,6 +15,8 @@ from stages.engine.command import Context
 from stages.engine.errors import UserError
 from stages.judge import load_evaluator, load_reader, read, scores
 
+ROUNDING = 0.01  # by which floats may leave [-1, 1]
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -106,10 +108,11 @@ class Judge:
         if isinstance(pictures, Tensor):
             if pictures.ndim != 4 or pictures.shape[1:] != (3, side, side):
                 raise UserError(f"pictures {tuple(pictures.shape)}: a tensor must be (n, 3, {side}, {side})")
-            if not (pictures.is_floating_point() or pictures.dtype == torch.uint8):
+            of_bytes = pictures.dtype == torch.uint8
+            if not (of_bytes or pictures.is_floating_point()):
                 raise UserError(f"pictures of {pictures.dtype}: a tensor must be uint8, or of floats in [-1, 1]")
-            if not torch.isfinite(pictures).all():
-                raise UserError("pictures: some numbers of the tensor are not finite; they must be in [-1, 1]")
+            if not of_bytes and not (pictures.abs() <= 1 + ROUNDING).all():  # false for nan too
+                raise UserError("pictures: floats must be in [-1, 1]; give uint8 for 0 to 255")
             return pictures
         every: list = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
         if not all(isinstance(one, Image.Image) for one in every):

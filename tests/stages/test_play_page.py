@@ -62,9 +62,11 @@ def watched(browser, address: str):
         page.wait_for_selector("body[data-ready]")
         return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    try:
+        yield open_page
+    finally:
+        for context in contexts:
+            context.close()
     assert faults == []
 
 
