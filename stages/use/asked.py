@@ -9,13 +9,12 @@ from stages.engine.errors import UserError
 
 def whole(name: str, value: object, least: int | None = 1) -> int:
     """Returns a whole number of Python, numpy or torch as int. Raises UserError for another value, or one too small."""
-    bound = "" if least is None else f" of at least {least}"
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):  # torch's, for a tensor of several numbers or of fractions
-        raise UserError(f"{name} {value!r}: give a whole number{bound}") from None
-    if isinstance(value, bool) or (least is not None and number < least):
-        raise UserError(f"{name} {value!r}: give a whole number{bound}")
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        raise UserError(f"{name} {value!r}: give a whole number" + ("" if least is None else f" of at least {least}"))
     return number
 
 
