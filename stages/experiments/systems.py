@@ -119,7 +119,10 @@ def _pixels(words: str, *changes: str) -> System:
 
 def _again(words: str, changes: tuple[str, ...]) -> dict[int, System]:
     """Returns the same row from two more training seeds, which an experiment of seed 0 lacks."""
-    return {n: System(f"{words}, training seed {n}", "ddpm", (*changes, f"seed={n}"), report=3) for n in (1, 2)}
+    return {
+        n: System(f"{words}, training seed {n}", "ddpm", (*changes, f"seed={n}"), recipe=SMALL, report=3)
+        for n in (1, 2)
+    }
 
 
 # rows that differ in one choice, over several trainings: the page shows the difference and its standard error
@@ -135,6 +138,15 @@ SYSTEMS: dict[str, System] = {
         "the same, classifier guidance through the decoder", "ldm", (GUIDED,), (0.75, 0.78), "the same", report=1
     ),
     "gan": System("WGAN-GP", "gan", (), (0.527, 0.678), "26,733 steps, 5 of the critic each, of 64", report=1),
+    "gan-pixels": System(
+        "WGAN-GP on pixels, told the label set alone",
+        "gan",
+        (),
+        (0.527, 0.678),
+        "26,733 steps, 5 of the critic each, of 64",
+        recipe="configs/gan-small.yaml",
+        report=1,
+    ),
     "gan-auxiliary": System(
         "auxiliary-classifier WGAN-GP",
         "gan",
@@ -144,10 +156,22 @@ SYSTEMS: dict[str, System] = {
         report=2,
     ),
     "ddpm-multiply-add": System(
-        "pixel DDPM, multiply-add", "ddpm", paths("up+down"), (0.653, 0.726), f"{IN_PIXELS}, width 256", report=3
+        "pixel DDPM, multiply-add",
+        "ddpm",
+        paths("up+down"),
+        (0.653, 0.726),
+        f"{IN_PIXELS}, width 256",
+        recipe=SMALL,
+        report=3,
     ),
     "ddpm-up": System(
-        "conditions on its up path", "ddpm", paths("up"), (0.631, 0.678), f"{IN_PIXELS}, width 256", report=3
+        "conditions on its up path",
+        "ddpm",
+        paths("up"),
+        (0.631, 0.678),
+        f"{IN_PIXELS}, width 256",
+        recipe=SMALL,
+        report=3,
     ),
     **{f"ddpm-multiply-add-seed{n}": s for n, s in _again("pixel DDPM, multiply-add", paths("up+down")).items()},
     **{f"ddpm-up-seed{n}": s for n, s in _again("conditions on its up path", paths("up")).items()},
