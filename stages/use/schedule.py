@@ -1,5 +1,7 @@
 """A diffusion's schedule as other programs read it: a table of numbers, and the settings of diffusers' scheduler."""
 
+from itertools import pairwise
+
 import torch
 
 from models.diffusion import Diffusion
@@ -15,6 +17,9 @@ def table(diffusion: Diffusion, how: Eval) -> dict[str, object]:
     `alpha_bar`: abar of each timestep t that sampling may use. `factors`: for each of them [a, b, c, d] with
     x_0 = a x + b prediction and noise = c x + d prediction, whatever the network predicts. `times`: the timesteps of
     the configuration's number of steps, falling. `timesteps`: T, of whose t / T `interval` is a range.
+
+    `steps`: a whole sampling by these, worked out: for each of `times` [t, guidance, p, q, a, b]. The next x is
+    p x + q prediction, with the prediction under that guidance.
     """
     usable = usable_timesteps(diffusion)
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -22,9 +27,19 @@ def table(diffusion: Diffusion, how: Eval) -> dict[str, object]:
     for t in range(usable):
         of_x, of_prediction = diffusion.to_x0_and_noise(zero, one, t), diffusion.to_x0_and_noise(one, zero, t)
         factors.append([of_x[0].item(), of_prediction[0].item(), of_x[1].item(), of_prediction[1].item()])
+    times = SAMPLERS["ddim"].times(diffusion, min(how.steps, len(diffusion)), how.spacing)
+    steps = []
+    for t, following in pairwise([*times, None]):
+        a, b, c, d = factors[t]
+        after = 1.0 if following is None else diffusion.alpha_bar[following].item()
+        picture, noise = after**0.5, (1 - after) ** 0.5
+        guided = how.interval[0] <= (t + 1) / len(diffusion) <= how.interval[1]
+        guidance = how.guidance if guided or how.guidance == 0 else 1.0
+        steps.append([t, guidance, picture * a + noise * c, picture * b + noise * d, a, b])
     return {
         "timesteps": len(diffusion),
-        "times": SAMPLERS["ddim"].times(diffusion, min(how.steps, len(diffusion)), how.spacing),
+        "times": times,
+        "steps": steps,
         "interval": [*how.interval],
         "guidance": how.guidance,
         "alpha_bar": diffusion.alpha_bar[:usable].tolist(),
