@@ -31,11 +31,15 @@ def changes_of(context: Context, key: str) -> list[str]:
     changes.append(f"reported={json.dumps({system.model: system.reported} if system.reported else {})}")
     if GUIDED in system.changes:  # another network than the judge, even where the judge is the lab's
         changes.append(f"uses.guide={context.config.name}-guide")
-    if a.steps is None:
+    if a.steps is None and system.longer == 1:
         return changes
     section = getattr(context.derived(named(context, key), *changes).config, system.model)
-    if section.steps > a.steps:
-        changes += [f"{system.model}.steps={a.steps}", f"{system.model}.warmup={min(section.warmup, a.steps // 8)}"]
+    steps = section.steps * system.longer
+    if a.steps is not None and steps > a.steps:
+        steps = a.steps
+        changes.append(f"{system.model}.warmup={min(section.warmup, steps // 8)}")
+    if steps != section.steps:
+        changes.append(f"{system.model}.steps={steps}")
     return changes
 
 
