@@ -211,8 +211,13 @@ SYSTEMS: dict[str, System] = {
         for name, changes in TOLD.items()
         if name != "the set"
     },
-    # it has to guess where objects stand, which takes longer than to be told
-    "ldm-told-the-set": System("the LDM is told: the set", "ldm", (*TOLD["the set"], "ldm.ema=0.999"), longer=3),
+    # it has to guess where objects stand: that takes a longer training, and noise at each step, which mends a bad guess
+    "ldm-told-the-set": System(
+        "the LDM is told: the set",
+        "ldm",
+        (*TOLD["the set"], "ldm.ema=0.999", "eval.steps=50", "eval.eta=1.0", "eval.interval=[0.2,0.9]"),
+        longer=3,
+    ),
     **_choices("ldm", "prediction", OF_X0, "prediction", *SIMPLE),
     **_choices("ldm", "prediction", ("mean",), "prediction", *SIMPLE, "eval.sampler=ancestral"),
     "ldm-bound": System(
