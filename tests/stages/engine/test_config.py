@@ -116,3 +116,9 @@ def test_the_commands_of_the_documents_are_accepted(page):
             config = load(HERE / (path[1] if path else "configs/demo.yaml"), settings[1].split())
             refuse_unlearnable(config)
             assert ignored(config) == [], command
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_settings_that_a_configurations_comments_name_are_accepted(path):
+    for settings in re.findall(r'SET="([^"]*)"', path.read_text()):
+        refuse_unlearnable(load(path, settings.split()))
