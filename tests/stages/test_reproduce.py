@@ -312,7 +312,7 @@ def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, c
     sets = ("test", "new_test")
     groups = ordered({"gan": row(0.5), "ldm": row(0.9), "ldm-guided": {"fault": "x"}}, sets)
     assert [*groups][:4] == ["The first report", "The second report", "The third report", "This project's own"]
-    assert groups["The first report"] == ["ldm", "gan", "ldm-guided"]
+    assert groups["The first report"] == ["ldm", "gan", "ldm-guided", "gan-pixels"]
     assert {key for keys in groups.values() for key in keys} == SYSTEMS.keys()
     assert short_of("ldm", row(0.9), sets) == "reached"
     assert short_of("gan", row(0.5), sets) == "short by 0.027 / 0.178, after 2,000 of the report's 26,733 steps"
