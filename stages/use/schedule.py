@@ -1,7 +1,5 @@
 """A diffusion's schedule as other programs read it: a table of numbers, and the settings of diffusers' scheduler."""
 
-from itertools import pairwise
-
 import torch
 
 from models.diffusion import Diffusion
@@ -29,13 +27,13 @@ def table(diffusion: Diffusion, how: Eval) -> dict[str, object]:
         factors.append([of_x[0].item(), of_prediction[0].item(), of_x[1].item(), of_prediction[1].item()])
     times = SAMPLERS["ddim"].times(diffusion, min(how.steps, len(diffusion)), how.spacing)
     steps = []
-    for t, following in pairwise([*times, None]):
-        a, b, c, d = factors[t]
+    for now, following in zip(times, [*times[1:], None], strict=True):
+        a, b, c, d = factors[now]
         after = 1.0 if following is None else diffusion.alpha_bar[following].item()
         picture, noise = after**0.5, (1 - after) ** 0.5
-        guided = how.interval[0] <= (t + 1) / len(diffusion) <= how.interval[1]
+        guided = how.interval[0] <= (now + 1) / len(diffusion) <= how.interval[1]
         guidance = how.guidance if guided or how.guidance == 0 else 1.0
-        steps.append([t, guidance, picture * a + noise * c, picture * b + noise * d, a, b])
+        steps.append([now, guidance, picture * a + noise * c, picture * b + noise * d, a, b])
     return {
         "timesteps": len(diffusion),
         "times": times,
