@@ -119,6 +119,12 @@ def _pixels(words: str, *changes: str) -> System:
     return System(f"pixel DDPM, {words}", "ddpm", changes)
 
 
+def _third(words: str, where: str, reported: tuple[float, float]) -> System:
+    """Returns a row of the third report, by the network that two cores can train."""
+    budget = "267,328 steps of 32, width 256"
+    return System(words, "ddpm", paths(where), reported, budget, recipe=SMALL, report=3)
+
+
 def _again(words: str, changes: tuple[str, ...]) -> dict[int, System]:
     """Returns the same row from two more training seeds, which an experiment of seed 0 lacks."""
     return {
@@ -133,7 +139,6 @@ PAIRS = {
         tuple(f"{key}{suffix}" for suffix in ("", "-seed1", "-seed2")) for key in ("ddpm-multiply-add", "ddpm-up")
     )
 }
-IN_PIXELS = "267,328 steps of 32"
 SYSTEMS: dict[str, System] = {
     "ldm": System("latent diffusion", "ldm", (), (0.819, 0.821), budget="534,656 steps of 32", report=1),
     "ldm-guided": System(
@@ -157,24 +162,8 @@ SYSTEMS: dict[str, System] = {
         budget="not stated",
         report=2,
     ),
-    "ddpm-multiply-add": System(
-        "pixel DDPM, multiply-add",
-        "ddpm",
-        paths("up+down"),
-        (0.653, 0.726),
-        f"{IN_PIXELS}, width 256",
-        recipe=SMALL,
-        report=3,
-    ),
-    "ddpm-up": System(
-        "conditions on its up path",
-        "ddpm",
-        paths("up"),
-        (0.631, 0.678),
-        f"{IN_PIXELS}, width 256",
-        recipe=SMALL,
-        report=3,
-    ),
+    "ddpm-multiply-add": _third("pixel DDPM, multiply-add", where="up+down", reported=(0.653, 0.726)),
+    "ddpm-up": _third("conditions on its up path", where="up", reported=(0.631, 0.678)),
     **{f"ddpm-multiply-add-seed{n}": s for n, s in _again("pixel DDPM, multiply-add", paths("up+down")).items()},
     **{f"ddpm-up-seed{n}": s for n, s in _again("conditions on its up path", paths("up")).items()},
     "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not stated", report=2),

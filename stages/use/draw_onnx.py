@@ -11,64 +11,105 @@ import numpy as np
 import onnxruntime
 
 HERE = Path(__file__).resolve().parent
-opened = functools.cache(lambda file: onnxruntime.InferenceSession(HERE / file, providers=["CPUExecutionProvider"]))
+opened = functools.cache(lambda path: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]))
 
 
 def run(file, **inputs):
-    return opened(file).run(None, {i.name: inputs[i.name] for i in opened(file).get_inputs()})[0]
+    graph = opened(HERE / file)
+    return graph.run(None, {i.name: inputs[i.name] for i in graph.get_inputs()})[0]
 
 
-def draw(model, objects, places, noise):
+def draw(model, objects, places, noise, times, guidance):
     """Noise (1, c, h, w), objects (1, m) int64, places (1, m, 2) float32, -1 for none -> (1, 3, s, s) in [-1, 1]."""
     x, estimate = noise, np.zeros_like(noise)
-    for t, guidance, *factors in model["steps"]:  # DDIM, arXiv 2010.02502, eq. 12
-        keep, (p, q, a, b) = np.array([True, False][guidance == 0 : 1 + (guidance != 1)]), np.float32(factors)
+    for t, following in zip(times, [*times[1:], None], strict=True):  # DDIM, arXiv 2010.02502, eq. 12
+        inside = model["interval"][0] <= (t + 1) / model["timesteps"] <= model["interval"][1]
+        keep = np.array([True, False] if inside and guidance not in (0, 1) else [guidance != 0])
         rows = {"x": x, "t": np.int64([t]), "objects": objects, "places": places, "estimate": estimate}
         found = run(model["denoiser"], keep=keep, **{k: v.repeat(len(keep), axis=0) for k, v in rows.items()})
-        x, estimate = p * x + q * (found[-1:] + guidance * (found[:1] - found[-1:])), a * x + b * found[:1]
+        prediction = found[-1:] + guidance * (found[:1] - found[-1:]) if len(keep) > 1 else found
+        a, b, c, d = model["factors"][t]  # x_0 = a x + b prediction, noise = c x + d prediction
+        after = 1.0 if following is None else model["alpha_bar"][following]
+        estimate = a * x + b * found[:1]
+        x = after**0.5 * (a * x + b * prediction) + (1 - after) ** 0.5 * (c * x + d * prediction)
     return run(model["decoder"], x=x)
+
+
+def read(labels, names):
+    """Reads "red cube at 0.3 0.6, cyan sphere" as indices into `names` and places, None where none is given."""
+    known = {" ".join(name.lower().split()): i for i, name in enumerate(names)}
+    objects, places = [], []
+    for part in (" ".join(part.split()) for part in labels.lower().split(",")):
+        name, _, words = (part, "", "") if part in known or " at " not in part else part.rpartition(" at ")
+        if name not in known:
+            raise ValueError(f"unknown object {name!r}; choose from {', '.join(names)}")
+        if known[name] in objects:
+            raise ValueError(f"{name!r} appears twice; name it once")
+        objects.append(known[name])
+        places.append(place_of(words) if words else None)
+    return objects, places
+
+
+def place_of(words):
+    try:
+        x, y = map(float, words.split())
+    except ValueError:
+        x = y = -1.0
+    if not (0 <= x <= 1 and 0 <= y <= 1):  # nan neither
+        raise ValueError(f"{words!r} is not a place; write x and y in [0, 1], such as red cube at 0.3 0.6")
+    return x, y
+
+
+def completed(places, layouts, random):
+    """Gives objects without a place those of a training layout: any, or, beside given places, the most spread one."""
+    missing, m = np.array([[place is None] for place in places]), len(places)
+    found = np.where(missing, layouts[str(m)], np.float32([place or (0, 0) for place in places]))
+    gaps = np.linalg.norm(found[:, :, None] - found[:, None], axis=-1) + 9 * np.eye(m)
+    return random.choice(found) if missing.all() else found[gaps.min((1, 2)).argmax()]
 
 
 def png(picture):
     """Encodes (3, h, w) in [-1, 1] as a PNG file."""
-    rows = (picture * 127.5 + 127.5).round().astype(np.uint8).transpose(1, 2, 0)
-    lines = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">2I5B", *rows.shape[1::-1], 8, 2, 0, 0, 0)
-    parts = b"IHDR" + header, b"IDAT" + zlib.compress(lines), b"IEND"
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(f">I{len(p)}sI", len(p) - 4, p, zlib.crc32(p)) for p in parts)
+    _, h, w = picture.shape
+    rows = np.pad(
+        (picture * 127.5 + 127.5).round().astype(np.uint8).transpose(1, 2, 0).reshape(h, 3 * w), ((0, 0), (1, 0))
+    )
+    parts = [b"IHDR" + struct.pack(">2I5B", w, h, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows.tobytes()), b"IEND"]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def main():
     config = json.loads((HERE / "config.json").read_text())
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("labels", help=f"one or more of {', '.join(config['objects'])}")
+    parser.add_argument("labels")
     parser.add_argument("--out", default="drawn.png")
     parser.add_argument("--model", choices=config["models"], default=next(iter(config["models"])))
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    model, parts = config["models"][a.model], [part.split(" at ") for part in a.labels.split(",")]
+    model = config["models"][a.model]
     try:
-        random = np.random.default_rng(a.seed)
-        names = [" ".join(part[0].split()) for part in parts]
-        if unknown := {*names} - {*config["objects"]}:
-            raise ValueError(f"unknown object {min(unknown)!r}")
-        objects = np.int64([[config["objects"].index(name) for name in names]])
-        places = np.float32([[part[1].split() if part[1:] else (-1, -1) for part in parts]]).reshape(1, len(parts), 2)
-        if not (places <= 1).all() or ((places >= 0).any() and not model["takes_places"]):
-            raise ValueError("a place outside [0, 1], or for a model that takes none")
-        if model["layouts"] and (places < 0).any():  # of eight training layouts, the one that spreads objects most
-            layouts = random.permutation(np.load(HERE / model["layouts"])[str(len(parts))])[:8]
-            found = np.where(places < 0, layouts, places)
-            gaps = np.linalg.norm(found[:, :, None] - found[:, None], axis=-1) + 9 * np.eye(len(parts))
-            places = found[[gaps.min((1, 2)).argmax()]]
-    except (ValueError, KeyError) as error:
-        parser.error(f"{error}; see -h. For more objects than training pictures show, write a place for each")
+        asked, places = read(a.labels, config["objects"])
+    except ValueError as error:
+        parser.error(str(error))
+    if a.seed < 0:
+        parser.error(f"--seed {a.seed}: must be at least 0")
+    random = np.random.default_rng(a.seed)
+    if any(places) and not model["takes_places"]:
+        parser.error(f"{a.model} takes no places: leave them out")
+    if model["layouts"] and None in places:
+        layouts = np.load(HERE / model["layouts"])
+        if str(len(places)) not in layouts:
+            parser.error(f"no training picture has {len(places)} objects: write a place for each")
+        places = completed(places, layouts, random)
+    places = np.float32([[(-1, -1) if place is None else place for place in places]])
+    objects = np.int64([asked])
     noise = random.standard_normal((1, *model["noise"]), np.float32)
     if "generator" in model:
         each = random.standard_normal((*objects.shape, model["object_noise"]), np.float32)
         picture = run(model["generator"], noise=noise, object_noise=each, objects=objects, places=places)
     else:
-        picture = draw(model, objects, places, noise)
+        picture = draw(model, objects, places, noise, model["times"], model["guidance"])
     try:
         Path(a.out).write_bytes(png(picture[0]))
     except OSError as error:

@@ -222,7 +222,7 @@ def test_the_picture_without_torch_is_that_of_make_sample(exported, stage, chain
     objects = np.array([[config["objects"].index(name) for name in ("red cube", "cyan sphere")]])
     places = np.array([[[0.3, 0.6], [0.7, 0.5]]], np.float32)
     noise = torch.randn(6, 8, 8, generator=sample_generator(0, "sample", 0))[None].numpy()
-    picture = script["draw"](model, objects, places, noise)
+    picture = script["draw"](model, objects, places, noise, model["times"], model["guidance"])
     (tmp_path / "y.png").write_bytes(script["png"](picture[0]))
     drawn = np.asarray(Image.open(tmp_path / "y.png")).astype(int)
     assert drawn.shape == (64, 64, 3)
@@ -240,13 +240,14 @@ def test_the_script_draws_alone(exported, tmp_path, model, labels):
     ("arguments", "words"),
     [
         (("pink cube",), "unknown object 'pink cube'"),
-        (("red cube at 0.3 0.6", "--model", "gan"), "for a model that takes none"),
+        (("red cube at 0.3 0.6", "--model", "gan"), "gan takes no places"),
         (("red cube, cyan cube, blue cube, gray cube",), "write a place for each"),
-        (("red cube at 0.3",), "cannot reshape"),
-        (("red cube at x 0.6",), "could not convert string to float: 'x'"),
-        (("red cube at 0.3 1.6",), "a place outside [0, 1]"),
-        (("red cube at nan 0.6",), "a place outside [0, 1]"),
-        (("red cube", "--seed", "-1"), "non-negative"),
+        (("red cube, Red  cube",), "'red cube' appears twice"),
+        (("red cube at 0.3",), "'0.3' is not a place"),
+        (("red cube at x 0.6",), "'x 0.6' is not a place"),
+        (("red cube at 0.3 1.6",), "'0.3 1.6' is not a place"),
+        (("red cube at nan 0.6",), "'nan 0.6' is not a place"),
+        (("red cube", "--seed", "-1"), "--seed -1"),
         (("red cube", "--out", "nowhere/x.png"), "--out nowhere/x.png: No such file"),
     ],
 )

@@ -1,5 +1,7 @@
 """The written schedule, and the script that samples by it, give what models/samplers.py gives."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_the_script_samples_as_ddim_does(schedule, prediction, guidance, self_co
     objects, places = np.zeros((1, 1), np.int64), np.zeros((1, 1, 2), np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(draw_onnx, "run", run)
-        found = draw_onnx.draw(model, objects, places, noise.numpy())
+        found = draw_onnx.draw(model, objects, places, noise.numpy(), model["times"], model["guidance"])
     assert found.dtype == np.float32
     scale = expected.abs().max().item()
     np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
@@ -90,3 +92,14 @@ def test_diffusers_scheduler_samples_as_ddim_does(schedule, prediction):
 )
 def test_what_diffusers_scheduler_would_sample_otherwise_is_not_written(schedule, prediction, spacing):
     assert diffusers_scheduler(Diffusion.create(schedule, 100, prediction), Eval(spacing=spacing)) is None
+
+
+def test_objects_without_a_place_get_one_of_training():
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`: make setup-export")
+    from stages.use.draw_onnx import completed
+
+    layouts = {"2": np.float32([[[0.1, 0.1], [0.9, 0.9]], [[0.4, 0.4], [0.2, 0.2]]])}
+    found = completed([None, None], layouts, SimpleNamespace(choice=lambda values: values[1]))
+    assert found.tolist() == layouts["2"][1].tolist()
+    found = completed([(0.25, 0.25), None], layouts, None)  # beside it, the place far from it
+    assert found.tolist() == [[0.25, 0.25], pytest.approx([0.9, 0.9])]
