@@ -19,19 +19,14 @@ def run(file, **inputs):
     return graph.run(None, {i.name: inputs[i.name] for i in graph.get_inputs()})[0]
 
 
-def draw(model, objects, places, noise, times, guidance):
+def draw(model, objects, places, noise):
     """Noise (1, c, h, w), objects (1, m) int64, places (1, m, 2) float32, -1 for none -> (1, 3, s, s) in [-1, 1]."""
     x, estimate = noise, np.zeros_like(noise)
-    for t, following in zip(times, [*times[1:], None], strict=True):  # DDIM, arXiv 2010.02502, eq. 12
-        inside = model["interval"][0] <= (t + 1) / model["timesteps"] <= model["interval"][1]
-        keep = np.array([True, False] if inside and guidance not in (0, 1) else [guidance != 0])
+    for t, guidance, *factors in model["steps"]:  # DDIM, arXiv 2010.02502, eq. 12
+        keep, (p, q, a, b) = np.array([True, False][guidance == 0 : 1 + (guidance != 1)]), np.float32(factors)
         rows = {"x": x, "t": np.int64([t]), "objects": objects, "places": places, "estimate": estimate}
         found = run(model["denoiser"], keep=keep, **{k: v.repeat(len(keep), axis=0) for k, v in rows.items()})
-        prediction = found[-1:] + guidance * (found[:1] - found[-1:]) if len(keep) > 1 else found
-        a, b, c, d = model["factors"][t]  # x_0 = a x + b prediction, noise = c x + d prediction
-        after = 1.0 if following is None else model["alpha_bar"][following]
-        estimate = a * x + b * found[:1]
-        x = after**0.5 * (a * x + b * prediction) + (1 - after) ** 0.5 * (c * x + d * prediction)
+        x, estimate = p * x + q * (found[-1:] + guidance * (found[:1] - found[-1:])), a * x + b * found[:1]
     return run(model["decoder"], x=x)
 
 
@@ -70,13 +65,11 @@ def completed(places, layouts, random):
 
 def png(picture):
     """Encodes (3, h, w) in [-1, 1] as a PNG file."""
-    _, h, w = picture.shape
-    rows = np.pad(
-        (picture * 127.5 + 127.5).round().astype(np.uint8).transpose(1, 2, 0).reshape(h, 3 * w), ((0, 0), (1, 0))
-    )
-    parts = [b"IHDR" + struct.pack(">2I5B", w, h, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows.tobytes()), b"IEND"]
-    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    rows = (picture * 127.5 + 127.5).round().astype(np.uint8).transpose(1, 2, 0)
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">2I5B", *rows.shape[1::-1], 8, 2, 0, 0, 0)
+    parts = b"IHDR" + header, b"IDAT" + zlib.compress(lines), b"IEND"
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(f">I{len(p)}sI", len(p) - 4, p, zlib.crc32(p)) for p in parts)
 
 
 def main():
@@ -109,7 +102,7 @@ def main():
         each = random.standard_normal((*objects.shape, model["object_noise"]), np.float32)
         picture = run(model["generator"], noise=noise, object_noise=each, objects=objects, places=places)
     else:
-        picture = draw(model, objects, places, noise, model["times"], model["guidance"])
+        picture = draw(model, objects, places, noise)
     try:
         Path(a.out).write_bytes(png(picture[0]))
     except OSError as error:
