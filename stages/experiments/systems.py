@@ -187,6 +187,7 @@ SYSTEMS: dict[str, System] = {
         (0.972, 0.845),
         "not stated",
         report=2,
+        longer=2,
     ),
     "gan-placed-generator": System("its generator alone", "gan", (*MAP, POOLED[1])),
     "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *READ)),
