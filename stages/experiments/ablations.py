@@ -39,6 +39,7 @@ def section_of(file: str, model: str) -> list[str]:
     return [
         f"{model}={json.dumps(section)}",
         f"eval.sampler={other.eval.sampler}",
+        f"eval.steps={other.eval.steps}",
         f"eval.clip={json.dumps(other.eval.clip)}",
         f"eval.guidance={other.eval.guidance}",
         f"eval.interval={json.dumps(other.eval.interval)}",

@@ -77,8 +77,8 @@ class System:
     """Holds a row: its words, the model trained, what differs from the experiment, the report's (test, new_test).
 
     `report`: which of the reports has it. `budget`: that report's training. `tried`: what was tried where a row is
-    short of it. `recipe`: the configuration from which this row takes the model's section, sampler
-    and guidance instead of the experiment's. An experiment without a section for the model borrows that of LENT.
+    short of it. `recipe`: the configuration from which this row takes the model's section, sampler,
+    steps and guidance instead of the experiment's. An experiment without a section for the model borrows that of LENT.
     `longer`: how many times as many steps as the section says it is trained.
     """
 

@@ -122,7 +122,7 @@ def test_ablations_lend_a_ddpm_to_a_configuration_without_one(stage, root):
     for value, paths in (("up", "up"), ("up---down", "up+down")):
         config = yaml.safe_load((root / f"smoke-ablation-conditions-{value}-0/ddpm/config.yaml").read_text())
         assert (config["ddpm"]["width"], config["ddpm"]["paths"], config["ddpm"]["steps"]) == (80, paths, 2)
-        assert (config["eval"]["sampler"], config["eval"]["steps"], config["eval"]["guidance"]) == ("ddim", 3, 3.0)
+        assert (config["eval"]["sampler"], config["eval"]["steps"], config["eval"]["guidance"]) == ("ddim", 25, 3.0)
         assert config["eval"]["interval"] == [0.0, 0.9]
 
 
