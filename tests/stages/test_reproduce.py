@@ -312,7 +312,7 @@ def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, c
     sets = ("test", "new_test")
     groups = ordered({"gan": row(0.5), "ldm": row(0.9), "ldm-guided": {"fault": "x"}}, sets)
     assert [*groups][:4] == ["The first report", "The second report", "The third report", "This project's own"]
-    assert groups["The first report"] == ["ldm", "gan", "ldm-guided", "gan-pixels"]
+    assert groups["The first report"] == ["ldm", "gan", "ldm-guided", "ldm-told-the-set", "gan-pixels"]
     assert {key for keys in groups.values() for key in keys} == SYSTEMS.keys()
     assert short_of("ldm", row(0.9), sets) == "reached"
     assert short_of("gan", row(0.5), sets) == "short by 0.027 / 0.178, after 2,000 of the report's 26,733 steps"
@@ -324,6 +324,16 @@ def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, c
     for name, place in shown_sets(dataset):
         counts = dataset.test_sets[name].labels.sum(1)
         assert counts[place] not in counts[:place]
+
+
+def test_a_row_may_train_longer_than_its_section_says(context):
+    key = "ldm-told-the-set"
+    section = context.config.ldm
+    assert SYSTEMS[key].longer == 3
+    assert homes_of(context)[key].config.ldm.steps == 3 * section.steps
+    for asked in (section.steps + 1, 3 * section.steps + 1):
+        context.arguments.steps = asked
+        assert homes_of(context)[key].config.ldm.steps == min(asked, 3 * section.steps)
 
 
 def test_a_distilled_row_learns_from_the_model_of_its_teachers_row(context):
