@@ -46,10 +46,11 @@ EXPERIMENTS := judges places placed gradnorm progress samplers ablations compare
 .DEFAULT_GOAL := help
 
 help: ## print this list
-	@echo "make TARGET [CONFIG=configs/NAME.yaml] [DATA=folder] [SET=\"section.key=value ...\"] [FRESH=1] [FLAGS=\"--an-experiment's ...\"]"
+	@echo "make TARGET [CONFIG=configs/NAME.yaml] [DATA=folder] [SET=\"section.key=value ...\"] [FRESH=1] [FLAGS=\"--flag ...\"]"
 	@echo
 	@awk -F ':[^#]*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
+	@echo "An experiment's flags: $(PY) -m stages.experiments.NAME --help. Without CONFIG: configs/demo.yaml; sample, play and export then use the shipped weights."
 	@echo "A finished stage returns at once, an interrupted one resumes. configs/: $$(cd configs && ls *.yaml | tr '\n' ' ')"
 
 ##@ Pipeline

@@ -23,7 +23,8 @@ def draw(model, objects, places, noise):
     """Noise (1, c, h, w), objects (1, m) int64, places (1, m, 2) float32, -1 for none -> (1, 3, s, s) in [-1, 1]."""
     x, estimate = noise, np.zeros_like(noise)
     for t, guidance, *factors in model["steps"]:  # DDIM, arXiv 2010.02502, eq. 12
-        keep, (p, q, a, b) = np.array([True, False][guidance == 0 : 1 + (guidance != 1)]), np.float32(factors)
+        keep = np.array([True, False] if guidance not in (0, 1) else [guidance == 1])
+        p, q, a, b = np.float32(factors)
         rows = {"x": x, "t": np.int64([t]), "objects": objects, "places": places, "estimate": estimate}
         found = run(model["denoiser"], keep=keep, **{k: v.repeat(len(keep), axis=0) for k, v in rows.items()})
         x, estimate = p * x + q * (found[-1:] + guidance * (found[:1] - found[-1:])), a * x + b * found[:1]

@@ -218,7 +218,7 @@ def test_the_picture_without_torch_is_that_of_make_sample(exported, stage, chain
 
     script, config = runpy.run_path(str(exported / "draw.py")), json.loads((exported / "config.json").read_text())
     model = config["models"]["ldm"]
-    assert len(model["times"]) == 10 and model["guidance"] == 3.0
+    assert len(model["steps"]) == 10 and {guidance for _, guidance, *_ in model["steps"]} == {1.0, 3.0}
     objects = np.array([[config["objects"].index(name) for name in ("red cube", "cyan sphere")]])
     places = np.array([[[0.3, 0.6], [0.7, 0.5]]], np.float32)
     noise = torch.randn(6, 8, 8, generator=sample_generator(0, "sample", 0))[None].numpy()

@@ -85,7 +85,7 @@ def test_its_picture_without_torch_is_that_of_make_sample(exported, root, stage,
 
     script, config = runpy.run_path(str(exported / "draw.py")), json.loads((exported / "config.json").read_text())
     model = config["models"]["onestep"]
-    assert (model["times"], model["guidance"], model["takes_places"]) == ([99], 1.0, True)
+    assert [step[:2] for step in model["steps"]] == [[99, 1.0]] and model["takes_places"]
     objects = np.array([[config["objects"].index(name) for name in ("red cube", "cyan sphere")]])
     noise = torch.randn(6, 8, 8, generator=sample_generator(0, "sample", 0))[None].numpy()
     places = np.array([[[0.3, 0.6], [0.7, 0.5]]], np.float32)
