@@ -10,10 +10,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from statistics import fmean, stdev
 
 from stages.engine.errors import UserError
 from stages.engine.files import from_json, write_atomically
-from stages.experiments.systems import SYSTEMS
+from stages.engine.schema import REPORTED
+from stages.experiments.systems import PAIRS, SYSTEMS, difference
 
 PAGES = ("README.md", "docs/results.md")
 FILE = "docs/results.json"
@@ -180,9 +182,33 @@ def entries_of(path: Path) -> dict[str, dict]:
     )
 
 
+def _of_pairs(entries: dict[str, dict]) -> dict[str, dict]:
+    """Returns an entry for each of PAIRS with two or more trainings on both sides: means, deviations, difference."""
+    found = {}
+    for pair in PAIRS.values():
+        sides = [[entries[ROWS + key] for key in keys if ROWS + key in entries] for keys in pair]
+        if min(map(len, sides)) < 2:
+            continue
+        about: dict = {"trainings": " and ".join(str(len(side)) for side in sides), "source": sides[0][0]["source"]}
+        about["date"] = max(row["date"] for side in sides for row in side)
+        about |= {"first": {}, "second": {}, "difference": {}}
+        for name in REPORTED:
+            accuracies = [[row[name]["accuracy"] for row in side] for side in sides]
+            for key, values in zip(("first", "second"), accuracies, strict=True):
+                about[key][name] = {"accuracy": fmean(values), "std": stdev(values)}
+            about["difference"][name] = dict(zip(("accuracy", "std"), difference(*accuracies), strict=True))
+        found["pairs/" + pair[0][0]] = about
+    return found
+
+
 def with_entries(results: dict, found: dict[str, dict]) -> dict:
-    """Returns the results with new entries; rows of `make reproduce` that no row of TABLE names are added to it."""
+    """Returns the results with new entries, and what follows from them.
+
+    Rows of `make reproduce` that no row of TABLE names are added to it, and rows that differ in one choice over
+    several trainings are compared.
+    """
     entries, tables = results["entries"] | found, dict(results["tables"])
+    entries |= _of_pairs(entries)
     if TABLE in tables:
         named = {name for row in tables[TABLE]["rows"] for cell in row for name, _ in FIGURE.findall(cell)}
         more = [_row(name) for name in found if name.startswith(ROWS) and name not in named]

@@ -1,7 +1,8 @@
 """The reports' systems and choices as data: the rows of `make reproduce` and the groups of `make ablations`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, variance
 
 from models.choices import (
     BODIES,
@@ -139,6 +140,14 @@ PAIRS = {
         tuple(f"{key}{suffix}" for suffix in ("", "-seed1", "-seed2")) for key in ("ddpm-multiply-add", "ddpm-up")
     )
 }
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Returns the difference of the means of two or more trainings each, and its standard error."""
+    error = (variance(first) / len(first) + variance(second) / len(second)) ** 0.5
+    return fmean(first) - fmean(second), error
+
+
 # the first report's accuracy on test and new_test, and its budget
 FIRST_LDM = (0.819, 0.821), "534,656 steps of 32"
 FIRST_GAN = (0.527, 0.678), "26,733 steps, 5 of the critic each, of 64"

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from statistics import fmean, variance
 
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
@@ -11,7 +10,7 @@ from stages.engine.files import write_atomically
 from stages.engine.pictures import cell_of
 from stages.engine.report import write_texts
 from stages.experiments.quality import cells
-from stages.experiments.systems import PAIRS, SYSTEMS
+from stages.experiments.systems import PAIRS, SYSTEMS, difference
 from stages.judge import shown
 from stages.models import MODELS
 
@@ -122,8 +121,7 @@ def differences_of(results: dict[str, dict], sets: tuple[str, ...]) -> list[str]
         found = []
         for name in sets:
             first, second = ([figures[name]["accuracy"] for figures in side] for side in known)
-            error = (variance(first) / len(first) + variance(second) / len(second)) ** 0.5
-            found.append(f"{fmean(first) - fmean(second):+.3f} ± {error:.3f}")
+            found.append("{:+.3f} ± {:.3f}".format(*difference(first, second)))
         trainings = " and ".join(str(len(side)) for side in known)
         notes.append(f"{words}, {trainings} trainings: {' / '.join(found)} (difference, standard error).".capitalize())
     return notes

@@ -11,6 +11,7 @@ import pytest
 from stages.engine.errors import UserError
 from stages.experiments import results as module
 from stages.experiments.results import FIGURE, FILE, PAGES, ROWS, entries_of, said, table_of, with_entries, written
+from stages.experiments.systems import PAIRS
 from tests.conftest import HERE
 
 RESULTS = json.loads((HERE / FILE).read_text())
@@ -93,6 +94,23 @@ def test_a_row_that_no_table_names_is_added(tmp_path):
     accuracies = ".819 / .821 | .500 ± .010 | .500 ± .010 | .600 / .600; .90 / .90"
     assert line == f"| latent diffusion | `gan` | {accuracies} | 12.5, .50, .25 | 7 steps, 1.2 min | 2026-12-01 |"
     assert with_entries(after, found) == after
+
+
+def test_several_trainings_of_one_choice_are_compared():
+    def row(accuracy):
+        sets = {name: {"accuracy": accuracy} for name in ("test", "new_test")}
+        return sets | {"date": "2026-12-01", "source": "checkpoints/reproduce/report.json"}
+
+    (pair,) = PAIRS.values()
+    keys, accuracies = [*pair[0], *pair[1]], (0.5, 0.6, 0.7, 0.4, 0.5, 0.6)
+    found = {ROWS + key: row(accuracy) for key, accuracy in zip(keys, accuracies, strict=True)}
+    before = {"entries": {}, "tables": {}}
+    entry = with_entries(before, found)["entries"][f"pairs/{pair[0][0]}"]
+    assert entry["trainings"] == "3 and 3"
+    assert said(entry["first"]["test"]) == ".600 ± .100" and said(entry["second"]["new_test"]) == ".500 ± .100"
+    assert said(entry["difference"]["test"]) == ".100 ± .082"  # variances .01, .01: sqrt(.01 / 3 + .01 / 3)
+    alone = {ROWS + pair[0][0]: row(0.5), ROWS + pair[1][0]: row(0.5)}
+    assert with_entries(before, alone)["entries"] == alone, "one training has no standard error"
 
 
 def test_the_command_writes_the_pages_and_refuses_in_one_line(tmp_path, chain):
