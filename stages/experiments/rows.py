@@ -34,7 +34,7 @@ def changes_of(context: Context, key: str) -> list[str]:
     if a.steps is None and system.longer == 1:
         return changes
     section = getattr(context.derived(named(context, key), *changes).config, system.model)
-    steps = section.steps * system.longer
+    steps = round(section.steps * system.longer)
     if a.steps is not None and steps > a.steps:
         steps = a.steps
         changes.append(f"{system.model}.warmup={min(section.warmup, steps // 8)}")
