@@ -45,7 +45,7 @@ def said(value: object) -> str:
         return "–" if value is None else str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3f}".removeprefix("0") if 0 <= value < 1 else f"{value:.3f}"
+    return f"{value:.3f}".replace("0.", ".", 1) if -1 < value < 1 else f"{value:.3f}"
 
 
 def figure_of(entries: dict, name: str, field: str) -> str:

@@ -49,7 +49,7 @@ def test_each_measured_entry_says_where_it_is_from():
 
 def test_figures_as_tables_show_them():
     assert said({"accuracy": 0.95, "std": 0.0144}) == ".950 ± .014"
-    assert (said(1.0), said(0.0), said(2300), said(None)) == ("1.000", ".000", "2,300", "–")
+    assert (said(1.0), said(0.0), said(-0.002), said(2300), said(None)) == ("1.000", ".000", "-.002", "2,300", "–")
     entries = {"x/ldm": {"test": {"accuracy": 0.5, "std": None}, "minutes": 38.6, "steps": 2300, "db": 41.94}}
     table = {"head": ["", "a"], "rows": [["**b**", "{x/ldm:test} in {x/ldm:minutes.whole}"], ["", "{y/ldm:test}"]]}
     assert table_of(table, entries) == "| | a |\n|---|---|\n| **b** | .500 in 39 min |\n| | not measured |"
