@@ -15,7 +15,8 @@ from statistics import fmean, stdev
 from stages.engine.errors import UserError
 from stages.engine.files import from_json, write_atomically
 from stages.engine.schema import REPORTED
-from stages.experiments.systems import PAIRS, SYSTEMS, difference
+from stages.experiments.pairs import PAIRS, Row, compared
+from stages.experiments.systems import SYSTEMS
 
 PAGES = ("README.md", "docs/results.md")
 FILE = "docs/results.json"
@@ -45,7 +46,12 @@ def said(value: object) -> str:
         return "–" if value is None else str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3f}".replace("0.", ".", 1) if -1 < value < 1 else f"{value:.3f}"
+    return _without_zero(f"{round(value, 3) + 0.0:.3f}")  # + 0.0: a rounded -0.0004 would be "-.000"
+
+
+def _without_zero(number: str) -> str:
+    """Returns a number's text without the zero before its point: ".5", "-.5"."""
+    return re.sub(r"^(-?)0\.", r"\1.", number)
 
 
 def figure_of(entries: dict, name: str, field: str) -> str:
@@ -62,7 +68,7 @@ def figure_of(entries: dict, name: str, field: str) -> str:
         if part == "whole" and isinstance(value, float):
             return f"{value:.0f} min"
         if re.fullmatch(r"d\d", part) and isinstance(value, float):
-            return f"{value:.{part[1]}f}".removeprefix("0" if value < 1 else "")
+            return _without_zero(f"{value:.{part[1]}f}")
         value = value.get(part) if isinstance(value, dict) else None
     if value is None:
         return "not measured"
@@ -186,17 +192,19 @@ def _of_pairs(entries: dict[str, dict]) -> dict[str, dict]:
     """Returns an entry for each of PAIRS with two or more trainings on both sides: means, deviations, difference."""
     found = {}
     for pair in PAIRS.values():
-        sides = [[entries[ROWS + key] for key in keys if ROWS + key in entries] for keys in pair]
-        if min(map(len, sides)) < 2:
+        known = {key: entries[ROWS + key] for keys in pair for key in keys if ROWS + key in entries}
+        sides = compared(pair, {key: Row.of(row, row, REPORTED) for key, row in known.items()})
+        if sides is None:
             continue
-        about: dict = {"trainings": " and ".join(str(len(side)) for side in sides), "source": sides[0][0]["source"]}
-        about["date"] = max(row["date"] for side in sides for row in side)
-        about |= {"first": {}, "second": {}, "difference": {}}
-        for name in REPORTED:
-            accuracies = [[row[name]["accuracy"] for row in side] for side in sides]
-            for key, values in zip(("first", "second"), accuracies, strict=True):
-                about[key][name] = {"accuracy": fmean(values), "std": stdev(values)}
-            about["difference"][name] = dict(zip(("accuracy", "std"), difference(*accuracies), strict=True))
+        row = next(iter(known.values()))
+        about = {key: row.get(key) for key in ("source", "steps", "seeds", "judge")}
+        about |= {"date": max(row.get("date") or "" for row in known.values()), "trainings": sides.trainings}
+        for side, values, count in zip(("first", "second"), (sides.first, sides.second), sides.counts, strict=True):
+            about[side] = {n: {"accuracy": fmean(of_set), "std": stdev(of_set)} for n, of_set in values.items()}
+            about[side]["trainings"] = count
+        about["difference"] = {
+            name: dict(zip(("accuracy", "std"), sides.difference(name), strict=True)) for name in sides.first
+        }
         found["pairs/" + pair[0][0]] = about
     return found
 
@@ -226,7 +234,7 @@ def main() -> None:
     parser.add_argument("reports", nargs="*", type=Path, metavar="FOLDER", help="reports that are read into it first")
     arguments = parser.parse_args()
     try:
-        results = json.loads(Path(FILE).read_text())
+        results = with_entries(json.loads(Path(FILE).read_text()), {})  # a file edited by hand is brought up to date
         for path in arguments.reports:
             found = entries_of(path)
             results = with_entries(results, found)

@@ -1,8 +1,7 @@
 """The reports' systems and choices as data: the rows of `make reproduce` and the groups of `make ablations`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean, variance
 
 from models.choices import (
     BODIES,
@@ -132,20 +131,6 @@ def _again(words: str, changes: tuple[str, ...]) -> dict[int, System]:
         n: System(f"{words}, training seed {n}", "ddpm", (*changes, f"seed={n}"), recipe=SMALL, report=3)
         for n in (1, 2)
     }
-
-
-# rows that differ in one choice, over several trainings: the page shows the difference and its standard error
-PAIRS = {
-    "conditions on both paths against the up path alone": tuple(
-        tuple(f"{key}{suffix}" for suffix in ("", "-seed1", "-seed2")) for key in ("ddpm-multiply-add", "ddpm-up")
-    )
-}
-
-
-def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Returns the difference of the means of two or more trainings each, and its standard error."""
-    error = (variance(first) / len(first) + variance(second) / len(second)) ** 0.5
-    return fmean(first) - fmean(second), error
 
 
 # the first report's accuracy on test and new_test, and its budget

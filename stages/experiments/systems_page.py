@@ -9,8 +9,9 @@ from stages.engine.dataset import Dataset
 from stages.engine.files import write_atomically
 from stages.engine.pictures import cell_of
 from stages.engine.report import write_texts
+from stages.experiments.pairs import PAIRS, Row, compared
 from stages.experiments.quality import cells
-from stages.experiments.systems import PAIRS, SYSTEMS, difference
+from stages.experiments.systems import SYSTEMS
 from stages.judge import shown
 from stages.models import MODELS
 
@@ -114,16 +115,12 @@ def ordered(results: dict[str, dict], sets: tuple[str, ...]) -> dict[str, list[s
 def differences_of(results: dict[str, dict], sets: tuple[str, ...]) -> list[str]:
     """Describes how much paired rows differ: the difference of means over trainings, and its standard error."""
     notes = []
+    known = {key: Row.of(row, row["figures"], sets) for key, row in results.items() if "figures" in row}
     for words, pair in PAIRS.items():
-        known = [[results[key]["figures"] for key in keys if "figures" in results.get(key, {})] for keys in pair]
-        if min(map(len, known)) < 2:
-            continue
-        found = []
-        for name in sets:
-            first, second = ([figures[name]["accuracy"] for figures in side] for side in known)
-            found.append("{:+.3f} ± {:.3f}".format(*difference(first, second)))
-        trainings = " and ".join(str(len(side)) for side in known)
-        notes.append(f"{words}, {trainings} trainings: {' / '.join(found)} (difference, standard error).".capitalize())
+        if sides := compared(pair, known):
+            found = ["{:+.3f} ± {:.3f}".format(*sides.difference(name)) for name in sides.first]
+            text = f"{words}, {sides.trainings} trainings: {' / '.join(found)} (difference, standard error)."
+            notes.append(text.capitalize())
     return notes
 
 

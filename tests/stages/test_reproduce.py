@@ -15,6 +15,7 @@ from stages.engine.command import Context
 from stages.engine.config import load
 from stages.engine.errors import UserError
 from stages.engine.export import load_export, save_export
+from stages.experiments.pairs import PAIRS
 from stages.experiments.plan import (
     START_UP,
     Pace,
@@ -28,7 +29,7 @@ from stages.experiments.plan import (
 )
 from stages.experiments.reproduce import Planner, jobs_of, main, run
 from stages.experiments.rows import changes_of, homes_of, row_of
-from stages.experiments.systems import PAIRS, SYSTEMS
+from stages.experiments.systems import SYSTEMS
 from stages.experiments.systems_page import differences_of, ordered, short_of, shown_sets, write_page
 from tests.conftest import ask_for_few, copy_chain, finish, make, start_stage
 from tests.helpers import assert_one_line, digest, wait_for
@@ -286,13 +287,15 @@ def test_choices_that_cost_nothing_share_a_timing(context, tmp_path, monkeypatch
 
 def test_the_difference_of_two_choices_has_a_standard_error():
     def row(accuracy):
-        return {"figures": {"test": {"accuracy": accuracy}}}
+        return {"figures": {"test": {"accuracy": accuracy}}, "steps": 6000}
 
     rows = {key: row(a) for key, a in zip(PAIRS[CHOICE][0], (0.5, 0.6, 0.7), strict=True)}
     assert differences_of(rows, ("test",)) == []
     rows |= {key: row(a) for key, a in zip(PAIRS[CHOICE][1], (0.4, 0.5, 0.6), strict=True)}
     (note,) = differences_of(rows, ("test",))
     assert "3 and 3 trainings: +0.100 ± 0.082" in note  # variances .01, .01: sqrt(.01 / 3 + .01 / 3)
+    rows[PAIRS[CHOICE][1][2]]["steps"] = 600
+    assert differences_of(rows, ("test",)) == [], "not trained alike"
     assert set(PAIRS[CHOICE][0] + PAIRS[CHOICE][1]) <= SYSTEMS.keys()
 
 

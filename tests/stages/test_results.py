@@ -10,8 +10,8 @@ import pytest
 
 from stages.engine.errors import UserError
 from stages.experiments import results as module
+from stages.experiments.pairs import PAIRS
 from stages.experiments.results import FIGURE, FILE, PAGES, ROWS, entries_of, said, table_of, with_entries, written
-from stages.experiments.systems import PAIRS
 from tests.conftest import HERE
 
 RESULTS = json.loads((HERE / FILE).read_text())
@@ -97,20 +97,36 @@ def test_a_row_that_no_table_names_is_added(tmp_path):
 
 
 def test_several_trainings_of_one_choice_are_compared():
-    def row(accuracy):
-        sets = {name: {"accuracy": accuracy} for name in ("test", "new_test")}
-        return sets | {"date": "2026-12-01", "source": "checkpoints/reproduce/report.json"}
+    def row(accuracy, date, **more):
+        sets = {"test": {"accuracy": accuracy}, "new_test": {"accuracy": accuracy + 0.05}}
+        return sets | {"date": date, "source": "checkpoints/reproduce/report.json", "steps": 6000} | more
 
     (pair,) = PAIRS.values()
-    keys, accuracies = [*pair[0], *pair[1]], (0.5, 0.6, 0.7, 0.4, 0.5, 0.6)
-    found = {ROWS + key: row(accuracy) for key, accuracy in zip(keys, accuracies, strict=True)}
+    keys, accuracies = [*pair[0], *pair[1]], (0.5, 0.6, 0.7, 0.6997, 0.5, 0.6)
+    dates = [f"2026-12-0{day}" for day in (1, 5, 2, 3, 4, 4)]
+    found = {ROWS + key: row(*of_row) for key, *of_row in zip(keys, accuracies, dates, strict=True)}
     before = {"entries": {}, "tables": {}}
-    entry = with_entries(before, found)["entries"][f"pairs/{pair[0][0]}"]
-    assert entry["trainings"] == "3 and 3"
-    assert said(entry["first"]["test"]) == ".600 ± .100" and said(entry["second"]["new_test"]) == ".500 ± .100"
-    assert said(entry["difference"]["test"]) == ".100 ± .082"  # variances .01, .01: sqrt(.01 / 3 + .01 / 3)
-    alone = {ROWS + pair[0][0]: row(0.5), ROWS + pair[1][0]: row(0.5)}
-    assert with_entries(before, alone)["entries"] == alone, "one training has no standard error"
+
+    def entry_of(rows):
+        return with_entries(before, rows)["entries"].get(f"pairs/{pair[0][0]}")
+
+    entry = entry_of(found)
+    assert entry["trainings"] == "3 and 3" and entry["steps"] == 6000 and entry["date"] == "2026-12-05"
+    assert said(entry["first"]["test"]) == ".600 ± .100" and said(entry["second"]["new_test"]) == ".650 ± .100"
+    assert said(entry["difference"]["new_test"]) == ".000 ± .082"  # -.0001; variances .01: sqrt(.01 / 3 + .01 / 3)
+    entry = entry_of({key: values for key, values in found.items() if key != ROWS + keys[3]})
+    assert (entry["trainings"], entry["first"]["trainings"], entry["second"]["trainings"]) == ("3 and 2", 3, 2)
+    assert said(entry["difference"]["test"]) == ".050 ± .076"  # sqrt(.01 / 3 + .005 / 2)
+    assert entry_of({ROWS + pair[0][0]: row(0.5, ""), ROWS + pair[1][0]: row(0.5, "")}) is None, "no standard error"
+    assert entry_of(found | {ROWS + keys[0]: row(0.5, dates[0], steps=600)}) is None, "not trained alike"
+    without = {key: {name: v for name, v in values.items() if name != "test"} for key, values in found.items()}
+    assert entry_of(found | {key: without[key] for key in [*without][:1]})["first"].keys() == {"new_test", "trainings"}
+    none = {key: {n: v for n, v in values.items() if n != "new_test"} for key, values in without.items()}
+    assert entry_of(none) is None, "other files of label sets"
+
+
+def test_what_follows_from_the_committed_results_is_up_to_date():
+    assert with_entries(RESULTS, {}) == RESULTS
 
 
 def test_the_command_writes_the_pages_and_refuses_in_one_line(tmp_path, chain):
