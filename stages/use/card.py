@@ -20,6 +20,13 @@ from stages.use.find import SHIPPED, is_shipped
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
+def as_range(numbers: Sequence[int]) -> str:
+    """Returns "0 to 4" for whole numbers in a row, otherwise all of them: "3, 7, 9"."""
+    first, last = numbers[0], numbers[-1]
+    in_a_row = len(numbers) > 2 and list(numbers) == list(range(first, last + 1))
+    return f"{first} to {last}" if in_a_row else ", ".join(map(str, numbers))
+
+
 def write_card(
     context: Context,
     folder: Path,
@@ -37,7 +44,7 @@ def write_card(
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters |= {"figure": lambda value: "–" if value is None else f"{value:.3f}"}
+    environment.filters |= {"figure": lambda value: "–" if value is None else f"{value:.3f}", "range": as_range}
     made = [model for model in config.models if model in exports]
     paths = reports_of(context)
     reports = [read_report(path, context, hashes) for path in paths]

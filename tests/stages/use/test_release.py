@@ -13,7 +13,7 @@ from stages import UserError, load
 from stages.engine.config import load as config_of
 from stages.engine.export import load_export, read_about, save_export
 from stages.use import release
-from stages.use.card import _drawn_otherwise, write_card
+from stages.use.card import _drawn_otherwise, as_range, write_card
 from stages.use.find import FIGURES, MANIFEST, SHIPPED, SHIPPED_FROM, STAGES, refuse_tampered, sha256_of_file
 from tests.conftest import HERE, SMOKE
 from tests.helpers import assert_one_line
@@ -96,6 +96,13 @@ def test_the_figures_for_programs_are_those_of_the_card(chain, released):
         assert of["sets"].keys() >= {"test", "new_test"}
         for name, shown in of["sets"].items():
             assert shown == {key: report["results"][model][name][key] for key in ("accuracy", "std")}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"), [([0, 1, 2], "0 to 2"), ([3, 7, 9], "3, 7, 9"), ([0, 2, 1], "0, 2, 1"), ([4], "4")]
+)
+def test_seeds_are_a_range_only_in_a_row(numbers, words):
+    assert as_range(numbers) == words
 
 
 def card_of(chain, folder, report, to="checkpoints/scenes"):
