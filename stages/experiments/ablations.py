@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from models.choices import DIFFUSION
+from models.choices import DIFFUSION, EVERY_TIMESTEP
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.config import load
@@ -39,7 +39,8 @@ def section_of(file: str, model: str) -> list[str]:
     return [
         f"{model}={json.dumps(section)}",
         f"eval.sampler={other.eval.sampler}",
-        f"eval.steps={other.eval.steps}",
+        # a sampler of every timestep leaves the number of steps to the experiment
+        *([] if other.eval.sampler in EVERY_TIMESTEP else [f"eval.steps={other.eval.steps}"]),
         f"eval.clip={json.dumps(other.eval.clip)}",
         f"eval.guidance={other.eval.guidance}",
         f"eval.interval={json.dumps(other.eval.interval)}",
@@ -51,9 +52,17 @@ def lacks(context: Context, model: str) -> bool:
     return getattr(context.config, model) is None
 
 
+def asked_of(context: Context, model: str) -> list[str]:
+    """Returns the command line's overrides for a model and its evaluation."""
+    return [o for o in context.arguments.overrides if o.startswith((f"{model}.", "eval."))]
+
+
 def borrowed(context: Context, model: str) -> list[str]:
-    """Returns overrides that give a configuration without a section for `model` the small one of SMALL."""
-    return section_of(SMALL, model) if lacks(context, model) else []
+    """Returns overrides that give a configuration without a section for `model` the small one of SMALL.
+
+    What the command line asks of it holds all the same.
+    """
+    return section_of(SMALL, model) + asked_of(context, model) if lacks(context, model) else []
 
 
 def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:
@@ -114,7 +123,9 @@ def main(context: Context) -> None:
     a = context.arguments
     lent = ""
     if any(borrowed(context, GROUPS[group][0]) for group in a.only):
-        lent = f" It has no ddpm section, so conditions are compared with that of {SMALL}, its sampler and guidance."
+        lent = (
+            f" It has no ddpm section: conditions are compared with that of {SMALL}, its sampler, steps and guidance."
+        )
     page = Page(
         f"{context.config.name}: one choice at a time",
         f"{a.steps} steps per training, {a.runs} trainings per value (seeds from 0), each scored by its mean over "

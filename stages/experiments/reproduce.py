@@ -25,6 +25,7 @@ from stages.engine.provenance import is_current
 from stages.evaluate import exports_of
 from stages.evaluate import main as evaluate
 from stages.evaluator import main as train_evaluator
+from stages.experiments.ablations import asked_of
 from stages.experiments.jobs import Job, cores_for, end_with_the_parent, run_jobs
 from stages.experiments.judges import another_evaluator
 from stages.experiments.plan import (
@@ -41,7 +42,7 @@ from stages.experiments.plan import (
     table_of,
 )
 from stages.experiments.quality import load_quality
-from stages.experiments.rows import asked_of, homes_of, recipe_of, row_of, teacher_of, told_of, unrefreshed
+from stages.experiments.rows import homes_of, recipe_of, row_of, teacher_of, told_of, unrefreshed
 from stages.experiments.systems import SYSTEMS
 from stages.experiments.systems_page import mean_of, write_page
 from stages.judge import load_evaluator
@@ -66,7 +67,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
         "reported": system.reported,
         "figures": report["results"][system.model],
         "configuration": recipe_of(context, system) or context.arguments.config,
-        "settings": [*asked_of(context, system), *system.changes],
+        "settings": [*asked_of(context, system.model), *system.changes],
         "seeds": list(row.config.eval.seeds),
         "training_seed": about["identity"]["seed"],
         "steps": about["steps"],

@@ -197,7 +197,7 @@ def _of_pairs(entries: dict[str, dict]) -> dict[str, dict]:
         if sides is None:
             continue
         row = next(iter(known.values()))
-        about = {key: row.get(key) for key in ("source", "steps", "seeds", "judge")}
+        about: dict = {key: row.get(key) for key in ("source", "steps", "seeds", "judge")}
         about |= {"date": max(row.get("date") or "" for row in known.values()), "trainings": sides.trainings}
         for side, values, count in zip(("first", "second"), (sides.first, sides.second), sides.counts, strict=True):
             about[side] = {n: {"accuracy": fmean(of_set), "std": stdev(of_set)} for n, of_set in values.items()}

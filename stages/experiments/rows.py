@@ -7,14 +7,9 @@ from dataclasses import replace
 from stages.engine.command import Context
 from stages.engine.errors import UserError
 from stages.engine.schema import Config
-from stages.experiments.ablations import lacks, section_of
+from stages.experiments.ablations import asked_of, lacks, section_of
 from stages.experiments.systems import GUIDED, LENT, SYSTEMS, TEACHERS, System
 from stages.models import MODELS
-
-
-def asked_of(context: Context, system: System) -> list[str]:
-    """Returns the command line's overrides for the model and its evaluation."""
-    return [o for o in context.arguments.overrides if o.startswith((f"{system.model}.", "eval."))]
 
 
 def recipe_of(context: Context, system: System) -> str | None:
@@ -27,7 +22,7 @@ def changes_of(context: Context, key: str) -> list[str]:
     a, system = context.arguments, SYSTEMS[key]
     lent = recipe_of(context, system)
     changes = section_of(lent, system.model) if lent else []
-    changes += [*asked_of(context, system), *system.changes, f"models=[{system.model}]"]
+    changes += [*asked_of(context, system.model), *system.changes, f"models=[{system.model}]"]
     changes.append(f"reported={json.dumps({system.model: system.reported} if system.reported else {})}")
     if GUIDED in system.changes:  # another network than the judge, even where the judge is the lab's
         changes.append(f"uses.guide={context.config.name}-guide")

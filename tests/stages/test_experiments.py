@@ -16,10 +16,10 @@ from stages.engine.command import Context
 from stages.engine.config import derive, load
 from stages.engine.dataset import load_dataset
 from stages.engine.export import read_about
-from stages.experiments.ablations import GROUPS
+from stages.experiments.ablations import GROUPS, section_of
 from stages.experiments.pace import PLAIN, plain
 from stages.experiments.rows import changes_of, homes_of, named, told_of
-from stages.experiments.systems import SYSTEMS
+from stages.experiments.systems import SMALL, SYSTEMS
 from stages.experiments.variety import variety_of_real
 from tests.conftest import ask_for_few
 from tests.helpers import assert_one_line
@@ -123,7 +123,14 @@ def test_ablations_lend_a_ddpm_to_a_configuration_without_one(stage, root):
         config = yaml.safe_load((root / f"smoke-ablation-conditions-{value}-0/ddpm/config.yaml").read_text())
         assert (config["ddpm"]["width"], config["ddpm"]["paths"], config["ddpm"]["steps"]) == (80, paths, 2)
         assert (config["eval"]["sampler"], config["eval"]["steps"], config["eval"]["guidance"]) == ("ddim", 25, 3.0)
-        assert config["eval"]["interval"] == [0.0, 0.9]
+        assert config["eval"]["interval"] == [0.2, 0.8], "what the command line asks holds all the same"
+
+
+def test_a_lent_section_brings_its_sampling_with_it():
+    assert {"eval.sampler=ddim", "eval.steps=25", "eval.interval=[0.0, 0.9]"} <= {*section_of(SMALL, "ddpm")}
+    full = section_of("configs/ddpm-multiply-add.yaml", "ddpm")
+    assert "eval.sampler=ancestral" in full and not [o for o in full if o.startswith("eval.steps")]
+    assert len(section_of("configs/gan-small.yaml", "gan")) == 1, "a GAN is not sampled in steps"
 
 
 def test_compare(stage, root):
