@@ -10,6 +10,7 @@ from torch import Tensor
 from models.condition import Condition, cell_labels, cell_loss, label_loss
 
 Critic = Callable[[Tensor, Condition], tuple[Tensor, Tensor | None]]  # gives scores (b,), and logits or None
+LabelLoss = Callable[[Tensor, Condition], Tensor]  # of a critic's logits
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ def critic_loss(
     weights: CriticWeights,
     mix: Tensor | None = None,
     penalised: int | None = None,
-    average: Callable[[Tensor], Tensor] = lambda value: value,
+    of_labels: LabelLoss | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the critic's loss on real and generated x (b, c, h, w) each, and its terms by name.
 
     `mix` (b, 1, 1, 1) in [0, 1] is for a loss with a gradient penalty. `penalised`: the penalties are measured on so
-    many of the first rows (default: all). `average`: as `cell_loss` takes it. Terms: `gap`, and where the loss has them
-    `penalty`, `slope` and `auxiliary`.
+    many of the first rows (default: all). `of_labels`: the loss on a critic's logits, by default `auxiliary_loss`.
+    Terms: `gap`, and where the loss has them `penalty`, `slope` and `auxiliary`.
     """
     scores, logits = critic(torch.cat([real, fake]), condition.repeat(2))
     real_scores, fake_scores = scores.chunk(2)
@@ -120,21 +121,42 @@ def critic_loss(
         terms["penalty"] = zero_centred_penalties(critic, real[rows], fake[rows], condition[rows])
         total = total + weights.gamma / 2 * terms["penalty"]
     if logits is not None:
-        terms["auxiliary"] = auxiliary_loss(logits[: len(real)], condition, average)
+        terms["auxiliary"] = (of_labels or auxiliary_loss)(logits[: len(real)], condition)
         total = total + weights.auxiliary * terms["auxiliary"]
     return total, terms
 
 
 def auxiliary_loss(
-    logits: Tensor, condition: Condition, average: Callable[[Tensor], Tensor] = lambda value: value
+    logits: Tensor,
+    condition: Condition,
+    average: Callable[[Tensor], Tensor] = lambda value: value,
+    others: Tensor | None = None,
 ) -> Tensor:
     """Returns a critic's label loss: of the set for logits (b, classes), of cells for (b, classes + 1, side, side).
 
-    `average`: as `cell_loss` takes it.
+    `average`: as `cell_loss` takes it. `others`: label sets (n, classes) to contrast the picture's own with; the logits
+    are then what each label adds to the score.
     """
     if logits.ndim == 4:
         return cell_loss(logits, cell_labels(condition, logits.shape[-1]), average)
+    if others is not None:
+        return contrastive_loss(logits, condition.labels, others)
     return label_loss(logits, condition.labels)
+
+
+def contrastive_loss(evidence: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+    """Returns the cross-entropy of choosing each picture's label set among other sets, the mean over pictures.
+
+    A set's logit is the sum of `evidence` (b, classes) over its labels. labels (b, classes) and others (n, classes) are
+    multi-hot; a set among `others` that equals the picture's own is no other. This is the loss between pictures and
+    sentences of arXiv 2101.04702, with a projection in place of the cosine: so a critic's own score learns. By the
+    Wasserstein loss alone it hardly needs labels to tell real pictures from generated ones.
+    """
+    evidence = evidence.float()
+    right = (evidence * labels).sum(1, keepdim=True)
+    same = (labels[:, None] == others).all(dim=2)
+    wrong = (evidence @ others.T).masked_fill(same, float("-inf"))
+    return (torch.cat([right, wrong], dim=1).logsumexp(1) - right[:, 0]).mean()
 
 
 def gradient_penalty(

@@ -67,7 +67,9 @@ Loss = Literal["wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan"]  
 AuxiliarySchedule = Literal["constant", "rising", "falling"]  # of the label loss's weight: models/adversarial.py
 Body = Literal["residual", "dcgan"]  # of generator and critic: models/wgan.py
 GeneratorCondition = Literal["concatenation", "modulation", "batch-norm"]  # models/wgan.py
-CriticCondition = Literal["projection", "auxiliary", "projection+auxiliary", "concatenation"]  # models/wgan.py
+CriticCondition = Literal[  # models/wgan.py
+    "projection", "auxiliary", "projection+auxiliary", "concatenation", "projection+contrast"
+]
 
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
@@ -82,3 +84,4 @@ BODIES: tuple[str, ...] = get_args(Body)
 GENERATOR_CONDITIONS: tuple[str, ...] = get_args(GeneratorCondition)
 CRITIC_CONDITIONS: tuple[str, ...] = get_args(CriticCondition)
 PLACED_CRITIC_CONDITIONS = CRITIC_CONDITIONS[:3]  # of a critic that reads at places: models/placed_gan.py
+LABELLED = ("auxiliary", "contrast")  # the parts of a critic's condition that have a label loss: models/adversarial.py

@@ -177,8 +177,9 @@ class Critic(nn.Module):
     """Maps (b, inputs, size, size) and the label sets of conditions to scores (b,).
 
     `condition`, one of CRITIC_CONDITIONS: `projection`, psi(h) + <embed(labels), h> with the 4x4 features h;
-    `auxiliary`, a second head classifies the labels (arXiv 1610.09585, for several labels at once); `concatenation`,
-    the labels are extra input channels. `pool`: h is flattened, as in the report, or summed over space.
+    `auxiliary`, a second head classifies the labels (arXiv 1610.09585, for several labels at once); `contrast`, the
+    projection itself learns to tell a picture's label set from others (arXiv 2101.04702); `concatenation`, the labels
+    are extra input channels. `pool`: h is flattened, as in the report, or summed over space.
     """
 
     def __init__(
@@ -210,6 +211,7 @@ class Critic(nn.Module):
         self.score = nn.Linear(width, 1)
         self.project = nn.Linear(classes, width, bias=False) if "projection" in ways else None
         self.classify = nn.Linear(width, classes) if "auxiliary" in ways else None
+        self.contrasts = "contrast" in ways
 
     def features(self, x: Tensor) -> Tensor:
         x = self.enter(x)
@@ -221,7 +223,10 @@ class Critic(nn.Module):
         return rearrange(x, "b c h w -> b (c h w)") if self.pool == "flatten" else reduce(x, "b c h w -> b c", "sum")
 
     def forward(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
-        """Scores (b,) and, with the auxiliary head, label logits (b, classes)."""
+        """Scores (b,) and, with the auxiliary head, label logits (b, classes).
+
+        With `contrast` the latter are what each label would add to the score.
+        """
         labels = condition.labels
         if self.concatenates:
             x = torch.cat([x, repeat(labels.to(x.dtype), "b k -> b k h w", h=x.shape[2], w=x.shape[3])], dim=1)
@@ -232,4 +237,6 @@ class Critic(nn.Module):
             score = self.score(h)[:, 0]
             if self.project is not None:
                 score = score + (self.project(labels) * h).sum(1)
+            if self.contrasts and self.project is not None:
+                return score, h @ self.project.weight
             return score, None if self.classify is None else self.classify(h)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from models.adversarial import (
     AUXILIARY_SCHEDULES,
     LOSSES,
     CriticWeights,
+    LabelLoss,
     auxiliary_loss,
     critic_loss,
 )
@@ -199,7 +201,7 @@ class GanTask:
         first, last = s.gamma
         gamma = last + (first - last) * (1 + math.cos(math.pi * step / s.steps)) / 2
         mix = draws.uniform(1, 1, 1) if self.loss.penalised else None
-        parts, found, average = parts_of(len(real), s.accumulate), [], self._average(condition)
+        parts, found, of_labels = parts_of(len(real), s.accumulate), [], self._label_loss(condition)
         for rows in parts:
             loss, terms = critic_loss(
                 self.loss,
@@ -210,7 +212,7 @@ class GanTask:
                 CriticWeights(s.penalty, gamma, s.auxiliary),
                 None if mix is None else mix[rows],
                 max(1, round(len(real[rows]) * s.penalty_share)),
-                average,
+                of_labels,
             )
             self.optimizers[1].add(loss, len(parts), last=rows is parts[-1])
             found.append(terms)
@@ -239,7 +241,7 @@ class GanTask:
     def _generator_step(self, step: int, index: Tensor, coming: Coming, draws: Draws) -> dict[str, Tensor]:
         condition, noise, found = self.dataset.conditions[index], self._noise(draws), []
         real = self._real_batch(index, coming) if self.loss.paired else None
-        parts, average = parts_of(len(noise), self.settings.accumulate), self._average(condition)
+        parts, of_labels = parts_of(len(noise), self.settings.accumulate), self._label_loss(condition)
         for rows in parts:
             asked, real_scores = condition[rows], None
             with self.context.autocast():
@@ -249,10 +251,16 @@ class GanTask:
                         real_scores = self.critic(real[rows], asked)[0]
             loss = self.loss.generator(scored, real_scores)
             if logits is not None:
-                found.append({"auxiliary_fake": auxiliary_loss(logits, asked, average)})
+                found.append({"auxiliary_fake": of_labels(logits, asked)})
                 loss = loss + auxiliary_weight(self.settings, step) * found[-1]["auxiliary_fake"]
             self.optimizers[0].add(loss, len(parts), last=rows is parts[-1])
         return {**(means(found) if found else {}), "generator_gradient_norm": self.optimizers[0].take(step)}
+
+    def _label_loss(self, condition: Condition) -> LabelLoss:
+        """Returns the critic's loss on labels, for the parts of a batch: of all processes' sets where it contrasts."""
+        contrasts = "contrast" in self.settings.critic.condition
+        others = distributed.gathered(condition.labels) if contrasts else None
+        return partial(auxiliary_loss, average=self._average(condition), others=others)
 
     def _average(self, condition: Condition) -> Callable[[Tensor], Tensor]:
         """Returns what `cell_loss` asks for: the average weight over the processes and parts that share the batch."""

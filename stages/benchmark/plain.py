@@ -18,8 +18,8 @@ from torchvision import transforms
 from vector_quantize_pytorch import VectorQuantize
 
 from data.labels import CLEVR
-from models.adversarial import LOSSES, gradient_penalty
-from models.condition import Condition, label_loss
+from models.adversarial import LOSSES, auxiliary_loss, gradient_penalty
+from models.condition import Condition
 from models.patch_discriminator import PatchDiscriminator, adaptive_weight
 from models.vqvae import VQVAE
 from stages.benchmark.clock import Work
@@ -160,7 +160,8 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kep
         return cast(Condition, SimpleNamespace(labels=labels))
 
     def classified(logits: Tensor | None, labels: Tensor) -> Tensor | float:
-        return 0.0 if logits is None else s.auxiliary * label_loss(logits, labels)
+        others = labels if "contrast" in s.critic.condition else None
+        return 0.0 if logits is None else s.auxiliary * auxiliary_loss(logits, asked(labels), others=others)
 
     def work() -> None:
         for _ in range(s.critic_steps):

@@ -93,6 +93,15 @@ def average(value: Tensor) -> Tensor:
     return total(value) / world_size() if world_size() > 1 else value
 
 
+def gathered(value: Tensor) -> Tensor:
+    """Returns the rows of all processes' tensors, which must be equally many, in the order of the processes."""
+    if world_size() == 1:
+        return value
+    found = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(found, value.contiguous())
+    return torch.cat(found)
+
+
 def any_process(value: int, device: torch.device) -> int:
     """Returns an integer's maximum over the processes, so that all agree whether a signal asked them to stop."""
     if world_size() == 1:

@@ -181,15 +181,15 @@ def _check_gan(gan: Gan, size: int, where: Path) -> None:
             f"{where}: gan.attention=true needs gan.generator.entry=vector and gan.critic.read=pooled; set both, or "
             f"gan.attention=false"
         )
-    if gan.auxiliary_schedule != "constant" and "auxiliary" not in critic.condition:
+    if gan.auxiliary_schedule != "constant" and not critic.reads_labels:
         raise UserError(
             f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic that reads labels; set "
-            f"gan.critic.condition=auxiliary, or the schedule to constant"
+            f"gan.critic.condition=auxiliary or projection+contrast, or the schedule to constant"
         )
-    if critic.condition == "auxiliary" and gan.auxiliary == 0:
+    if critic.condition in ("auxiliary", "projection+contrast") and gan.auxiliary == 0:
         raise UserError(
-            f"{where}: gan.auxiliary=0 with gan.critic.condition=auxiliary teaches no labels; set gan.auxiliary above "
-            f"0, or gan.critic.condition=projection"
+            f"{where}: gan.auxiliary=0 leaves gan.critic.condition={critic.condition} without its label loss; set "
+            f"gan.auxiliary above 0, or gan.critic.condition=projection"
         )
     size = min(size, SIZE)  # in larger pictures the width at the smallest map serves what they have more
     for key, (side, needed) in gan.levels(size).items():
@@ -286,7 +286,7 @@ def ignored(config: Config) -> list[str]:
 def _unread(config: Config) -> Iterator[tuple[str, BaseModel, str, str]]:
     """Yields keys that another key leaves without a reader: section's name, section, key and reason."""
     generator, critic, ddpm, onestep = config.gan.generator, config.gan.critic, config.ddpm, config.onestep
-    if "auxiliary" not in critic.condition:
+    if not critic.reads_labels:
         yield "gan", config.gan, "auxiliary", f"gan.critic.condition={critic.condition}"
     if generator.entry != "map":
         yield "gan.generator", generator, "object_noise", f"gan.generator.entry={generator.entry}"

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data.sizes import SIZE, Size
 from models.choices import (
     DIFFUSION,
+    LABELLED,
     AuxiliarySchedule,
     Backbone,
     Body,
@@ -301,7 +302,12 @@ class Critic(Section):
     read: Literal["pooled", "places"] = "pooled"  # places: scores and labels are read at the objects' places
     channels: Widths = (64, 128, 256, 512)  # from the full resolution to 4x4 (read=places: an eighth)
     pool: Literal["flatten", "sum"] = "flatten"  # before the head; with read=places: sum only
-    condition: CriticCondition = "projection"  # with read=places: no concatenation
+    condition: CriticCondition = "projection"  # with read=places: neither concatenation nor contrast
+
+    @property
+    def reads_labels(self) -> bool:
+        """True if the critic has a loss on labels beside its score's."""
+        return any(way in self.condition.split("+") for way in LABELLED)
 
 
 class Gan(Training):
@@ -318,7 +324,7 @@ class Gan(Training):
     weight_clip: Annotated[float, Field(gt=0)] = 0.01  # of wgan: the critic's weights stay within +- this
     gamma: Gammas = (0.05, 0.005)  # of r3gan's penalties: from the first to the last step, along half a cosine
     penalty_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the batch that the penalty is measured on
-    auxiliary: NonNegative = 1.0  # weight of the label classification, if critic.condition has one
+    auxiliary: NonNegative = 1.0  # weight of the label loss, if critic.condition has auxiliary or contrast
     layer_norms: bool = False  # log the gradient norm of every layer of the critic
     picture_draws: PictureDraws = "uniform"
     auxiliary_schedule: AuxiliarySchedule = "constant"  # of the generator's weight, linear in the step

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.adversarial import LOSSES, auxiliary_loss, gradient_penalty, zero_centred_penalties
+from models.adversarial import LOSSES, auxiliary_loss, contrastive_loss, gradient_penalty, zero_centred_penalties
 from models.condition import Condition, cell_labels, cell_loss
 
 NOTHING = Condition.of_lists([[]], 2)
@@ -85,3 +85,15 @@ def test_the_label_loss_is_over_the_set_or_over_the_cells():
     expected = torch.nn.functional.softplus(torch.tensor([-2.0, 1.0, 0.5, 0.0])).sum() / 2 / 24
     torch.testing.assert_close(auxiliary_loss(logits, condition), expected)
     assert auxiliary_loss(cells, condition) == cell_loss(cells, cell_labels(condition, 8))
+
+
+def test_the_contrastive_loss_chooses_the_right_set_among_others():
+    """By hand: set logits are sums of evidence over labels, and a set that equals the picture's own is left out."""
+    evidence, labels = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1.0, 0.0, 1.0]])
+    others = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    expected = torch.tensor([2.5, -1.0, 1.0]).logsumexp(0) - 2.5
+    torch.testing.assert_close(contrastive_loss(evidence, labels, others), expected)
+    assert contrastive_loss(evidence, labels, labels) == 0, "there is no other set to choose"
+    condition = Condition.of_lists([[0, 2]], 3)
+    assert auxiliary_loss(evidence, condition, others=others) == contrastive_loss(evidence, labels, others)
+    assert auxiliary_loss(evidence, condition) != contrastive_loss(evidence, labels, others)

@@ -68,6 +68,15 @@ def test_every_critic_has_a_penalty_with_a_gradient(condition, body, attention):
     assert differs == (condition != "auxiliary")
 
 
+def test_the_contrasted_evidence_is_what_labels_add_to_the_score():
+    torch.manual_seed(0)
+    critic = Critic(24, 6, 8, (16, 16, 16), "sum", "projection+contrast")
+    x, asked, nothing = torch.randn(4, 6, 8, 8), one_each(0, 4), Condition.of_lists([[]] * 4, 24)
+    score, evidence = critic(x, asked)
+    torch.testing.assert_close(score - critic(x, nothing)[0], (evidence * asked.labels).sum(1))
+    assert critic.state_dict().keys() == Critic(24, 6, 8, (16, 16, 16), "sum", "projection").state_dict().keys()
+
+
 def test_the_penalty_has_nearly_the_same_gradient_in_bfloat16():
     torch.manual_seed(0)
     critic = Critic(24, 6, 8, (32, 32, 32), "sum", "projection+auxiliary")

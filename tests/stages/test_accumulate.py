@@ -114,6 +114,7 @@ ADVERSARIAL = ("vae.discriminator.start=1", "vae.codebook.start=0", "vae.codeboo
         ("gan", ("gan.loss=r3gan", "gan.critic.condition=auxiliary")),
         ("gan", ("gan.loss=wgan", "gan.generator.condition=batch-norm")),
         ("gan", PLACED),
+        ("gan", ("gan.critic.condition=projection+contrast",)),
         ("ddpm", ()),
         ("onestep", ()),
         ("onestep", ("onestep.distance=huber", "onestep.critic.weight=0.0")),

@@ -107,6 +107,7 @@ def assert_equal_runs(root, stage, overrides=()):
         pytest.param("reader", ("reader.learning_rate=3e-5",), marks=FAULTS),  # for the same reason
         pytest.param("vae", ("vae.accumulate=2",), marks=FAULTS),  # parts of each process's rows
         pytest.param("gan", ("gan.accumulate=2", "gan.loss=r3gan"), marks=FAULTS),
+        pytest.param("gan", ("gan.accumulate=2", "gan.critic.condition=projection+contrast"), marks=FAULTS),
     ],
 )
 def test_two_processes_equal_one(stage, chain_copy, name, overrides):

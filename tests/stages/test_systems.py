@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from models.choices import CRITIC_CONDITIONS
 from models.evaluator import Evaluator
 from stages import ldm
 from stages.engine.command import Context
@@ -25,7 +26,7 @@ from tests.stages.handful import context_with
 
 GAN = [
     *(f"gan.loss={name}" for name in ("wgan-gp", "wgan", "hinge", "non-saturating", "lsgan", "r3gan")),
-    *(f"gan.critic.condition={name}" for name in ("projection", "auxiliary", "projection+auxiliary", "concatenation")),
+    *(f"gan.critic.condition={name}" for name in CRITIC_CONDITIONS),
     *(f"gan.generator.condition={name}" for name in ("concatenation", "modulation", "batch-norm")),
     "gan.body=dcgan",
     "gan.attention=true",
