@@ -50,7 +50,7 @@ help: ## print this list
 	@echo
 	@awk -F ':[^#]*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "An experiment's flags: $(PY) -m stages.experiments.NAME --help. Without CONFIG: configs/demo.yaml; sample, play and export then use the shipped weights."
+	@echo "An experiment's flags: $(PY) -m stages.experiments.NAME --help (NAME with _ for -). Without CONFIG: configs/demo.yaml; sample, play and export then use the shipped weights."
 	@echo "A finished stage returns at once, an interrupted one resumes. configs/: $$(cd configs && ls *.yaml | tr '\n' ' ')"
 
 ##@ Pipeline
