@@ -139,7 +139,12 @@ FIRST_GAN = (0.527, 0.678), "26,733 steps, 5 of the critic each, of 64"
 SYSTEMS: dict[str, System] = {
     "ldm": System("latent diffusion", "ldm", (), *FIRST_LDM, report=1),
     "ldm-guided": System(
-        "the same, classifier guidance through the decoder", "ldm", (GUIDED,), (0.75, 0.78), "the same", report=1
+        "latent diffusion, classifier guidance through the decoder",
+        "ldm",
+        (GUIDED,),
+        (0.75, 0.78),
+        FIRST_LDM[1],
+        report=1,
     ),
     # it has to guess where objects stand: that takes a longer training, and noise at each step, which mends a bad guess
     "ldm-told-the-set": System(
@@ -168,9 +173,9 @@ SYSTEMS: dict[str, System] = {
         report=2,
     ),
     "ddpm-multiply-add": _third("pixel DDPM, multiply-add", where="up+down", reported=(0.653, 0.726)),
-    "ddpm-up": _third("conditions on its up path", where="up", reported=(0.631, 0.678)),
+    "ddpm-up": _third("pixel DDPM, multiply-add on the up path alone", where="up", reported=(0.631, 0.678)),
     **{f"ddpm-multiply-add-seed{n}": s for n, s in _again("pixel DDPM, multiply-add", paths("up+down")).items()},
-    **{f"ddpm-up-seed{n}": s for n, s in _again("conditions on its up path", paths("up")).items()},
+    **{f"ddpm-up-seed{n}": s for n, s in _again("pixel DDPM, multiply-add on the up path alone", paths("up")).items()},
     "ddpm-cosine": System("pixel DDPM, T = 500, beta-cosine", "ddpm", COSINE, (0.931, 0.810), "not stated", report=2),
     "ddpm-cosine-patches": System(
         "pixel DDPM, T = 500, beta-cosine, on 8x8 patches, told order and places",
@@ -194,8 +199,8 @@ SYSTEMS: dict[str, System] = {
         report=2,
         longer=1.5,
     ),
-    "gan-placed-generator": System("its generator alone", "gan", (*MAP, POOLED[1])),
-    "gan-placed-critic": System("its critic alone", "gan", (POOLED[0], *READ)),
+    "gan-placed-generator": System("WGAN-GP, only the generator on a map of places", "gan", (*MAP, POOLED[1])),
+    "gan-placed-critic": System("WGAN-GP, only the critic on a map of places", "gan", (POOLED[0], *READ)),
     **_choices("gan", "loss", LOSSES, "adversarial loss", *POOLED),
     **_choices("gan", "critic.condition", CRITIC_CONDITIONS, "critic's condition", *POOLED, CONSTANT),
     **_choices("gan", "generator.condition", GENERATOR_CONDITIONS, "generator's condition", *POOLED),

@@ -339,6 +339,12 @@ def test_a_row_may_train_longer_than_its_section_says(context):
         assert homes_of(context)[key].config.ldm.steps == min(asked, 3 * section.steps)
 
 
+def test_a_row_may_train_half_as_long_again(context):
+    assert SYSTEMS["gan-auxiliary-placed"].longer == 1.5
+    of_five = context.derived("odd", "gan.steps=5")
+    assert homes_of(of_five)["gan-auxiliary-placed"].config.gan.steps == 8  # 7.5, a whole number of steps
+
+
 def test_a_distilled_row_learns_from_the_model_of_its_teachers_row(context):
     homes = homes_of(context)
     assert homes["onestep"].config.name == "smoke", "the experiment has its section and its teacher"
