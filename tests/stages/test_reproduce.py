@@ -263,9 +263,9 @@ def test_a_row_whose_configuration_is_not_valid_says_why(context):
     """Not a KeyError of the table of homes, in which it is missing."""
     impossible = context.derived(context.config.name, "gan.auxiliary=0")
     homes = homes_of(impossible)
-    assert "gan-auxiliary" not in homes
+    assert "gan-auxiliary-placed" not in homes
     with pytest.raises(UserError, match="auxiliary"):
-        row_of(impossible, "gan-auxiliary", homes)
+        row_of(impossible, "gan-auxiliary-placed", homes)
 
 
 def test_choices_that_cost_nothing_share_a_timing(context, tmp_path, monkeypatch):
