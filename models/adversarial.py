@@ -148,15 +148,18 @@ def contrastive_loss(evidence: Tensor, labels: Tensor, others: Tensor) -> Tensor
     """Returns the cross-entropy of choosing each picture's label set among other sets, the mean over pictures.
 
     A set's logit is the sum of `evidence` (b, classes) over its labels. labels (b, classes) and others (n, classes) are
-    multi-hot; a set among `others` that equals the picture's own is no other. This is the loss between pictures and
-    sentences of arXiv 2101.04702, with a projection in place of the cosine: so a critic's own score learns. By the
-    Wasserstein loss alone it hardly needs labels to tell real pictures from generated ones.
+    multi-hot; a set among `others` that equals the picture's own is no other, one that is there twice counts twice.
+
+    This is the loss between pictures and sentences of arXiv 2101.04702, with a projection in place of the cosine: so a
+    critic's own score learns. By the Wasserstein loss alone it hardly needs labels to tell real pictures from generated
+    ones.
     """
-    evidence = evidence.float()
-    right = (evidence * labels).sum(1, keepdim=True)
     same = (labels[:, None] == others).all(dim=2)
-    wrong = (evidence @ others.T).masked_fill(same, float("-inf"))
-    return (torch.cat([right, wrong], dim=1).logsumexp(1) - right[:, 0]).mean()
+    with torch.autocast(evidence.device.type, enabled=False):  # bfloat16 would round what is compared
+        evidence = evidence.float()
+        right = (evidence * labels).sum(1, keepdim=True)
+        wrong = (evidence @ others.T).masked_fill(same, float("-inf"))
+        return (torch.cat([right, wrong], dim=1).logsumexp(1) - right[:, 0]).mean()
 
 
 def gradient_penalty(

@@ -258,8 +258,7 @@ class GanTask:
 
     def _label_loss(self, condition: Condition) -> LabelLoss:
         """Returns the critic's loss on labels, for the parts of a batch: of all processes' sets where it contrasts."""
-        contrasts = "contrast" in self.settings.critic.condition
-        others = distributed.gathered(condition.labels) if contrasts else None
+        others = distributed.gathered(condition.labels) if self.settings.critic.contrasts else None
         return partial(auxiliary_loss, average=self._average(condition), others=others)
 
     def _average(self, condition: Condition) -> Callable[[Tensor], Tensor]:

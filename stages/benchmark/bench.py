@@ -111,7 +111,7 @@ REPORTS_GAN = ("gan.generator.entry=vector", "gan.critic.read=pooled")
 
 
 def gan_row(subject: Subject, context: Context) -> Row:
-    changes = ("gan.critic_steps=5", "gan.loss=wgan-gp", *REPORTS_GAN)
+    changes = ("gan.critic_steps=5", "gan.loss=wgan-gp", *REPORTS_GAN, "gan.optimizer=adam", "gan.penalty_share=1.0")
     config = subject.changed(*changes).config
     contenders = {"ours": subject.gan_step(*changes)}
     arguments = (config, subject.folder, context.device, subject.vae)

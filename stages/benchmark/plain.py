@@ -160,7 +160,7 @@ def gan_step(config: Config, folder: Path, device: torch.device, vae: VQVAE, kep
         return cast(Condition, SimpleNamespace(labels=labels))
 
     def classified(logits: Tensor | None, labels: Tensor) -> Tensor | float:
-        others = labels if "contrast" in s.critic.condition else None
+        others = labels if s.critic.contrasts else None
         return 0.0 if logits is None else s.auxiliary * auxiliary_loss(logits, asked(labels), others=others)
 
     def work() -> None:

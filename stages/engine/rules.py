@@ -181,12 +181,12 @@ def _check_gan(gan: Gan, size: int, where: Path) -> None:
             f"{where}: gan.attention=true needs gan.generator.entry=vector and gan.critic.read=pooled; set both, or "
             f"gan.attention=false"
         )
-    if gan.auxiliary_schedule != "constant" and not critic.reads_labels:
+    if gan.auxiliary_schedule != "constant" and not critic.has_label_loss:
         raise UserError(
-            f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic that reads labels; set "
-            f"gan.critic.condition=auxiliary or projection+contrast, or the schedule to constant"
+            f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic with a label loss; set "
+            f"gan.critic.condition=projection+auxiliary, or the schedule to constant"
         )
-    if critic.condition in ("auxiliary", "projection+contrast") and gan.auxiliary == 0:
+    if critic.has_label_loss and gan.auxiliary == 0:
         raise UserError(
             f"{where}: gan.auxiliary=0 leaves gan.critic.condition={critic.condition} without its label loss; set "
             f"gan.auxiliary above 0, or gan.critic.condition=projection"
@@ -286,7 +286,7 @@ def ignored(config: Config) -> list[str]:
 def _unread(config: Config) -> Iterator[tuple[str, BaseModel, str, str]]:
     """Yields keys that another key leaves without a reader: section's name, section, key and reason."""
     generator, critic, ddpm, onestep = config.gan.generator, config.gan.critic, config.ddpm, config.onestep
-    if not critic.reads_labels:
+    if not critic.has_label_loss:
         yield "gan", config.gan, "auxiliary", f"gan.critic.condition={critic.condition}"
     if generator.entry != "map":
         yield "gan.generator", generator, "object_noise", f"gan.generator.entry={generator.entry}"

@@ -305,9 +305,14 @@ class Critic(Section):
     condition: CriticCondition = "projection"  # with read=places: neither concatenation nor contrast
 
     @property
-    def reads_labels(self) -> bool:
+    def has_label_loss(self) -> bool:
         """True if the critic has a loss on labels beside its score's."""
         return any(way in self.condition.split("+") for way in LABELLED)
+
+    @property
+    def contrasts(self) -> bool:
+        """True if that loss chooses between the label sets of a batch."""
+        return "contrast" in self.condition.split("+")
 
 
 class Gan(Training):

@@ -42,11 +42,15 @@ def figure(found: dict[str, tuple[list[str], list[tuple[int, list[float]]]]]) ->
     return drawn(drawing)
 
 
+# a critic without a label loss, which has gradients of its own
+SCORE_ALONE = ("gan.critic.condition=projection", "gan.auxiliary_schedule=constant", "gan.auxiliary=1.0")
+
+
 def main(context: Context) -> None:
     name, found = context.config.name, {}
     for loss in VARIANTS:
         steps = context.arguments.steps
-        settings = [f"gan.loss={loss}", "gan.layer_norms=true", f"gan.steps={steps}", "gan.critic.condition=projection"]
+        settings = [f"gan.loss={loss}", "gan.layer_norms=true", f"gan.steps={steps}", *SCORE_ALONE]
         every = max(1, steps // 24)
         settings += [f"gan.warmup={min(context.config.gan.warmup, steps // 8)}"]
         pace = (f"gan.log_every={every}", f"gan.preview_every={steps}", f"gan.checkpoint_every={max(1, steps // 4)}")

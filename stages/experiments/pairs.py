@@ -4,12 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
+from stages.experiments.systems import SYSTEMS
+
 # words -> the rows of both sides, one a training seed
 PAIRS = {
     "conditions on both paths against the up path alone": tuple(
         tuple(f"{key}{suffix}" for suffix in ("", "-seed1", "-seed2")) for key in ("ddpm-multiply-add", "ddpm-up")
     )
 }
+
+
+ALIKE = ("steps", "configuration", "judge", "real_accuracy")
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,10 @@ class Row:
     made: tuple[object, ...]
 
     @classmethod
-    def of(cls, row: Mapping, figures: Mapping, names: Iterable[str]) -> "Row":
-        """Reads a row of a report: steps, judge and sampling seeds are what trainings must share."""
-        seeds = row.get("seeds")
-        made = row.get("steps"), row.get("judge"), None if seeds is None else tuple(seeds)
+    def of(cls, key: str, row: Mapping, figures: Mapping, names: Iterable[str]) -> "Row":
+        """Reads a row of a report: all but its own choice and training seed must be the same in compared rows."""
+        asked = [setting for setting in row.get("settings", ()) if setting not in SYSTEMS[key].changes]
+        made = *(row.get(name) for name in ALIKE), tuple(row.get("seeds", ())), tuple(asked)
         return cls({name: figures[name]["accuracy"] for name in names if name in figures}, made)
 
 

@@ -21,6 +21,7 @@ from stages.experiments.systems import SYSTEMS
 PAGES = ("README.md", "docs/results.md")
 FILE = "docs/results.json"
 ROWS = "reproduce/"  # what the entries of `make reproduce` begin with; TABLE shows all of them
+OF_PAIRS = "pairs/"  # and those of rows that are compared, which follow from the rows
 TABLE = "systems"
 CELLS = (  # of a row of TABLE: NAME is the entry, KEY the row of `make reproduce`
     *("{NAME:system}", "`KEY`", "{NAME:reported}", "{NAME:test}", "{NAME:new_test}"),
@@ -193,7 +194,7 @@ def _of_pairs(entries: dict[str, dict]) -> dict[str, dict]:
     found = {}
     for pair in PAIRS.values():
         known = {key: entries[ROWS + key] for keys in pair for key in keys if ROWS + key in entries}
-        sides = compared(pair, {key: Row.of(row, row, REPORTED) for key, row in known.items()})
+        sides = compared(pair, {key: Row.of(key, row, row, REPORTED) for key, row in known.items()})
         if sides is None:
             continue
         row = next(iter(known.values()))
@@ -205,7 +206,7 @@ def _of_pairs(entries: dict[str, dict]) -> dict[str, dict]:
         about["difference"] = {
             name: dict(zip(("accuracy", "std"), sides.difference(name), strict=True)) for name in sides.first
         }
-        found["pairs/" + pair[0][0]] = about
+        found[OF_PAIRS + pair[0][0]] = about
     return found
 
 
@@ -215,7 +216,8 @@ def with_entries(results: dict, found: dict[str, dict]) -> dict:
     Rows of `make reproduce` that no row of TABLE names are added to it, and rows that differ in one choice over
     several trainings are compared.
     """
-    entries, tables = results["entries"] | found, dict(results["tables"])
+    known = {name: entry for name, entry in results["entries"].items() if not name.startswith(OF_PAIRS)}
+    entries, tables = known | found, dict(results["tables"])
     entries |= _of_pairs(entries)
     if TABLE in tables:
         named = {name for row in tables[TABLE]["rows"] for cell in row for name, _ in FIGURE.findall(cell)}

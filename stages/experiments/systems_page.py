@@ -115,7 +115,7 @@ def ordered(results: dict[str, dict], sets: tuple[str, ...]) -> dict[str, list[s
 def differences_of(results: dict[str, dict], sets: tuple[str, ...]) -> list[str]:
     """Describes how much paired rows differ: the difference of means over trainings, and its standard error."""
     notes = []
-    known = {key: Row.of(row, row["figures"], sets) for key, row in results.items() if "figures" in row}
+    known = {key: Row.of(key, row, row["figures"], sets) for key, row in results.items() if "figures" in row}
     for words, pair in PAIRS.items():
         if sides := compared(pair, known):
             found = ["{:+.3f} ± {:.3f}".format(*sides.difference(name)) for name in sides.first]

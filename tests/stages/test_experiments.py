@@ -248,7 +248,7 @@ def test_reproduce_runs_systems_and_only_what_is_missing(stage, root, kinds):
     assert status == 0 and "0 of 2 rows to run" in said, said
 
 
-@pytest.mark.parametrize("experiment", ["smoke", "demo", "iclevr", "report", "gan-auxiliary"])
+@pytest.mark.parametrize("experiment", ["smoke", "demo", "iclevr", "report", "gan-auxiliary", "gan-small"])
 def test_every_system_is_a_valid_configuration_with_what_makes_it_that_row(experiment, tmp_path):
     """All rows derive; the test above trains only some of them."""
     config = load(f"configs/{experiment}.yaml", [f"root={tmp_path}"])

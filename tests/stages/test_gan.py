@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import stages.gan
+from models.adversarial import contrastive_loss
 from models.choices import GENERATOR_CONDITIONS
 from models.condition import Condition, joined
 from models.layouts import LayoutPrior
@@ -105,6 +106,29 @@ def test_a_critic_that_reads_at_places_is_conditioned_as_configured(task_of, con
     names = {name.split(".")[0] for name, _ in task.critic.named_parameters()}
     assert names == {"enter", "blocks", "score"} | heads
     assert ("auxiliary_fake" in task.step(0, draws(task))) == ("classify" in heads)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_critic_that_contrasts_is_shown_the_sets_of_the_whole_batch(task_of, monkeypatch, parts):
+    """In both steps, also in parts of a batch; without other sets the loss would be a plain classification."""
+    task = task_of("gan.critic.condition=projection+contrast", f"gan.accumulate={parts}")
+    of_the_step, index = draws(task), torch.arange(4)
+    real, condition = task._real_batch(index, None), task.dataset.conditions[index]
+    with torch.no_grad():
+        expected = contrastive_loss(task._score(real, condition)[1], condition.labels, condition.labels)
+    (fake,) = task._fakes([index], of_the_step)
+    found = task._critic_step(0, of_the_step, index, fake)["auxiliary_real"]
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-3, atol=1e-4)
+
+    seen = []
+
+    def watched(logits, asked, average, others):
+        seen.append(others)
+        return contrastive_loss(logits, asked.labels, others)
+
+    monkeypatch.setattr(stages.gan, "auxiliary_loss", watched)
+    task._generator_step(0, *draws(task).pictures(task.rows, 0, 1), of_the_step)
+    assert len(seen) == parts and all(len(others) == 4 for others in seen)
 
 
 def shapes(*changes):

@@ -261,7 +261,7 @@ def test_minutes_are_steps_previews_and_network_calls(context, chain, tmp_path):
 
 def test_a_row_whose_configuration_is_not_valid_says_why(context):
     """Not a KeyError of the table of homes, in which it is missing."""
-    impossible = context.derived(context.config.name, "gan.auxiliary=0")
+    impossible = context.derived(context.config.name, "gan.auxiliary=0", "gan.critic.condition=projection")
     homes = homes_of(impossible)
     assert "gan-auxiliary-placed" not in homes
     with pytest.raises(UserError, match="auxiliary"):

@@ -12,6 +12,7 @@ from stages.engine.errors import UserError
 from stages.experiments import results as module
 from stages.experiments.pairs import PAIRS
 from stages.experiments.results import FIGURE, FILE, PAGES, ROWS, entries_of, said, table_of, with_entries, written
+from stages.experiments.systems import SYSTEMS
 from tests.conftest import HERE
 
 RESULTS = json.loads((HERE / FILE).read_text())
@@ -118,7 +119,19 @@ def test_several_trainings_of_one_choice_are_compared():
     assert (entry["trainings"], entry["first"]["trainings"], entry["second"]["trainings"]) == ("3 and 2", 3, 2)
     assert said(entry["difference"]["test"]) == ".050 ± .076"  # sqrt(.01 / 3 + .005 / 2)
     assert entry_of({ROWS + pair[0][0]: row(0.5, ""), ROWS + pair[1][0]: row(0.5, "")}) is None, "no standard error"
-    assert entry_of(found | {ROWS + keys[0]: row(0.5, dates[0], steps=600)}) is None, "not trained alike"
+    for other in (
+        {"steps": 600},
+        {"real_accuracy": 0.5},
+        {"configuration": "x"},
+        {"seeds": [1]},
+        {"settings": ["x=1"]},
+    ):
+        assert entry_of(found | {ROWS + keys[0]: row(0.5, dates[0], **other)}) is None, f"not made alike: {other}"
+    own = {"settings": [*SYSTEMS[keys[1]].changes]}
+    assert entry_of(found | {ROWS + keys[1]: row(0.6, dates[1], **own)})["trainings"] == "3 and 3"
+    before = with_entries(before, found)
+    assert entry_of({ROWS + keys[0]: row(0.5, dates[0], steps=600)}) is None, "the comparison no longer holds"
+    before = {"entries": {}, "tables": {}}
     without = {key: {name: v for name, v in values.items() if name != "test"} for key, values in found.items()}
     assert entry_of(found | {key: without[key] for key in [*without][:1]})["first"].keys() == {"new_test", "trainings"}
     none = {key: {n: v for n, v in values.items() if n != "new_test"} for key, values in without.items()}

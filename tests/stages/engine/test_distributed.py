@@ -26,3 +26,15 @@ def test_batch_norm_over_processes_has_the_gradient_that_float64_has(monkeypatch
         ours = distributed.with_global_batch_norms(copy.deepcopy(network))
     for name, gradient in gradients(ours, images, labels).items():
         assert (gradient - exact[name]).norm() <= 5e-5 * exact[name].norm(), name
+
+
+def test_rows_are_gathered_from_all_processes_in_their_order(monkeypatch):
+    def all_gather(found, mine):
+        for process, rows in enumerate(found):
+            rows.copy_(mine + 10 * process)
+
+    mine = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert distributed.gathered(mine) is mine
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_gather", all_gather)
+    assert distributed.gathered(mine).tolist() == [[1.0, 2.0], [3.0, 4.0], [11.0, 12.0], [13.0, 14.0]]
