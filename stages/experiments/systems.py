@@ -157,7 +157,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "gan": System("WGAN-GP", "gan", (), *FIRST_GAN, report=1),
     "gan-pixels": System(
-        "WGAN-GP on pixels, told the label set alone",
+        "WGAN-GP on pixels, told the label set alone, its critic also contrasts label sets",
         "gan",
         (),
         *FIRST_GAN,
