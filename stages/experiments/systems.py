@@ -172,6 +172,7 @@ SYSTEMS: dict[str, System] = {
         budget="not stated",
         recipe="configs/gan-auxiliary-small.yaml",
         report=2,
+        tried="On latents its second head learns the training pictures by heart sooner",
     ),
     "ddpm-multiply-add": _third("pixel DDPM, multiply-add", where="up+down", reported=(0.653, 0.726)),
     "ddpm-up": _third("pixel DDPM, multiply-add on the up path alone", where="up", reported=(0.631, 0.678)),
