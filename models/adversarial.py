@@ -98,15 +98,15 @@ def critic_loss(
     fake: Tensor,
     condition: Condition,
     weights: CriticWeights,
+    of_labels: LabelLoss,
     mix: Tensor | None = None,
     penalised: int | None = None,
-    of_labels: LabelLoss | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the critic's loss on real and generated x (b, c, h, w) each, and its terms by name.
 
-    `mix` (b, 1, 1, 1) in [0, 1] is for a loss with a gradient penalty. `penalised`: the penalties are measured on so
-    many of the first rows (default: all). `of_labels`: the loss on a critic's logits, by default `auxiliary_loss`.
-    Terms: `gap`, and where the loss has them `penalty`, `slope` and `auxiliary`.
+    `of_labels`: the loss on the critic's logits, if it has any. `mix` (b, 1, 1, 1) in [0, 1] is for a loss with a
+    gradient penalty. `penalised`: the penalties are measured on so many of the first rows (default: all). Terms: `gap`,
+    and where the loss has them `penalty`, `slope` and `auxiliary`.
     """
     scores, logits = critic(torch.cat([real, fake]), condition.repeat(2))
     real_scores, fake_scores = scores.chunk(2)
@@ -121,7 +121,7 @@ def critic_loss(
         terms["penalty"] = zero_centred_penalties(critic, real[rows], fake[rows], condition[rows])
         total = total + weights.gamma / 2 * terms["penalty"]
     if logits is not None:
-        terms["auxiliary"] = (of_labels or auxiliary_loss)(logits[: len(real)], condition)
+        terms["auxiliary"] = of_labels(logits[: len(real)], condition)
         total = total + weights.auxiliary * terms["auxiliary"]
     return total, terms
 

@@ -210,9 +210,9 @@ class GanTask:
                 fake[rows],
                 condition[rows],
                 CriticWeights(s.penalty, gamma, s.auxiliary),
+                of_labels,
                 None if mix is None else mix[rows],
                 max(1, round(len(real[rows]) * s.penalty_share)),
-                of_labels,
             )
             self.optimizers[1].add(loss, len(parts), last=rows is parts[-1])
             found.append(terms)

@@ -108,10 +108,11 @@ PLAIN_VAE = (
 )
 # networks that need the label set only, as in the reports
 REPORTS_GAN = ("gan.generator.entry=vector", "gan.critic.read=pooled")
+PLAIN_GAN = ("gan.optimizer=adam", "gan.penalty_share=1.0")  # as in the plain way
 
 
 def gan_row(subject: Subject, context: Context) -> Row:
-    changes = ("gan.critic_steps=5", "gan.loss=wgan-gp", *REPORTS_GAN, "gan.optimizer=adam", "gan.penalty_share=1.0")
+    changes = ("gan.critic_steps=5", "gan.loss=wgan-gp", *REPORTS_GAN, *PLAIN_GAN)
     config = subject.changed(*changes).config
     contenders = {"ours": subject.gan_step(*changes)}
     arguments = (config, subject.folder, context.device, subject.vae)

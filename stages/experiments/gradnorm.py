@@ -8,6 +8,7 @@ from stages.engine.log import read_metrics
 from stages.engine.report import drawn
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
+from stages.experiments.systems import CONSTANT
 from stages.gan import main as train_gan
 
 VARIANTS = {"wgan-gp": "gradient penalty", "wgan": "weight clipping"}
@@ -43,7 +44,7 @@ def figure(found: dict[str, tuple[list[str], list[tuple[int, list[float]]]]]) ->
 
 
 # a critic without a label loss, which has gradients of its own
-SCORE_ALONE = ("gan.critic.condition=projection", "gan.auxiliary_schedule=constant", "gan.auxiliary=1.0")
+SCORE_ALONE = ("gan.critic.condition=projection", CONSTANT, "gan.auxiliary=1.0")
 
 
 def main(context: Context) -> None:

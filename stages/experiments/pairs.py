@@ -12,8 +12,7 @@ PAIRS = {
         tuple(f"{key}{suffix}" for suffix in ("", "-seed1", "-seed2")) for key in ("ddpm-multiply-add", "ddpm-up")
     )
 }
-
-
+# what rows that are compared must share, besides sampling seeds and what the command line asked for
 ALIKE = ("steps", "configuration", "judge", "real_accuracy")
 
 
@@ -38,16 +37,17 @@ class Compared:
 
     first: dict[str, list[float]]
     second: dict[str, list[float]]
-    counts: tuple[int, int]
 
     @property
     def trainings(self) -> str:
-        """ "3 and 2": how many trainings each side has."""
-        return " and ".join(map(str, self.counts))
+        """How many trainings each side has, as "3 and 2"."""
+        return " and ".join(str(len(next(iter(side.values())))) for side in (self.first, self.second))
 
     def difference(self, name: str) -> tuple[float, float]:
         """Returns the difference of the means on a test set, and its standard error."""
-        return difference(self.first[name], self.second[name])
+        first, second = self.first[name], self.second[name]
+        error = (variance(first) / len(first) + variance(second) / len(second)) ** 0.5
+        return fmean(first) - fmean(second), error
 
 
 def compared(pair: Sequence[Sequence[str]], rows: Mapping[str, Row]) -> Compared | None:
@@ -63,11 +63,4 @@ def compared(pair: Sequence[Sequence[str]], rows: Mapping[str, Row]) -> Compared
     names = [name for name in every[0].accuracies if all(name in row.accuracies for row in every)]
     if not names:
         return None
-    first, second = ({name: [row.accuracies[name] for row in side] for name in names} for side in sides)
-    return Compared(first, second, (len(sides[0]), len(sides[1])))
-
-
-def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Returns the difference of the means of two or more trainings each, and its standard error."""
-    error = (variance(first) / len(first) + variance(second) / len(second)) ** 0.5
-    return fmean(first) - fmean(second), error
+    return Compared(*({name: [row.accuracies[name] for row in side] for name in names} for side in sides))

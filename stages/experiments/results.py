@@ -200,9 +200,9 @@ def _of_pairs(entries: dict[str, dict]) -> dict[str, dict]:
         row = next(iter(known.values()))
         about: dict = {key: row.get(key) for key in ("source", "steps", "seeds", "judge")}
         about |= {"date": max(row.get("date") or "" for row in known.values()), "trainings": sides.trainings}
-        for side, values, count in zip(("first", "second"), (sides.first, sides.second), sides.counts, strict=True):
+        for side, values in (("first", sides.first), ("second", sides.second)):
             about[side] = {n: {"accuracy": fmean(of_set), "std": stdev(of_set)} for n, of_set in values.items()}
-            about[side]["trainings"] = count
+            about[side]["trainings"] = len(next(iter(values.values())))
         about["difference"] = {
             name: dict(zip(("accuracy", "std"), sides.difference(name), strict=True)) for name in sides.first
         }
@@ -236,11 +236,13 @@ def main() -> None:
     parser.add_argument("reports", nargs="*", type=Path, metavar="FOLDER", help="reports that are read into it first")
     arguments = parser.parse_args()
     try:
-        results = with_entries(json.loads(Path(FILE).read_text()), {})  # a file edited by hand is brought up to date
+        results = json.loads(Path(FILE).read_text())
+        found: dict[str, dict] = {}
         for path in arguments.reports:
-            found = entries_of(path)
-            results = with_entries(results, found)
-            print(f"{path}: {', '.join(found)}")
+            entries = entries_of(path)
+            found |= entries
+            print(f"{path}: {', '.join(entries)}")
+        results = with_entries(results, found)  # also without reports: the file may have been edited by hand
         texts = {page: written(page, Path(page).read_text(), results) for page in PAGES}
         write_atomically(Path(FILE), (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
         for page, text in texts.items():

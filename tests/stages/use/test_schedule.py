@@ -111,12 +111,12 @@ def test_the_steps_follow_from_the_other_keys(guidance):
     how = Eval(steps=7, guidance=guidance, interval=(0.3, 0.8))
     found = table(Diffusion.create("cosine", 100, "v"), how)
     after = [found["alpha_bar"][t] for t in found["times"][1:]] + [1.0]
-    outside = set()
+    seen = set()
     for t, abar, step in zip(found["times"], after, found["steps"], strict=True):
         a, b, c, d = found["factors"][t]
         picture, noise = abar**0.5, (1 - abar) ** 0.5
         inside = found["interval"][0] <= (t + 1) / found["timesteps"] <= found["interval"][1]
-        outside |= {inside}
+        seen |= {inside}
         scale = found["guidance"] if inside or found["guidance"] == 0 else 1.0
         assert step == pytest.approx([t, scale, picture * a + noise * c, picture * b + noise * d, a, b])
-    assert outside == {True, False}
+    assert seen == {True, False}
