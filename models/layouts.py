@@ -104,6 +104,20 @@ class LayoutPrior:
         return candidates[enough.int().argmax() if enough.any() else closest.argmax()]
 
 
+def smallest_gaps(condition: Condition) -> Tensor:
+    """Returns the smallest distance of two objects in each row: (b,), in sides of the picture.
+
+    It is infinite where there is one object, and -1 where the place of one of several is unknown.
+    """
+    if condition.slots < 2:
+        return torch.full((len(condition),), torch.inf, device=condition.device)
+    first, second = _pairs(condition.slots).to(condition.device)
+    present, placed = condition.present, condition.placed
+    both, known = present[:, first] & present[:, second], placed[:, first] & placed[:, second]
+    gaps = _gaps(condition.places).float().masked_fill(~both, torch.inf)
+    return gaps.masked_fill(both & ~known, -1.0).amin(1)
+
+
 def _spread(counts: Tensor, number: int, most: int) -> Tensor:
     """Returns at most `most` of the rows where counts (n,) is `number`, spread evenly, without a list of them all."""
     ranks = evenly(sum(int((part == number).sum()) for part in counts.split(CHUNK)), most)

@@ -135,7 +135,7 @@ def _check_placed(a: argparse.Namespace, config: Config) -> None:
     if a.labels is not None:
         refuse_places(a.labels, _check_labels(a.labels, config.data.folders))
     models = {"ldm" if model == "onestep" else model for model in config.models}
-    if not models & config.uses.keys() and not any(map(config.places_of, models)):
+    if not models & config.uses.keys() and not any(map(config.takes_places, models)):
         raise UserError(f"{a.config}: no model here takes places; set ldm.network.places=true")
 
 

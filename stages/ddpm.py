@@ -131,6 +131,7 @@ class DdpmTask(DiffusionTask[MultiplyAddUNet | PatchUNet]):
         guide = guide_of(context, classes)
         super().__init__(
             context,
+            "ddpm",
             settings,
             dataset,
             network,

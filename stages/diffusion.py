@@ -178,6 +178,7 @@ class DiffusionTask(Generic[Network]):
     def __init__(
         self,
         context: Context,
+        stage: str,
         settings: Denoising,
         dataset: Dataset,
         network: Network,
@@ -201,7 +202,7 @@ class DiffusionTask(Generic[Network]):
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
-        self.rows = Drawn(dataset.conditions, settings.picture_draws)
+        self.rows = Drawn(dataset.conditions, settings.picture_draws, dataset.apart(settings.apart, f"{stage}.apart"))
         every = torch.arange(settings.timesteps, device=context.device)
         self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound, settings.log_snr)
 

@@ -297,7 +297,7 @@ def main(context: Context) -> None:
     if context.config.gan.space == "latents":
         vae, about = load_vae(context)
         parents |= {"vae": about["sha256"], **latents_kind(vae, dataset, context)}
-    if context.config.gan.needs_places:
+    if context.config.gan.takes_places:
         parents["places"] = dataset.places_sha256
     run = Run(context, "gan", parents)
     if not run.finished():

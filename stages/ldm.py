@@ -64,6 +64,7 @@ def ldm_task(context: Context, dataset: Dataset, vae: VQVAE, latents: Rows) -> D
     guide = guide_of(context, classes)
     return DiffusionTask(
         context,
+        "ldm",
         settings,
         dataset,
         network,
@@ -85,7 +86,7 @@ def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset.must_know_places(context.config.places_of("ldm"))  # `models` may not list it
     vae, about = load_vae(context)
     parents = {"data": dataset.sha256, "vae": about["sha256"], **latents_kind(vae, dataset, context)}
-    if context.config.ldm.network.wants_layouts:
+    if context.config.ldm.wants_layouts:
         parents |= dataset.layouts
     run = Run(context, "ldm", parents)
     if not run.finished():

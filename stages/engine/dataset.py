@@ -12,8 +12,9 @@ from torch import Tensor
 from data.images import read_test_sets, to_unit
 from data.joined import Joined, Rows
 from data.labels import DataError, Vocabulary, withheld
+from models.choices import DIFFUSION
 from models.condition import Condition
-from models.layouts import evenly
+from models.layouts import evenly, smallest_gaps
 from stages.engine.ahead import Batches
 from stages.engine.config import Config
 from stages.engine.drawn import CHUNK, Drawn
@@ -85,6 +86,22 @@ class Dataset:
         """Raises UserError if no place is known and `needs`, as from `Config.places_of`, names a key that needs one."""
         if not self.places_sha256:
             _refuse_needed_places(needs, str(self.folder))
+
+    def apart(self, distance: float, key: str) -> Tensor | None:
+        """Returns the training pictures (k,) whose objects are at least `distance` (sides of the picture) apart.
+
+        Pictures of one object are among them, pictures with an unknown place are not. None means all, for distance 0.
+        Raises UserError, which names the `key` that says the distance, if none with the most objects is left.
+        """
+        if distance == 0:
+            return None
+        parts = (self.conditions[first : first + CHUNK] for first in range(0, len(self.conditions), CHUNK))
+        (rows,) = torch.cat([smallest_gaps(part) >= distance for part in parts]).nonzero(as_tuple=True)
+        if not len(rows) or int(self.conditions.present[rows].sum(1).max()) < self.most_objects:
+            raise UserError(
+                f"{key}={distance:g} leaves no picture with {self.most_objects} objects of {self.folder}; lower it"
+            )
+        return rows
 
     @cached_property
     def _batches(self) -> Batches:
@@ -193,7 +210,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
                 f"data.withhold={config.data.withhold:g} leaves no picture of {where} to train on; lower it"
             )
     held_out_pictures, held_out_conditions = part(held_out=True)
-    return Dataset(
+    dataset = Dataset(
         placed(pictures, device),
         conditions.to(device),
         placed(held_out_pictures, device),
@@ -204,3 +221,6 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         places_digest,
         where,
     )
+    for model in {*config.models} & {*DIFFUSION}:  # refused before anything is trained
+        dataset.apart(getattr(config, model).apart, f"{model}.apart")
+    return dataset

@@ -17,14 +17,15 @@ class Drawn:
     """
 
     def __init__(self, conditions: Condition, how: str, only: Tensor | None = None):
-        """`only` (k,): draws among these pictures alone, each once."""
+        """`only` (k,): draws among these pictures alone."""
         self._size, self._only = len(conditions) if only is None else len(only), only
         self._ends: Tensor | None = None
         if how == "by-labels":
             kind = torch.int32 if conditions.objects.numel() < 2**31 else torch.int64
-            self._ends = torch.empty(len(conditions), dtype=kind, device=conditions.device)
-            for counts, objects in zip(self._ends.split(CHUNK), conditions.objects.split(CHUNK), strict=True):
-                counts.copy_(objects.ge(0).sum(1))
+            self._ends = torch.empty(self._size, dtype=kind, device=conditions.device)
+            for part, counts in enumerate(self._ends.split(CHUNK)):
+                rows = slice(part * CHUNK, (part + 1) * CHUNK)
+                counts.copy_(conditions.objects[rows if only is None else only[rows]].ge(0).sum(1))
             self._ends.cumsum_(0)
             self._size = int(self._ends[-1])
 
@@ -49,5 +50,5 @@ class Drawn:
 
 def _looked_up(draws: Tensor, ends: Tensor | None, only: Tensor | None) -> Tensor:
     if ends is not None:
-        return torch.searchsorted(ends, draws.to(ends.dtype), right=True)
+        draws = torch.searchsorted(ends, draws.to(ends.dtype), right=True)
     return draws if only is None else only[draws]

@@ -10,7 +10,7 @@ from data.sizes import SIZE
 from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
 from models.sizes import CELL
 from stages.engine.errors import UserError
-from stages.engine.schema import Config, Denoising, Eval, Gan, Network, flatten
+from stages.engine.schema import Config, Ddpm, Denoising, Eval, Gan, Ldm, Network, flatten
 
 # a data folder's other files, and a report's key beside the sets' names
 OTHER_FILES = ("train", "validation", "objects", "places", "render", "held_out")
@@ -176,7 +176,7 @@ def _check_gan(gan: Gan, size: int, where: Path) -> None:
             f"{where}: gan.critic.read=places sums its features over the map; set gan.critic.pool=sum, not "
             f"{critic.pool}"
         )
-    if gan.attention and gan.needs_places:
+    if gan.attention and gan.takes_places:
         raise UserError(
             f"{where}: gan.attention=true needs gan.generator.entry=vector and gan.critic.read=pooled; set both, or "
             f"gan.attention=false"
@@ -291,10 +291,10 @@ def _unread(config: Config) -> Iterator[tuple[str, BaseModel, str, str]]:
     if generator.entry != "map":
         yield "gan.generator", generator, "object_noise", f"gan.generator.entry={generator.entry}"
     for stage in DIFFUSION:
-        section: Denoising | None = getattr(config, stage)
+        section: Ldm | Ddpm | None = getattr(config, stage)
         if section and (section.bound or section.log_snr):
             yield stage, section, "min_snr", f"{stage}.{'bound' if section.bound else 'log_snr'} weighs instead"
-        if section and not config.places_of(stage):
+        if section and not section.takes_places:
             yield stage, section, "place_dropout", f"{stage} takes no places"
     if ddpm and ddpm.network == "patches":
         yield from (("ddpm", ddpm, key, "ddpm.network=patches") for key in ("width", "paths", "stem"))

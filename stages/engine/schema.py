@@ -243,7 +243,13 @@ class Denoising(Training):
     picture_draws: PictureDraws = "uniform"
     label_dropout: Part = 0.1  # share of rows trained without their condition, for guidance
     place_dropout: Part = 0.2  # share of rows trained without their places, if the network reads places
+    apart: Share = 0.0  # it learns from pictures whose objects are this far apart, in sides of the picture; 0: all
     compile: Compiled = False  # torch.compile: pays off in long trainings; needs a compiler
+
+    def _needs(self, key: str, takes_places: bool) -> dict[str, str]:
+        """Returns what needs the objects' places, and how to do without. `key`: of the network's input of places."""
+        needs = {f"{key}=true": f"{key}=false"} if takes_places else {}
+        return needs | ({f"apart={self.apart:g}": "apart=0.0"} if self.apart else {})
 
 
 class Ldm(Denoising):
@@ -252,9 +258,19 @@ class Ldm(Denoising):
     on_latents: ClassVar = True
 
     @property
+    def takes_places(self) -> bool:
+        """True if the network takes the objects' places."""
+        return self.network.places
+
+    @property
     def needs_places(self) -> dict[str, str]:
         """The settings that need the objects' places, and how to do without them: {override: override}."""
-        return {"network.places=true": "network.places=false"} if self.network.places else {}
+        return self._needs("network.places", self.takes_places)
+
+    @property
+    def wants_layouts(self) -> bool:
+        """True if it learns from the objects' order or places, not only from the set of labels."""
+        return self.network.wants_layouts or self.apart > 0
 
 
 class Ddpm(Denoising):
@@ -275,16 +291,19 @@ class Ddpm(Denoising):
     on_latents: ClassVar = False
 
     @property
+    def takes_places(self) -> bool:
+        """True if the network takes the objects' places."""
+        return self.unet.places if self.network == "patches" else self.places
+
+    @property
     def needs_places(self) -> dict[str, str]:
         """The settings that need the objects' places, and how to do without them: {override: override}."""
-        if self.network == "patches":
-            return {"unet.places=true": "unet.places=false"} if self.unet.places else {}
-        return {"places=true": "places=false"} if self.places else {}
+        return self._needs("unet.places" if self.network == "patches" else "places", self.takes_places)
 
     @property
     def wants_layouts(self) -> bool:
-        """True if the order of the objects or their places are an input, not only the set of labels."""
-        return self.unet.wants_layouts if self.network == "patches" else self.places
+        """True if it learns from the objects' order or places, not only from the set of labels."""
+        return (self.unet.wants_layouts if self.network == "patches" else self.places) or self.apart > 0
 
 
 class Generator(Section):
@@ -352,6 +371,11 @@ class Gan(Training):
         return self.space == "latents"
 
     @property
+    def takes_places(self) -> bool:
+        """True if one of the two networks takes the objects' places."""
+        return self.generator.entry == "map" or self.critic.read == "places"
+
+    @property
     def needs_places(self) -> dict[str, str]:
         """The settings that need the objects' places, and how to do without them: {override: override}."""
         needs = {"generator.entry=map": "generator.entry=vector"} if self.generator.entry == "map" else {}
@@ -375,6 +399,11 @@ class Onestep(Training):
     critic: FeatureCritic = FeatureCritic()
 
     on_latents: ClassVar = True
+
+    @property
+    def takes_places(self) -> bool:
+        """False: what the LDM takes, it takes too, but that is the LDM's setting."""
+        return False
 
     @property
     def needs_places(self) -> dict[str, str]:
@@ -447,6 +476,11 @@ class Config(Section):
         return (
             {} if section is None else {f"{model}.{on}": f"{model}.{off}" for on, off in section.needs_places.items()}
         )
+
+    def takes_places(self, model: str) -> bool:
+        """Returns True if a model's own settings say that its network takes the objects' places."""
+        section = getattr(self, model)
+        return section is not None and section.takes_places
 
     @property
     def needs_vae(self) -> bool:

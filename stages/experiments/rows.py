@@ -91,7 +91,7 @@ def homes_of(context: Context) -> dict[str, Context]:
 
 def told_of(config: Config, model: str) -> str:
     """Describes what a row's model, or the one it is distilled from, is told that the reports' models were not."""
-    if not config.places_of(TEACHERS.get(model, model)):
+    if not config.takes_places(TEACHERS.get(model, model)):
         return ""
     places = "chosen by the program" if config.eval.places == "chosen" else "left open"
     return f" (trained with places; asked by labels only, places {places})"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.condition import Condition
-from models.layouts import LayoutPrior, evenly
+from models.layouts import LayoutPrior, evenly, smallest_gaps
 
 GRID = [(x / 10, y / 10) for x in range(11) for y in range(11)]
 
@@ -31,6 +31,13 @@ def keys(rows, seed=0):
 
 def smallest_gap(places):
     return torch.pdist(places).min().item()
+
+
+def test_the_smallest_gap_of_a_row_counts_its_objects_alone_and_needs_all_their_places():
+    places = [[(0.1, 0.1)], [(0.1, 0.1), (0.1, 0.4)], [(0.1, 0.1), (0.1, 0.9), (0.5, 0.9)], [(0.2, 0.2), None], [None]]
+    rows = Condition.of_lists([list(range(len(row))) for row in places], 5, places)
+    assert smallest_gaps(rows).tolist() == pytest.approx([float("inf"), 0.3, 0.4, -1.0, float("inf")])
+    assert smallest_gaps(Condition.of_lists([[0], [1]], 5)).tolist() == [float("inf")] * 2
 
 
 def test_places_that_are_given_stay():

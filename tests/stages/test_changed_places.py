@@ -32,13 +32,18 @@ def move_an_object(folder):
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("evaluator", "evaluator.cell_weight=0.3"), ("vae", "vae.windows_until=1"), ("vae", "vae.cell_weight=0.1")],
+    [
+        ("evaluator", "evaluator.cell_weight=0.3"),
+        ("vae", "vae.windows_until=1"),
+        ("vae", "vae.cell_weight=0.1"),
+        ("ldm", "ldm.apart=0.05"),
+    ],
 )
 def test_changed_places_are_noticed_by_what_learned_from_them(stage, tmp_path, name, change):
     folder = write_folder(tmp_path / "d")
     changes = (change, "vae.label_weight=0")
-    if name == "vae":
-        assert stage("evaluator", *settings(folder))[0] == 0
+    for before in ("evaluator", "vae")[: ("evaluator", "vae", "ldm").index(name)]:
+        assert stage(before, *settings(folder))[0] == 0
     finished(stage, name, settings(folder, *changes))
     move_an_object(folder)
     assert_one_line(*stage(name, *settings(folder, *changes)), f"{name} holds another run (parent places: ")

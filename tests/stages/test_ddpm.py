@@ -59,7 +59,7 @@ def test_a_network_that_is_told_no_places_stays_what_it_was(stage, tmp_path):
     tensors, about = load_export(path, "")
     assert "places" not in about["parents"]
     assert not [key for key in tensors if key.startswith(("layouts", "raster"))]
-    new = ("network", "places", "bottleneck", "unet", "place_dropout")
+    new = ("network", "places", "bottleneck", "unet", "place_dropout", "apart")
     older = {key: value for key, value in about["config"].items() if key not in new}
     known = {key: value for key, value in about.items() if key not in ("most", "sha256")}
     identity = {k: v for k, v in about["identity"].items() if not k.startswith(tuple(f"ddpm.{key}" for key in new))}

@@ -77,6 +77,7 @@ def test_what_means_nothing_is_refused(overrides, words):
         (["ldm.bound=true", "ldm.min_snr=3.0"], "ldm.min_snr=3.0 has no effect: ldm.bound"),
         (["ldm.log_snr=[0.0,2.0]", "ldm.min_snr=3.0"], "ldm.min_snr=3.0 has no effect: ldm.log_snr"),
         (["ldm.network.places=false", "ldm.place_dropout=0.5"], "ldm.place_dropout=0.5"),
+        (["ldm.network.places=false", "ldm.apart=0.2", "ldm.place_dropout=0.5"], "ldm.place_dropout=0.5"),
         (["ddpm.network=patches", "ddpm.width=64"], "ddpm.width=64"),
         (["ddpm.bottleneck=9"], "ddpm.bottleneck=9"),
         (["onestep.critic.weight=0.0", "onestep.critic.channels=9"], "onestep.critic.channels=9"),
