@@ -1,8 +1,11 @@
 """What `make export` writes gives what the trained networks give: in torch, in onnxruntime, and drawn without torch."""
 
 import json
+import re
 import runpy
 import socket
+import subprocess
+import sys
 from argparse import Namespace
 from contextlib import ExitStack
 
@@ -25,7 +28,7 @@ from stages.judge import load_evaluator
 from stages.ldm import load_sampler
 from stages.use.find import FIGURES
 from stages.vae import load_vae
-from tests.conftest import SMOKE, start_stage
+from tests.conftest import HERE, SMOKE, start_stage
 from tests.helpers import assert_one_line, of_all_workers
 from tests.stages.handful import context_with
 from tests.stages.use.exported import (
@@ -227,6 +230,21 @@ def test_the_picture_without_torch_is_that_of_make_sample(exported, stage, chain
     drawn = np.asarray(Image.open(tmp_path / "y.png")).astype(int)
     assert drawn.shape == (64, 64, 3)
     assert np.abs(drawn - sampled).max() <= 1
+
+
+def test_the_page_s_program_draws_the_script_s_picture(exported, tmp_path):
+    page = (HERE / "docs/exports.md").read_text()
+    (program,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "denoiser.run" in block)
+    assert len(program.splitlines()) <= 40
+    program = program.replace("exports/scenes/", f"{exported}/").replace("drawn.ppm", f"{tmp_path}/x.ppm")
+    code = f"import sys; sys.modules['torch'] = None\n{program}"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd="/", check=True, timeout=300)
+    asked = "red cube at 0.3 0.6, cyan sphere at 0.7 0.5"
+    result = drawn_by_the_script(exported, asked, "--model", "ldm", "--out", str(tmp_path / "y.png"))
+    assert result.returncode == 0, result.stderr
+    drawn, of_script = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("x.ppm", "y.png"))
+    assert drawn.shape == (64, 64, 3) and drawn.std() > 1
+    assert np.abs(drawn - of_script).max() <= 1
 
 
 @pytest.mark.parametrize(("model", "labels"), [("ldm", "red cube at 0.3 0.6, cyan sphere"), ("gan", "red cube")])
