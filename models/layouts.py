@@ -107,14 +107,14 @@ class LayoutPrior:
 def smallest_gaps(condition: Condition) -> Tensor:
     """Returns the smallest distance of two objects in each row: (b,), in sides of the picture.
 
-    It is infinite where there is one object, and -1 where the place of one of several is unknown.
+    It is infinite with fewer than two objects, and -1 where the place of one of several is unknown.
     """
     if condition.slots < 2:
         return torch.full((len(condition),), torch.inf, device=condition.device)
     first, second = _pairs(condition.slots).to(condition.device)
     present, placed = condition.present, condition.placed
     both, known = present[:, first] & present[:, second], placed[:, first] & placed[:, second]
-    gaps = _gaps(condition.places).float().masked_fill(~both, torch.inf)
+    gaps = _gaps(condition.places.float()).masked_fill(~both, torch.inf)
     return gaps.masked_fill(both & ~known, -1.0).amin(1)
 
 

@@ -22,7 +22,7 @@ from stages.engine.draws import Coming, Draws
 from stages.engine.ema import Ema, Network
 from stages.engine.errors import UserError
 from stages.engine.learnable import diffusion_of
-from stages.engine.log import Metric
+from stages.engine.log import Metric, say
 from stages.engine.optim import Optimizer
 from stages.engine.parts import parts_of
 from stages.engine.run import Part
@@ -202,7 +202,10 @@ class DiffusionTask(Generic[Network]):
         self.optimizers = [Optimizer(network, settings, context.dtype)]
         self.parts: dict[str, Part] = {"network": network, "ema": self.ema.average, "optimizer": self.optimizers[0]}
         self.diffusion = diffusion_of(settings, context.device)
-        self.rows = Drawn(dataset.conditions, settings.picture_draws, dataset.apart(settings.apart, f"{stage}.apart"))
+        rows = dataset.apart(settings.apart, key := f"{stage}.apart")
+        if rows is not None:
+            say(f"{key}={settings.apart:g}: it learns from {len(rows):,} of {len(dataset.images):,} pictures")
+        self.rows = Drawn(dataset.conditions, settings.picture_draws, rows)
         every = torch.arange(settings.timesteps, device=context.device)
         self.weights = self.diffusion.loss_weight(every, settings.min_snr, settings.bound, settings.log_snr)
 

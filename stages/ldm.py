@@ -84,6 +84,7 @@ def fresh_task(context: Context, dataset: Dataset) -> DiffusionTask[UNet]:
 def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset = load_dataset(context.config, context.device)
     dataset.must_know_places(context.config.places_of("ldm"))  # `models` may not list it
+    dataset.apart(context.config.ldm.apart, "ldm.apart")  # refused before latents are encoded
     vae, about = load_vae(context)
     parents = {"data": dataset.sha256, "vae": about["sha256"], **latents_kind(vae, dataset, context)}
     if context.config.ldm.wants_layouts:

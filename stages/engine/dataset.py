@@ -90,18 +90,25 @@ class Dataset:
     def apart(self, distance: float, key: str) -> Tensor | None:
         """Returns the training pictures (k,) whose objects are at least `distance` (sides of the picture) apart.
 
-        Pictures of one object are among them, pictures with an unknown place are not. None means all, for distance 0.
-        Raises UserError, which names the `key` that says the distance, if none with the most objects is left.
+        Pictures of one object are among them, those of several with an unknown place are not. None means all, for
+        distance 0. Raises UserError, which names the `key` that says the distance, if that leaves none of the pictures
+        with some number of objects.
         """
         if distance == 0:
             return None
-        parts = (self.conditions[first : first + CHUNK] for first in range(0, len(self.conditions), CHUNK))
-        (rows,) = torch.cat([smallest_gaps(part) >= distance for part in parts]).nonzero(as_tuple=True)
-        if not len(rows) or int(self.conditions.present[rows].sum(1).max()) < self.most_objects:
+        rows, before, left = list[Tensor](), set[int](), set[int]()
+        for first in range(0, len(self.conditions), CHUNK):
+            part = self.conditions[first : first + CHUNK]
+            kept, numbers = smallest_gaps(part) >= distance, part.present.sum(1)
+            rows.append(kept.nonzero()[:, 0].int() + first)
+            before |= {*numbers.unique().tolist()}
+            left |= {*numbers[kept].unique().tolist()}
+        if before > left:
             raise UserError(
-                f"{key}={distance:g} leaves no picture with {self.most_objects} objects of {self.folder}; lower it"
+                f"{key}={distance:g}: {self.folder} has no picture of {min(before - left)} objects whose places are "
+                f"known and so far apart; set a smaller distance"
             )
-        return rows
+        return torch.cat(rows)
 
     @cached_property
     def _batches(self) -> Batches:
@@ -180,7 +187,10 @@ def _test_sets(config: Config, sources: Sequence[Path], vocabulary: Vocabulary) 
 
 
 def load_dataset(config: Config, device: torch.device) -> Dataset:
-    """Loads the experiment's pictures, which are packed on first use. Raises UserError that names a folder's fault."""
+    """Loads the experiment's pictures, which are packed on first use.
+
+    Raises UserError that names a folder's fault, or a setting that leaves no pictures to train on.
+    """
     sources = sources_of(config)
     _refuse_missing(config, sources)
     where = f"{sources[0]} and {len(sources) - 1} more" if len(sources) > 1 else str(sources[0])
@@ -221,6 +231,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         places_digest,
         where,
     )
-    for model in {*config.models} & {*DIFFUSION}:  # refused before anything is trained
+    trained = {"ldm" if model == "onestep" else model for model in config.models} - config.uses.keys()
+    for model in trained & {*DIFFUSION}:  # refused before anything is trained
         dataset.apart(getattr(config, model).apart, f"{model}.apart")
     return dataset

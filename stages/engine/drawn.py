@@ -51,4 +51,4 @@ class Drawn:
 def _looked_up(draws: Tensor, ends: Tensor | None, only: Tensor | None) -> Tensor:
     if ends is not None:
         draws = torch.searchsorted(ends, draws.to(ends.dtype), right=True)
-    return draws if only is None else only[draws]
+    return draws if only is None else only[draws].long()

@@ -10,7 +10,7 @@ from data.sizes import SIZE
 from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
 from models.sizes import CELL
 from stages.engine.errors import UserError
-from stages.engine.schema import Config, Ddpm, Denoising, Eval, Gan, Ldm, Network, flatten
+from stages.engine.schema import Config, Ddpm, Eval, Gan, Ldm, Network, flatten
 
 # a data folder's other files, and a report's key beside the sets' names
 OTHER_FILES = ("train", "validation", "objects", "places", "render", "held_out")
@@ -221,7 +221,7 @@ def _check_network(network: Network, key: str, size: int, where: Path) -> None:
         raise UserError(f"{where}: {key}.head_width ({network.head_width}) must divide every width ({widths})")
 
 
-def _check_denoising(section: Denoising, stage: str, config: Config, where: Path) -> None:
+def _check_denoising(section: Ldm | Ddpm, stage: str, config: Config, where: Path) -> None:
     """Checks a diffusion model's keys together and, if it is evaluated, with the keys of `eval`."""
     if section.zero_terminal_snr and section.prediction in ("noise", "mean"):
         raise UserError(
@@ -231,6 +231,11 @@ def _check_denoising(section: Denoising, stage: str, config: Config, where: Path
         raise UserError(
             f"{where}: {stage}.zero_terminal_snr ends in pure noise, which min_snr and log_snr give no weight; set "
             f"{stage}.min_snr=null {stage}.log_snr=null"
+        )
+    if section.apart and section.takes_places:
+        raise UserError(
+            f"{where}: {stage}.apart={section.apart:g} is for a network that is told no places; set {stage}.apart=0.0 "
+            f"and eval.apart={section.apart:g}, which chooses such places when pictures are drawn"
         )
     if section.bound and section.log_snr:
         raise UserError(f"{where}: {stage}.bound and {stage}.log_snr are both loss weights; give one of them")

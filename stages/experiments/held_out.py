@@ -51,9 +51,10 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -
     }
 
 
-def seen_sets(dataset: Dataset) -> Tensor:
-    """Returns the label sets of the training pictures, each once: multi-hot (u, k)."""
-    sets, _ = distinct(dataset.conditions.objects.cpu())
+def seen_sets(dataset: Dataset, rows: Tensor | None = None) -> Tensor:
+    """Returns the label sets of the training pictures, or of those at `rows`, each once: multi-hot (u, k)."""
+    objects = dataset.conditions.objects if rows is None else dataset.conditions.objects[rows]
+    sets, _ = distinct(objects.cpu())
     return replace(dataset.conditions, objects=sets).labels
 
 
@@ -67,8 +68,9 @@ def trained_without(context: Context, model: str, share: float) -> Context:
 def main(context: Context) -> None:
     share = context.config.data.withhold or WITHHELD
     complete: Dataset = load_dataset(context.derived(context.config.name, "data.withhold=0").config, context.device)
-    sets = label_sets(seen_sets(complete), complete.vocabulary, share, context.config.seed)
     models = [model for model in context.config.models if model in HELD_OUT]
+    learned = complete.apart(context.config.ldm.apart, "ldm.apart") if "ldm" in models else None
+    sets = label_sets(seen_sets(complete, learned), complete.vocabulary, share, context.config.seed)
     judge, about = load_evaluator(context, len(complete.vocabulary))
     if not context.config.data.withhold:  # otherwise it was trained on fewer pictures
         refuse_other_pictures(context, {"evaluator": about}, complete)

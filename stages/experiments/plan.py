@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from models.choices import DIFFUSION
 from models.samplers import SAMPLERS
 from stages.commands import COMPARED
 from stages.engine.command import Context
@@ -39,7 +40,7 @@ FREE = {
     *("learning_rate", "critic_learning_rate", "betas", "weight_decay", "plateau_factor", "plateau_patience"),
     *("prediction", "schedule", "zero_terminal_snr", "timesteps", "min_snr", "log_snr", "bound", "timestep_draws"),
     *("pairs", "chosen_places", "picture_draws", "label_dropout", "place_dropout", "penalty", "weight_clip", "gamma"),
-    *("auxiliary", "auxiliary_schedule", "layer_norms"),
+    *("apart", "auxiliary", "auxiliary_schedule", "layer_norms"),
 }
 
 
@@ -105,8 +106,8 @@ def _measured(home: Context, model: str, dataset: Dataset) -> Pace:
     )
     # in memory: files of latents are named after the whole set
     changes = ["data.latents=memory", "eval.sampler=ddim", f"eval.steps={CALLS}", "eval.spacing=trailing"]
-    if hasattr(getattr(home.config, model), "compile"):
-        changes.append(f"{model}.compile=false")
+    if model in DIFFUSION:
+        changes += [f"{model}.compile=false", f"{model}.apart=0.0"]  # few pictures may have none as far apart
     uses = json.dumps(home.config.uses)
     context = home.derived(home.config.name, *changes, f"uses={uses}")
     task = (SHARED.get(model) or MODELS[model].task)(context, few)

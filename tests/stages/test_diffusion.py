@@ -161,21 +161,41 @@ def test_one_evaluation_serves_prediction_and_gradient_with_the_bits_of_two(guid
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("stage", ["ldm", "ddpm"])
-def test_every_weight_gets_a_gradient_under_autocast(monkeypatch, tmp_path, stage):
-    """Self-conditioning calls the network without a gradient first; a cast kept from there would have none."""
+@pytest.fixture
+def judged(monkeypatch):
+    """Tasks get an untrained judge."""
     judge = (Evaluator(3).eval().requires_grad_(False), {})
     for module in ("ldm", "ddpm"):
         monkeypatch.setattr(f"stages.{module}.load_evaluator", lambda *unused: judge)
+
+
+def task_of(stage, context, dataset):
+    if stage == "ddpm":
+        return DdpmTask(context, dataset)
+    vae = build_vae(context.config.vae).eval().requires_grad_(False)
+    return ldm_task(context, dataset, vae, torch.randn(8, vae.latent_mean.numel(), 8, 8))
+
+
+@pytest.mark.parametrize("draws", ["uniform", "by-labels"])
+@pytest.mark.parametrize("stage", ["ldm", "ddpm"])
+def test_training_draws_only_pictures_whose_objects_are_apart(judged, tmp_path, stage, draws):
+    near, far = [(0.5, 0.5), (0.5, 0.6)], [(0.5, 0.5), (0.5, 0.9)]
+    conditions = Condition.of_lists([[0, 1]] * 8, 3, [near, far] * 4)
+    dataset = replace(noise_pictures(tmp_path), conditions=conditions, places_sha256="some")
+    for apart, expected in ((0.0, [*range(8)]), (0.2, [1, 3, 5, 7])):
+        asked = (f"{stage}.apart={apart}", "ldm.network.places=false", f"{stage}.picture_draws={draws}")
+        rows = task_of(stage, context_with(*asked), dataset).rows
+        assert rows[torch.arange(len(rows))].unique().tolist() == expected
+
+
+@pytest.mark.parametrize("stage", ["ldm", "ddpm"])
+def test_every_weight_gets_a_gradient_under_autocast(judged, monkeypatch, tmp_path, stage):
+    """Self-conditioning calls the network without a gradient first; a cast kept from there would have none."""
     told = ["network.self_condition=true", "network.dropout=0.1", "network.order=true", "network.pooled=true"]
     of = {"ldm": told, "ddpm": ["network=patches", "unet.channels=16", "unet.self_condition=true"]}[stage]
     made = context_with("precision=bfloat16", *(f"{stage}.{change}" for change in of))
     made, dataset = replace(made, dtype=torch.bfloat16), noise_pictures(tmp_path)
-    if stage == "ddpm":
-        task = DdpmTask(made, dataset)
-    else:
-        vae = build_vae(made.config.vae).eval().requires_grad_(False)
-        task = ldm_task(made, dataset, vae, torch.randn(8, vae.latent_mean.numel(), 8, 8))
+    task = task_of(stage, made, dataset)
     without, take = [], Optimizer.take
 
     def looked_at(self, step):

@@ -1,7 +1,7 @@
 """The configuration: one class per section of the YAML file, with every key, its default and what it does."""
 
 from stages.engine.schema.autoencoder import Vae
-from stages.engine.schema.base import Section, Training, flatten
+from stages.engine.schema.base import Model, Section, Training, flatten
 from stages.engine.schema.diffusion import Ddpm, Denoising, Ldm, Network, Onestep
 from stages.engine.schema.experiment import REPORTED, Config, Data, Eval, Render
 from stages.engine.schema.gan import Gan
@@ -17,6 +17,7 @@ __all__ = [
     "Evaluator",
     "Gan",
     "Ldm",
+    "Model",
     "Network",
     "Onestep",
     "Reader",

@@ -38,6 +38,25 @@ class Training(Section):
     NEUTRAL: ClassVar = frozenset({"log_every", "preview_every", "checkpoint_every", "keep"})
 
 
+class Model(Training):
+    """The base of all models' sections: what the program asks of them beside their keys."""
+
+    @property
+    def on_latents(self) -> bool:
+        """True if the model works on the autoencoder's latents."""
+        return False
+
+    @property
+    def takes_places(self) -> bool:
+        """True if one of its networks takes the objects' places."""
+        return False
+
+    @property
+    def needs_places(self) -> dict[str, str]:
+        """The settings that need the objects' places, and how to do without them: {override: override}."""
+        return {}
+
+
 def flatten(section: BaseModel | dict, prefix: str = "") -> dict[str, object]:
     """Returns a section as {dotted key: value}, without its neutral keys."""
     neutral: frozenset[str] = getattr(section, "NEUTRAL", frozenset())

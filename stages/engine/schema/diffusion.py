@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from models.choices import Distance, Prediction, Schedule
-from stages.engine.schema.base import Section, Training
+from stages.engine.schema.base import Model, Section, Training
 from stages.engine.values import (
     Bell,
     Compiled,
@@ -51,7 +51,7 @@ class Network(Section):
         return self.order or self.places
 
 
-class Denoising(Training):
+class Denoising(Model):
     """Keys that latent and pixel diffusion share."""
 
     prediction: Prediction = "v"
@@ -66,11 +66,13 @@ class Denoising(Training):
     picture_draws: PictureDraws = "uniform"
     label_dropout: Part = 0.1  # share of rows trained without their condition, for guidance
     place_dropout: Part = 0.2  # share of rows trained without their places, if the network reads places
-    apart: Share = 0.0  # it learns from pictures whose objects are this far apart, in sides of the picture; 0: all
+    # It learns only from pictures whose objects are at least this far apart, in sides of the picture; 0: from all.
+    # Pictures of one object stay, those with an unknown place do not. For networks that are told no places
+    apart: Share = 0.0
     compile: Compiled = False  # torch.compile: pays off in long trainings; needs a compiler
 
     def _needs(self, key: str, takes_places: bool) -> dict[str, str]:
-        """Returns what needs the objects' places, and how to do without. `key`: of the network's input of places."""
+        """Returns what needs the objects' places, and how to do without. `key`: what gives the network places."""
         needs = {f"{key}=true": f"{key}=false"} if takes_places else {}
         return needs | ({f"apart={self.apart:g}": "apart=0.0"} if self.apart else {})
 
@@ -78,16 +80,16 @@ class Denoising(Training):
 class Ldm(Denoising):
     network: Network = Network()
 
-    on_latents: ClassVar = True
+    @property
+    def on_latents(self) -> bool:
+        return True
 
     @property
     def takes_places(self) -> bool:
-        """True if the network takes the objects' places."""
         return self.network.places
 
     @property
     def needs_places(self) -> dict[str, str]:
-        """The settings that need the objects' places, and how to do without them: {override: override}."""
         return self._needs("network.places", self.takes_places)
 
     @property
@@ -111,16 +113,12 @@ class Ddpm(Denoising):
 
     NEUTRAL: ClassVar = Training.NEUTRAL - {"preview_every"}  # previews drive the plateau
 
-    on_latents: ClassVar = False
-
     @property
     def takes_places(self) -> bool:
-        """True if the network takes the objects' places."""
         return self.unet.places if self.network == "patches" else self.places
 
     @property
     def needs_places(self) -> dict[str, str]:
-        """The settings that need the objects' places, and how to do without them: {override: override}."""
         return self._needs("unet.places" if self.network == "patches" else "places", self.takes_places)
 
     @property
@@ -136,8 +134,8 @@ class FeatureCritic(Section):
     noise: Annotated[float, Field(gt=0, le=1)] = 0.5  # latents are noised to a t below this share of T
 
 
-class Onestep(Training):
-    """A generator of one network call, distilled from the LDM."""
+class Onestep(Model):
+    """A generator of one network call, distilled from the LDM. That it takes places is the LDM's setting."""
 
     pairs: Positive = 10_000  # of noise and what the LDM makes of it, as `eval` says; made once
     chosen_places: Share = 0.5  # share of the pairs whose places are drawn as at sampling, not the training picture's
@@ -145,14 +143,6 @@ class Onestep(Training):
     distance: Distance = "l2"  # from the LDM's latents
     critic: FeatureCritic = FeatureCritic()
 
-    on_latents: ClassVar = True
-
     @property
-    def takes_places(self) -> bool:
-        """False: what the LDM takes, it takes too, but that is the LDM's setting."""
-        return False
-
-    @property
-    def needs_places(self) -> dict[str, str]:
-        """The settings that need the objects' places: none but the LDM's."""
-        return {}
+    def on_latents(self) -> bool:
+        return True

@@ -7,7 +7,7 @@ from pydantic import Field
 from data.sizes import SIZE, Size
 from models.choices import DIFFUSION, ModelName, SamplerName, Spacing
 from stages.engine.schema.autoencoder import Vae
-from stages.engine.schema.base import Section
+from stages.engine.schema.base import Model, Section
 from stages.engine.schema.diffusion import Ddpm, Ldm, Onestep
 from stages.engine.schema.gan import Gan
 from stages.engine.schema.judges import Evaluator, Reader
@@ -118,14 +118,13 @@ class Config(Section):
 
     def places_of(self, model: str) -> dict[str, str]:
         """Returns `needs_places` for one model, whether `models` names it or not."""
-        section = getattr(self, model)
-        return (
-            {} if section is None else {f"{model}.{on}": f"{model}.{off}" for on, off in section.needs_places.items()}
-        )
+        section: Model | None = getattr(self, model)
+        needs = section.needs_places if section is not None else {}
+        return {f"{model}.{on}": f"{model}.{off}" for on, off in needs.items()}
 
     def takes_places(self, model: str) -> bool:
         """Returns True if a model's own settings say that its network takes the objects' places."""
-        section = getattr(self, model)
+        section: Model | None = getattr(self, model)
         return section is not None and section.takes_places
 
     @property

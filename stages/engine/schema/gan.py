@@ -6,7 +6,7 @@ from pydantic import Field
 
 from models.choices import LABELLED, AuxiliarySchedule, Body, CriticCondition, GeneratorCondition, Loss
 from models.sizes import CELL
-from stages.engine.schema.base import Section, Training
+from stages.engine.schema.base import Model, Section
 from stages.engine.values import Gammas, Natural, NonNegative, PictureDraws, Positive, Widths
 
 
@@ -37,7 +37,7 @@ class Critic(Section):
         return "contrast" in self.condition.split("+")
 
 
-class Gan(Training):
+class Gan(Model):
     loss: Loss = "wgan-gp"
     body: Body = "residual"
     attention: bool = False  # self-attention at 8x8 in both networks; not with entry=map or read=places
@@ -75,11 +75,9 @@ class Gan(Training):
 
     @property
     def takes_places(self) -> bool:
-        """True if one of the two networks takes the objects' places."""
         return self.generator.entry == "map" or self.critic.read == "places"
 
     @property
     def needs_places(self) -> dict[str, str]:
-        """The settings that need the objects' places, and how to do without them: {override: override}."""
         needs = {"generator.entry=map": "generator.entry=vector"} if self.generator.entry == "map" else {}
         return needs | ({"critic.read=places": "critic.read=pooled"} if self.critic.read == "places" else {})

@@ -65,10 +65,16 @@ def test_pictures_are_drawn_once_or_as_often_as_they_have_labels():
     for how, expected in (("uniform", [0, 1, 2]), ("by-labels", [0, 0, 0, 1, 2, 2])):
         drawn = Drawn(conditions, how)
         assert drawn[torch.arange(len(drawn))].tolist() == expected
-    for how, expected in (("uniform", [2, 0]), ("by-labels", [2, 2, 0, 0, 0])):
-        drawn = Drawn(conditions, how, only=torch.tensor([2, 0]))
-        draws = torch.arange(len(drawn))
-        assert drawn[draws].tolist() == drawn.on_host(draws).tolist() == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 2**20])
+@pytest.mark.parametrize(("how", "expected"), [("uniform", [3, 0, 1]), ("by-labels", [3, 3, 0, 0, 0, 1])])
+def test_pictures_are_drawn_from_a_part_of_them(monkeypatch, how, expected, chunk):
+    monkeypatch.setattr("stages.engine.drawn.CHUNK", chunk)
+    conditions = Condition.of_lists([[0, 2, 3], [1], [2, 3], [0, 1]], 4)
+    drawn = Drawn(conditions, how, only=torch.tensor([3, 0, 1], dtype=torch.int32))
+    draws = torch.arange(len(drawn))
+    assert drawn[draws].tolist() == drawn.on_host(draws).tolist() == expected
 
 
 def opened(folder, *changes):
@@ -167,7 +173,9 @@ def test_what_is_withheld_is_withheld_of_pictures_and_conditions_alike(tmp_path)
     assert seen.sha256 == f"{every.sha256} withhold 0.5"
 
 
-def test_the_pictures_whose_objects_keep_a_distance(tmp_path):
+@pytest.mark.parametrize("chunk", [7, 2**20])
+def test_the_pictures_whose_objects_keep_a_distance(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(dataset, "CHUNK", chunk)
     folder = write_folder(tmp_path / "d", scenes=20)
     places = places_for(folder)
     every = opened(folder)
@@ -176,19 +184,24 @@ def test_the_pictures_whose_objects_keep_a_distance(tmp_path):
     wide = {name: [[0.5, 0.5], [0.5, 0.8], [0.9, 0.9]][: len(row)] for name, row in places.items()}
     mixed = {name: (near if i % 2 else wide)[name] for i, name in enumerate(places)}
     (folder / "places.json").write_text(json.dumps(mixed))
-    dataset = opened(folder)
-    kept = dataset.apart(0.2, "ldm.apart")
-    alone = dataset.conditions.present.sum(1) == 1
-    far = (dataset.conditions.places[:, 1, 1] - 0.8).abs() < 1e-3
+    found = opened(folder)
+    kept = found.apart(0.2, "ldm.apart")
+    alone = found.conditions.present.sum(1) == 1
+    far = (found.conditions.places[:, 1, 1] - 0.8).abs() < 1e-3
     assert kept.tolist() == (alone | far).nonzero()[:, 0].tolist()
     assert len(alone) > len(kept) > alone.sum()
 
 
 def test_a_distance_that_no_picture_keeps_is_one_line_before_anything_is_trained(tmp_path):
     folder = write_folder(tmp_path / "d", scenes=20)
-    with pytest.raises(UserError, match=rf"ldm\.apart=0\.99 leaves no picture with 3 objects of {folder}; lower it"):
+    with pytest.raises(
+        UserError, match=rf"ldm\.apart=0\.99: {folder} has no picture of 2 objects .* so far apart; set"
+    ):
         opened(folder, "ldm.apart=0.99")
+    with pytest.raises(UserError, match="so far apart"):
+        opened(folder, "ldm.apart=0.99", "models=[onestep]")
     opened(folder, "ldm.apart=0.99", "models=[gan]")
+    opened(folder, "ldm.apart=0.99", "uses.ldm=another")
 
 
 @pytest.mark.parametrize(
