@@ -67,7 +67,7 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
         "reported": system.reported,
         "figures": report["results"][system.model],
         "configuration": recipe_of(context, system) or context.arguments.config,
-        "settings": [*asked_of(context, system.model), *system.changes],
+        "settings": settings_of(context, key),
         "seeds": list(row.config.eval.seeds),
         "training_seed": about["identity"]["seed"],
         "steps": about["steps"],
@@ -91,6 +91,11 @@ def quality_of(row: Context, model: str) -> dict:
     sampler, _ = MODELS[model].load(row)
     say(f"{row.config.name}: quality beside the judge, {len(quality.asked)} pictures")
     return {"quality": quality.of(sampler), "floor": quality.floor, "quality_words": quality.words}
+
+
+def settings_of(context: Context, key: str) -> list[str]:
+    """Returns the overrides that a row's results name: those of the command line and those that define the row."""
+    return [*asked_of(context, SYSTEMS[key].model), *SYSTEMS[key].changes]
 
 
 def command_of(context: Context, key: str) -> str:
@@ -147,7 +152,7 @@ class Planner:
         return missing_shared(self.context, self.paces)
 
     def finished(self, key: str, results: dict[str, dict]) -> bool:
-        """Returns whether a row's figures are of its present models, judges, pictures and command."""
+        """Returns whether a row's figures are of its present models, judges, pictures, settings and command."""
         result = results.get(key, {})
         if key not in self.homes or self.context.arguments.fresh or "figures" not in result:
             return False
@@ -157,7 +162,8 @@ class Planner:
             current = is_current(row, self.dataset(), exports) and self._of_its_teacher(key, exports)
         except UserError:
             return False
-        return current and result.get("command") == command_of(self.context, key)
+        asked = result.get("command"), result.get("settings")
+        return current and asked == (command_of(self.context, key), settings_of(self.context, key))
 
     def _of_its_teacher(self, key: str, exports: dict[str, dict]) -> bool:
         """Returns whether a row's model, if distilled, learned from the present teacher. Raises UserError."""

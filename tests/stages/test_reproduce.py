@@ -278,9 +278,15 @@ def test_choices_that_cost_nothing_share_a_timing(context, tmp_path, monkeypatch
     monkeypatch.setattr("stages.experiments.plan._measured", measured)
     homes = homes_of(context)
     paces = Paces(tmp_path / "timing.json", lambda: None)
-    for key in ("ldm-schedule-linear", "ldm-schedule-sigmoid", "ldm-bound", "ldm-told-the-set"):
+    for key in (
+        "ldm-schedule-linear",
+        "ldm-schedule-sigmoid",
+        "ldm-bound",
+        "ldm-told-the-set",
+        "ldm-told-the-set-apart",
+    ):
         assert paces.of(homes[key], "ldm") == Pace(1.0, 2.0)
-    assert len(timed) == 2  # the last one's network is another
+    assert len(timed) == 2  # the last two have another network
     assert Paces(tmp_path / "timing.json", lambda: None).of(homes["ldm-bound"], "ldm") == Pace(1.0, 2.0)
     assert len(timed) == 2
 
@@ -315,7 +321,9 @@ def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, c
     sets = ("test", "new_test")
     groups = ordered({"gan": row(0.5), "ldm": row(0.9), "ldm-guided": {"fault": "x"}}, sets)
     assert [*groups][:4] == ["The first report", "The second report", "The third report", "This project's own"]
-    assert groups["The first report"] == ["ldm", "gan", "ldm-guided", "ldm-told-the-set", "gan-pixels"]
+    assert groups["The first report"] == [
+        *("ldm", "gan", "ldm-guided", "ldm-told-the-set", "ldm-told-the-set-apart", "gan-pixels"),
+    ]
     assert {key for keys in groups.values() for key in keys} == SYSTEMS.keys()
     assert short_of("ldm", row(0.9), sets) == "reached"
     assert short_of("gan", row(0.5), sets) == "short by 0.027 / 0.178, after 2,000 of the report's 26,733 steps"
@@ -411,6 +419,7 @@ def test_the_one_step_row_is_planned_trained_after_its_teacher_and_shown(roots, 
         planner = Planner(context, homes)
         write_page(context, {"onestep": found}, planner.dataset())
         assert planner.finished("onestep", {"onestep": found})
+        assert not planner.finished("onestep", {"onestep": found | {"settings": ["ldm.steps=9"]}}), "by an older recipe"
         assert found["figures"].keys() >= {"test", "new_test"} and "trained with places" in found["system"]
         teacher = root / "smoke/ldm/export.safetensors"
         made_from = load_export(root / "smoke/onestep/export.safetensors", "")[1]["parents"]["ldm"]
