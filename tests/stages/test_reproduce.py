@@ -327,7 +327,6 @@ def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, c
     assert {key for keys in groups.values() for key in keys} == SYSTEMS.keys()
     assert short_of("ldm", row(0.9), sets) == "reached"
     assert short_of("gan", row(0.5), sets) == "short by 0.027 / 0.178, after 2,000 of the report's 26,733 steps"
-    assert short_of("gan-auxiliary-placed", row(0.9), sets) == "short by 0.072 / 0.000"
     tried = SYSTEMS["gan-auxiliary"].tried
     assert tried and short_of("gan-auxiliary", row(0.9), sets) == f"short by 0.072 / 0.000. {tried}"
     assert short_of("gan-attention", row(0.5), sets) == ""
