@@ -191,7 +191,7 @@ SYSTEMS: dict[str, System] = {
     "ddpm-cosine-patches": System(
         "pixel DDPM, T = 500, beta-cosine, on 8x8 patches, told order and places",
         "ddpm",
-        COSINE,
+        (*COSINE, "ddpm.steps=3600", "ddpm.ema=0.995"),
         (0.931, 0.810),
         "not stated",
         recipe=PATCHES,
