@@ -10,7 +10,7 @@ from data.images import VERSION
 from data.labels import DataError, read_json
 from data.sizes import SIZE
 
-LABEL_FILES = ("objects.json", "train.json", "validation.json", "places.json")
+LABEL_FILES = ("objects.json", "train.json", "validation.json", "places.json", "turns.json")
 
 
 def fingerprint(folder: Path, validation_every: int, size: int = SIZE) -> str:

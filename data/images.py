@@ -5,6 +5,7 @@
     validation.json         the same, held out of training (optional)
     objects.json            {object: index}
     places.json             {path of the picture: [[x, y] or null, ...]}, in the order of its objects (optional)
+    turns.json              {path of the picture: [turn or null, ...]}, parts of a full turn (optional)
     test.json, new_test.json   [[object, ...], ...]; the configuration may list others
 
 Everything is checked here, once; `ImageSet` is what the rest of the project sees.
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from data.files import LARGEST_SIDE, SUFFIXES, PictureFiles
 from data.labels import DataError, Place, Vocabulary, read_conditions, read_picture_labels, read_vocabulary
-from data.places import read_places, recovered
+from data.places import read_places, read_turns, recovered
 from data.sizes import SIZE
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content, not by name: decoders of other formats may run programs
@@ -37,23 +38,26 @@ class ImageSet:
 
     `images` (n, 3, s, s) uint8; `held_out` (n,) bool; `objects` (n, m), indices in the order of the picture's list,
     then -1, in the smallest type that holds the vocabulary (`index_type`); `places` (n, m, 2) float32, x to the right
-    and y downwards in [0, 1] of the picture, -1 where unknown. `source`: where the places are from, in words.
-    `content`: a key of the files that were read.
+    and y downwards in [0, 1] of the picture, -1 where unknown; `turns` (n, m) float32, in [0, 1) of a full turn, -1
+    where unknown, None if none is known. `source`: where the places are from, in words. `content`: a key of the files
+    that were read.
     """
 
     images: Tensor
     held_out: Tensor
     objects: Tensor
     places: Tensor
+    turns: Tensor | None
     vocabulary: Vocabulary
     source: str
     content: str = ""
 
-    def part(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns views of the images, objects and places of the training or the held-out pictures."""
+    def part(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Returns views of the images, objects, places and turns of the training or the held-out pictures."""
         trained = len(self.held_out) - int(self.held_out.sum())
         rows = slice(trained, None) if held_out else slice(trained)
-        return self.images[rows], self.objects[rows], self.places[rows]
+        turns = None if self.turns is None else self.turns[rows]
+        return self.images[rows], self.objects[rows], self.places[rows], turns
 
     @property
     def labels(self) -> Tensor:
@@ -174,6 +178,14 @@ def _as_tensors(lists: list[list[int]], places: list[list[Place | None]], classe
     return objects, where
 
 
+def _turns(known: list[list[float | None]], objects: Tensor) -> Tensor | None:
+    """Converts the known turns, one list per picture, to `turns` of an ImageSet with these objects (n, m)."""
+    turns = torch.full(objects.shape, float(UNKNOWN))
+    for row, values in zip(turns, known, strict=True):
+        row[: len(values)] = torch.tensor([UNKNOWN if value is None else value for value in values])
+    return turns if (turns >= 0).any() else None
+
+
 def _both(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, list[int]], set[str] | None]:
     """Returns all pictures' objects, and the pictures that validation.json holds out (None without that file)."""
     listed = read_picture_labels(folder / "train.json", vocabulary)
@@ -200,6 +212,7 @@ def read_folder(
     vocabulary = read_vocabulary(folder / "objects.json")
     listed, apart = _both(folder, vocabulary)
     known = read_places(folder / "places.json", listed)
+    turned = read_turns(folder / "turns.json", listed) or {}
     pictures = PictureFiles(folder)
     missing = [name for name in listed if name not in pictures.names]
     if strange := [name for name in missing if PurePosixPath(name).suffix.lower() not in SUFFIXES]:
@@ -226,7 +239,8 @@ def read_folder(
     source = "from places.json"
     if known is None:
         places, source = recovered(images, objects, list(map(_scene, names))), "from the differences between pictures"
-    return ImageSet(images, held_out, objects, places, vocabulary, source, pictures.content())
+    turns = _turns([turned.get(name, []) for name in names], objects) if turned else None
+    return ImageSet(images, held_out, objects, places, turns, vocabulary, source, pictures.content())
 
 
 def read_test_sets(folder: Path, vocabulary: Vocabulary, names: Iterable[str]) -> dict[str, list[list[int]]]:

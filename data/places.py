@@ -1,4 +1,4 @@
-"""Object places, read from places.json or recovered from the differences between the pictures of a scene.
+"""Object places, read from places.json or recovered from the differences between the pictures of a scene; and turns.
 
 The pictures of an i-CLEVR scene form a series: each has the objects of the one before and one more, under the same
 camera and lamps. Their difference is that object and its shadow. The first object differs from the floor, which is the
@@ -7,7 +7,9 @@ Pictures of any size are compared at 64x64: sizes below are in those pixels.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.labels import DataError, Place, on_one_spot, read_json
+
+Value = TypeVar("Value")
 
 # A shadow darkens a grey floor equally in all channels, a coloured object does not: for a coloured object, a pixel's
 # change is that of hue (the largest change of a channel minus the smallest), else the largest change of a channel.
@@ -42,33 +46,61 @@ def _place(value: object) -> Place | None:
     return float(value[0]), float(value[1])
 
 
+def _turn(value: object) -> float | None:
+    """Converts a number in [0, 1) to a float, and null to None. Raises ValueError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:  # NaN is in no interval
+        raise ValueError
+    return float(value)
+
+
+def _of_objects(
+    path: Path, listed: dict[str, list[int]], of: Callable[[object], Value | None], words: str, row: str, fix: str
+) -> dict[str, list[Value | None]] | None:
+    """Reads {file name: [value or null, ...]}, each by `of`: one for each object of a picture's list, None if unknown.
+
+    Returns None if there is no file. `words` are for the values in errors, `row` is an example and `fix` says how to
+    write them. Raises DataError.
+    """
+    if not os.path.lexists(path):
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(values, list) for values in content.values()):
+        raise DataError(f'{path}: expected {{"picture.png": {row}, ...}}')
+    found: dict[str, list[Value | None]] = {}
+    for picture, values in content.items():
+        if picture not in listed:
+            raise DataError(f"{path}: {picture!r} has no labels; add them or remove it")
+        if len(values) != len(listed[picture]):
+            counts = f"{len(values)} {words} for {len(listed[picture])} objects"
+            raise DataError(f"{path}, {picture}: {counts}; give one per object, in the order of the labels, or null")
+        try:
+            found[picture] = list(map(of, values))
+        except ValueError:
+            raise DataError(f"{path}, {picture}: {str(values)[:80]} are not {words}; {fix}") from None
+    return found
+
+
 def read_places(path: Path, listed: dict[str, list[int]]) -> dict[str, list[Place | None]] | None:
     """Reads `places.json`, {file name: [[x, y] or null, ...]}: a place or None for each object of a picture's list.
 
     `listed`: all pictures' objects. Pictures that are missing from the file have no known places. Returns None if there
     is no file. Raises DataError.
     """
-    if not os.path.lexists(path):
-        return None
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(row, list) for row in content.values()):
-        raise DataError(f'{path}: expected {{"picture.png": [[0.3, 0.6], null, ...], ...}}')
-    found = {}
-    for picture, row in content.items():
-        if picture not in listed:
-            raise DataError(f"{path}: {picture!r} has no labels; add them or remove it")
-        if len(row) != len(listed[picture]):
-            counts = f"{len(row)} places for {len(listed[picture])} objects"
-            raise DataError(f"{path}, {picture}: {counts}; give one per object, in the order of the labels, or null")
-        try:
-            found[picture] = list(map(_place, row))
-        except ValueError:
-            fix = "give each as [x, y], from the left and from the top, each from 0 to 1, or as null"
-            raise DataError(f"{path}, {picture}: {str(row)[:80]} are not places; {fix}") from None
-        if spot := on_one_spot(found[picture]):
-            first, second = (row[i] for i in spot)
+    fix = "give each as [x, y], from the left and from the top, each from 0 to 1, or as null"
+    found = _of_objects(path, listed, _place, "places", "[[0.3, 0.6], null, ...]", fix)
+    for picture, row in (found or {}).items():
+        if spot := on_one_spot(row):
+            first, second = (list(row[i] or ()) for i in spot)
             raise DataError(f"{path}, {picture}: two objects too close, {first} and {second}; move one or give null")
     return found
+
+
+def read_turns(path: Path, listed: dict[str, list[int]]) -> dict[str, list[float | None]] | None:
+    """Reads `turns.json`, {file name: [turn or null, ...]}, as `read_places` reads places: parts of a full turn."""
+    fix = "give each as a part of a full turn, at least 0 and below 1, or as null"
+    return _of_objects(path, listed, _turn, "turns", "[0.25, null, ...]", fix)
 
 
 def _series(objects: Tensor, scenes: list[str]) -> tuple[Tensor, Tensor, Tensor]:

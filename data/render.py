@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from data.labels import DataError, Place
-from data.scenes import FIELD_OF_VIEW, HALF_HEIGHT, RADIUS, Item, Layout, Look, by_picture, layout, places_of
+from data.scenes import FIELD_OF_VIEW, HALF_HEIGHT, RADIUS, Item, Layout, Look, by_picture, layout, places_of, turns_of
 
-Drawn = tuple[dict[str, list[str]], dict[str, list[Place]]]  # object names and places, each by file name
+# object names, places and turns, each by file name
+Drawn = tuple[dict[str, list[str]], dict[str, list[Place]], dict[str, list[float]]]
 Plugin = dict[str, object]  # a description that Mitsuba loads
 
 # CLEVR's colours, sRGB 0..255 (arXiv 1612.06890, its properties.json)
@@ -102,7 +103,7 @@ def _grey(kind: str, unit: str, value: float) -> Plugin:
 
 
 def draw_scene(index: int, folder: Path, look: Look, size: int, samples: int) -> Drawn:
-    """Draws the missing pictures of one scene. Returns the object names and places of all its pictures."""
+    """Draws the missing pictures of one scene. Returns what all its pictures show."""
     scene = layout(index, look)
     labels = by_picture(index, [item.name for item in scene.items], look)
     missing = [name for name in labels if not (folder / name).exists()]
@@ -116,7 +117,7 @@ def draw_scene(index: int, folder: Path, look: Look, size: int, samples: int) ->
             of_scene = mi.UInt32(index)
             image = reduce(add, (mi.TensorXf(mi.render(mi.load_dict(p), spp=samples, seed=of_scene)) for p in passes))
             _write_picture(np.array(mi.util.convert_to_bitmap(image)), folder / name)
-    return labels, places_of(index, scene, look)
+    return labels, places_of(index, scene, look), turns_of(index, scene, look)
 
 
 def _write_picture(pixels: np.ndarray, path: Path) -> None:
@@ -171,9 +172,9 @@ def draw_scenes(
 ) -> Drawn:
     """Draws scenes `indices` into `folder` on all cores, `size` pixels a side. `progress` wraps the iterator.
 
-    Returns {file name: object names} and {file name: places of the objects}, each in the order of adding. Pictures that
-    exist are kept, so an interrupted call can continue; each is written whole or not at all. Raises DataError if
-    drawing fails, OSError if writing fails.
+    Returns {file name: object names}, {file name: places of the objects} and {file name: their turns}, each in the
+    order of adding. Pictures that exist are kept, so an interrupted call can continue; each is written whole or not at
+    all. Raises DataError if drawing fails, OSError if writing fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".*.png"):  # left by a killed call
@@ -181,12 +182,14 @@ def draw_scenes(
     draw = partial(draw_scene, folder=folder, look=look, size=size, samples=samples)
     labels: dict[str, list[str]] = {}
     places: dict[str, list[Place]] = {}
+    turns: dict[str, list[float]] = {}
     drawn = 0
     pool = ProcessPoolExecutor(workers or _cores(), get_context("spawn"), _quiet_worker)
     try:
-        for names, where in progress(pool.map(draw, indices, chunksize=8)):
+        for names, where, turned in progress(pool.map(draw, indices, chunksize=8)):
             labels |= names
             places |= where
+            turns |= turned
             drawn += 1
     except BrokenProcessPool:
         raise DataError(
@@ -201,4 +204,4 @@ def draw_scenes(
         for process in list((pool._processes or {}).values()):
             process.terminate() if drawn < len(indices) else None
         pool.shutdown(wait=True, cancel_futures=True)
-    return labels, places
+    return labels, places, turns

@@ -17,13 +17,15 @@ class Condition:
     """A batch of conditions: every network, sampler and task takes this one type.
 
     `objects` (b, m) int64: indices into the vocabulary in the order of the label list, then -1. `places` (b, m, 2)
-    float32: x to the right and y downwards in [0, 1] of the picture, -1 where unknown. `classes`: the size of the
-    vocabulary. A row may have places for all, some or none of its objects. A whole set may keep `objects` in a smaller
-    type: rows that are taken from it are int64.
+    float32: x to the right and y downwards in [0, 1] of the picture, -1 where unknown. `turns` (b, m) float32: how far
+    an object is turned about the vertical, as the camera sees it, in [0, 1) of a full turn, -1 where unknown.
+    `classes`: the size of the vocabulary. A row may have places and turns for all, some or none of its objects. A whole
+    set may keep `objects` in a smaller type: rows that are taken from it are int64.
     """
 
     objects: Tensor
     places: Tensor
+    turns: Tensor
     classes: int
 
     @classmethod
@@ -42,7 +44,7 @@ class Condition:
             for j, place in enumerate(places[i] if places is not None else []):
                 if place is not None:
                     where[i, j] = torch.tensor(place)
-        return cls(indices, where, classes)
+        return cls(indices, where, unknown_turns(indices), classes)
 
     @classmethod
     def of_labels(cls, labels: Tensor) -> "Condition":
@@ -54,7 +56,7 @@ class Condition:
 
     def __getitem__(self, rows: Tensor | slice | list[int]) -> "Condition":
         """Returns the chosen rows, indexed like a tensor; the number of slots m stays the same."""
-        return replace(self, objects=self.objects[rows].long(), places=self.places[rows])
+        return replace(self, objects=self.objects[rows].long(), places=self.places[rows], turns=self.turns[rows])
 
     @property
     def slots(self) -> int:
@@ -76,6 +78,11 @@ class Condition:
         return self.present & (self.places[..., 0] >= 0)
 
     @property
+    def turned(self) -> Tensor:
+        """(b, m) bool: the objects whose turn is known."""
+        return self.present & (self.turns >= 0)
+
+    @property
     def wholly_placed(self) -> Tensor:
         """(b,) bool: the rows with objects, all of whose places are known."""
         return (self.placed == self.present).all(dim=1) & self.present.any(dim=1)
@@ -95,11 +102,11 @@ class Condition:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "Condition":
         """Returns the condition with each of its tensors replaced by move(tensor), such as a copy on a device."""
-        return replace(self, objects=move(self.objects), places=move(self.places))
+        return replace(self, objects=move(self.objects), places=move(self.places), turns=move(self.turns))
 
     def repeat(self, copies: int) -> "Condition":
         """Returns all rows repeated, end to end: (copies x b) rows."""
-        return replace(self, objects=self.objects.repeat(copies, 1), places=self.places.repeat(copies, 1, 1))
+        return self.moved(lambda values: values.repeat(copies, *[1] * (values.ndim - 1)))
 
     def with_slots(self, slots: int) -> "Condition":
         """Pads with absent objects to m = `slots`. Raises ValueError if m is already larger."""
@@ -109,15 +116,26 @@ class Condition:
             self,
             objects=F.pad(self.objects, (0, more), value=ABSENT),
             places=F.pad(self.places, (0, 0, 0, more), value=ABSENT),
+            turns=F.pad(self.turns, (0, more), value=ABSENT),
         )
 
     def with_places(self, places: Tensor) -> "Condition":
         """Returns the same objects at other places (b, m, 2)."""
         return replace(self, places=places)
 
+    def with_turns(self, turns: Tensor) -> "Condition":
+        """Returns the same objects with other turns (b, m)."""
+        return replace(self, turns=turns)
+
     def only_placed(self, rows: Tensor) -> "Condition":
-        """Keeps the places of the rows (b,) bool that are True; all others become unknown."""
-        return self.with_places(torch.where(rows[:, None, None], self.places, float(ABSENT)))
+        """Keeps the places and turns of the rows (b,) bool that are True; all others become unknown."""
+        placed = self.with_places(torch.where(rows[:, None, None], self.places, float(ABSENT)))
+        return placed.with_turns(torch.where(rows[:, None], self.turns, float(ABSENT)))
+
+
+def unknown_turns(objects: Tensor) -> Tensor:
+    """Returns turns (b, m) for objects (b, m), all unknown. They take no memory: all are one number."""
+    return torch.full((1, 1), float(ABSENT), device=objects.device).expand(objects.shape)
 
 
 def joined(parts: Sequence[Condition]) -> Condition:
@@ -128,6 +146,7 @@ def joined(parts: Sequence[Condition]) -> Condition:
         parts[0],
         objects=torch.cat([part.objects for part in parts]),
         places=torch.cat([part.places for part in parts]),
+        turns=torch.cat([part.turns for part in parts]),
     )
 
 

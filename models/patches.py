@@ -46,7 +46,8 @@ class PatchUNet(nn.Module):
         build: Callable[..., UNet] = UNet  # which checks its options
         self.unet = build(width, classes, most, channels=channels, **options)
         self.unembed = nn.Conv2d(width, values, 1)
-        self.places, self.self_condition = self.unet.places, self.unet.self_condition
+        self.places, self.turns = self.unet.places, self.unet.turns
+        self.self_condition = self.unet.self_condition
         self.register_buffer("mean", torch.zeros(3, side, side))
         self.register_buffer("deviation", torch.ones(3, side, side))
 

@@ -28,12 +28,13 @@ class Tokens(nn.Module):
     `tokens`: a learned first token, then one per object, n = 1 + the condition's slots. `vector`: one token for the
     whole set. A dropped condition (classifier-free guidance) is a learned null token. With `order` a token also
     encodes the object's slot in the list; slots beyond the `most` of training count as the last. With `places` it
-    encodes where the object is, by Fourier features, or a learned vector if unknown (arXiv 2301.07093, eq. 5).
+    encodes where the object is, by Fourier features, or a learned vector if unknown (arXiv 2301.07093, eq. 5); with
+    `turns` how it is turned, if known.
     """
 
     OCTAVES = 6  # of the Fourier features: the finest period is a sixteenth of the picture
 
-    def __init__(self, classes: int, width: int, kind: str, most: int, order: bool, places: bool):
+    def __init__(self, classes: int, width: int, kind: str, most: int, order: bool, places: bool, turns: bool):
         super().__init__()
         self.kind, self.most = kind, most
         self.embedding = nn.Embedding(classes, width)
@@ -42,6 +43,7 @@ class Tokens(nn.Module):
         self.slot = nn.Embedding(most, width) if order else None
         self.place = nn.Linear(4 * self.OCTAVES, width) if places else None
         self.nowhere = nn.Parameter(torch.randn(width) * 0.02) if places else None
+        self.turn = Turn(width) if turns else None
 
     def forward(self, condition: Condition, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`keep` (b,) bool: rows with False lose their condition."""
@@ -57,6 +59,8 @@ class Tokens(nn.Module):
         if self.place is not None and self.nowhere is not None:
             where = self.place(fourier(condition.places, self.OCTAVES))
             objects = objects + torch.where(condition.placed[..., None], where, self.nowhere)
+        if self.turn is not None:
+            objects = objects + self.turn(condition)
         return torch.cat([first[:, None], objects], dim=1), F.pad(present, (1, 0), value=True), total
 
 
@@ -66,21 +70,44 @@ def fourier(places: Tensor, octaves: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
+class Turn(nn.Module):
+    """Embeds how objects are turned: (b, m, width), zeros where it is not known.
+
+    The features are sine and cosine of 1, 2, 4 and 8 times the angle. A cube looks the same after each quarter turn,
+    so only the last two differ between what can be seen.
+    """
+
+    TIMES = (1.0, 2.0, 4.0, 8.0)
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.embed = nn.Linear(2 * len(self.TIMES), width)
+
+    def forward(self, condition: Condition) -> Tensor:
+        times = torch.tensor(self.TIMES, device=condition.device)
+        angles = condition.turns[..., None] * (2 * math.pi * times)
+        return self.embed(torch.cat([angles.sin(), angles.cos()], dim=-1)) * condition.turned[..., None]
+
+
 class Raster(nn.Module):
     """Draws a condition as a map (b, channels, side, side): each placed object's embedding, spread around its place.
 
-    The last layer starts at zero, so a network that is given the map starts as if it were not there.
+    With `turns` the embedding also says how the object is turned, if known. The last layer starts at zero, so a network
+    that is given the map starts as if it were not there.
     """
 
-    def __init__(self, classes: int, width: int, channels: int):
+    def __init__(self, classes: int, width: int, channels: int, turns: bool = False):
         super().__init__()
         self.embedding = nn.Embedding(classes, width)
+        self.turn = Turn(width) if turns else None
         self.leave = zero_init(nn.Conv2d(width, channels, 1))
 
     def forward(self, condition: Condition, keep: Tensor, side: int) -> Tensor:
         """`keep` (b,) bool: rows with False lose their condition."""
         spread = blobs(condition.places, side) * (condition.placed & keep[:, None])[..., None, None]
         objects = self.embedding(condition.objects.clamp(min=0))
+        if self.turn is not None:
+            objects = objects + self.turn(condition)
         return self.leave(torch.einsum("b m h w, b m c -> b c h w", spread, objects.to(spread.dtype)))
 
 
@@ -143,6 +170,7 @@ class UNet(nn.Module):
         condition: str = "tokens",
         order: bool = False,
         places: bool = False,
+        turns: bool = False,
         pooled: bool = False,
         dropout: float = 0.0,
         self_condition: bool = False,
@@ -160,13 +188,14 @@ class UNet(nn.Module):
         def level(entering: int, leaving: int) -> Level:
             return Level(entering, leaving, embedding, heads_at(leaving), context, depth, expansion, dropout)
 
-        self.inputs, self.channels, self.self_condition, self.places = inputs, channels, self_condition, places
+        self.inputs, self.channels, self.self_condition = inputs, channels, self_condition
+        self.places, self.turns = places, turns
         self.feature_widths = [width for width in widths for _ in range(blocks)] + widths[-1:]
-        self.labels = Tokens(classes, context, condition, most, order, places)
+        self.labels = Tokens(classes, context, condition, most, order, places, turns)
         self.time = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.pooled = nn.Linear(context, embedding) if pooled else None
         self.enter = conv3x3(inputs * (1 + self_condition), channels)
-        self.raster = Raster(classes, context, channels) if places else None
+        self.raster = Raster(classes, context, channels, turns) if places else None
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = channels, [channels]
         for i, outputs in enumerate(widths):

@@ -153,9 +153,9 @@ def main(context: Context) -> None:
     settings = section_of(context)
     dataset = load_dataset(context.config, context.device)
     parents: dict[str, object] = {"data": dataset.sha256}
-    dataset.must_know_places(context.config.places_of("ddpm"))  # `models` may not list it
+    dataset.must_know(context.config, "ddpm")
     if settings.wants_layouts:
-        parents |= dataset.layouts
+        parents |= dataset.layouts(settings.takes_turns)
     if settings.plateau_factor < 1:  # then the accuracy of previews is part of the training
         judged_by = read_about(context.export("evaluator"), f"run {context.make('evaluator')}")
         parents["evaluator"] = judged_by["sha256"]

@@ -26,7 +26,15 @@ from stages.engine.log import Metric, say
 from stages.engine.optim import Optimizer
 from stages.engine.parts import parts_of
 from stages.engine.run import Part
-from stages.engine.sampling import Draw, in_batches, preview, takes_places, with_chosen_places
+from stages.engine.sampling import (
+    Draw,
+    in_batches,
+    preview,
+    takes_places,
+    takes_turns,
+    with_chosen_places,
+    with_chosen_turns,
+)
 from stages.engine.schema import Denoising, Eval
 from stages.engine.trained import held_in
 
@@ -114,8 +122,10 @@ class DiffusionSampler:
         return self._sampled(condition, keys, how, lambda x: x)
 
     def with_places(self, condition: Condition, keys: list[tuple], how: Eval) -> Condition:
-        """Returns what `sample` gives the network: with a place for each object, if it reads places."""
-        return with_chosen_places(condition, keys, self.layouts, how) if self.takes_places else condition
+        """Returns what `sample` gives the network: with a place and a turn for each object, if it reads them."""
+        if self.takes_places:
+            condition = with_chosen_places(condition, keys, self.layouts, how)
+        return with_chosen_turns(condition, keys, how) if takes_turns(self.network) else condition
 
     @torch.no_grad()
     def _sampled(

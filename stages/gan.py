@@ -292,7 +292,7 @@ def fresh_task(context: Context, dataset: Dataset) -> GanTask:
 
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
-    dataset.must_know_places(context.config.places_of("gan"))  # `models` may not list it
+    dataset.must_know(context.config, "gan")
     parents, vae = {"data": dataset.sha256}, None
     if context.config.gan.space == "latents":
         vae, about = load_vae(context)

@@ -83,12 +83,12 @@ def fresh_task(context: Context, dataset: Dataset) -> DiffusionTask[UNet]:
 
 def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset = load_dataset(context.config, context.device)
-    dataset.must_know_places(context.config.places_of("ldm"))  # `models` may not list it
+    dataset.must_know(context.config, "ldm")
     dataset.apart(context.config.ldm.apart, "ldm.apart")  # refused before latents are encoded
     vae, about = load_vae(context)
     parents = {"data": dataset.sha256, "vae": about["sha256"], **latents_kind(vae, dataset, context)}
     if context.config.ldm.wants_layouts:
-        parents |= dataset.layouts
+        parents |= dataset.layouts(context.config.ldm.takes_turns)
     run = Run(context, "ldm", parents)
     if not run.finished():
         run.train(ldm_task(context, dataset, vae, latents_of(vae, about["sha256"], dataset, context)), until)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.adversarial import LOSSES
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from models.distillation import DISTANCES, FeatureCritic
 from models.samplers import sampling_timesteps
 from models.self_condition import predict
@@ -109,7 +109,9 @@ class Pairs(NamedTuple):
 def pairs_of(tensors: dict[str, Tensor], dataset: Dataset, context: Context) -> Pairs:
     """Returns the pairs that the tensors of `make_part` hold, on the device."""
     on_device = {name: values.to(context.device) for name, values in tensors.items()}
-    conditions = Condition(on_device["objects"], on_device["places"], len(dataset.vocabulary))
+    objects = on_device["objects"]
+    turns = on_device.get("turns", unknown_turns(objects))  # pairs of an older version have none
+    conditions = Condition(objects, on_device["places"], turns, len(dataset.vocabulary))
     return Pairs(on_device["noise"], on_device["latents"], conditions)
 
 
@@ -127,7 +129,8 @@ def make_part(
     asked = teacher.with_places(asked, keys, how)
     latents = teacher.undecoded(asked, keys, how)
     noise = torch.stack([torch.randn(teacher.shape, generator=sample_generator(*key)) for key in keys])
-    return {"noise": noise, "latents": latents.cpu(), "objects": asked.objects, "places": asked.places}
+    known = {"objects": asked.objects, "places": asked.places, "turns": asked.turns.contiguous()}
+    return {"noise": noise, "latents": latents.cpu(), **known}
 
 
 def made_pairs(run: Run, teacher: DiffusionSampler, dataset: Dataset) -> Pairs:
@@ -258,8 +261,9 @@ def parents_of(context: Context, dataset: Dataset, teacher: dict) -> dict[str, o
     """Returns what a run is made from: data, LDM (`teacher`: its description), autoencoder and how the LDM samples."""
     how, guided = context.config.eval, context.config.eval.classifier_guidance > 0
     parents: dict[str, object] = {"data": dataset.sha256, "ldm": teacher["sha256"], "vae": teacher["parents"]["vae"]}
-    if Ldm.model_validate(teacher["config"], strict=False).network.wants_layouts:
-        parents |= dataset.layouts
+    network = Ldm.model_validate(teacher["config"], strict=False).network
+    if network.wants_layouts:
+        parents |= dataset.layouts(network.turns)
     if guided:
         parents["guide"] = read_about(context.export("guide"), "train the evaluator of that experiment")["sha256"]
     not_it = ("eval.seeds", "eval.compile")

@@ -4,9 +4,9 @@ import json
 import time
 from pathlib import Path
 
-from data.labels import DataError, Place
+from data.labels import DataError
 from data.render import draw_scenes
-from data.scenes import OBJECTS, Look, objects_json, scene_places, test_sets
+from data.scenes import OBJECTS, Look, objects_json, scene_poses, test_sets
 from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.errors import UserError
@@ -14,6 +14,8 @@ from stages.engine.files import from_json, write_atomically
 from stages.engine.log import progress, say
 from stages.engine.run import differences, move_aside
 from stages.engine.schema import flatten
+
+POSES = ("places.json", "turns.json")
 
 
 def _settings_of(folder: Path) -> dict | None:
@@ -26,8 +28,14 @@ def _settings_of(folder: Path) -> dict | None:
         raise UserError(f"{folder / 'render.json'} is damaged; start again with --fresh (Make: FRESH=1)") from None
 
 
-def _write_places(folder: Path, places: dict[str, list[Place]]) -> None:
-    write_atomically(folder / "places.json", json.dumps(places).encode())
+def _write_missing_poses(folder: Path, indices: range, look: Look) -> list[str]:
+    """Writes the files of places and turns that a version drew without. Returns their names."""
+    missing = [name for name in POSES if not (folder / name).exists()]
+    if missing:
+        poses = dict(zip(POSES, scene_poses(indices, look), strict=True))
+        for name in missing:
+            write_atomically(folder / name, json.dumps(poses[name]).encode())
+    return missing
 
 
 def main(context: Context) -> None:
@@ -47,9 +55,8 @@ def main(context: Context) -> None:
     total = settings.scenes + settings.validation_scenes
     pictures = total * (settings.objects if settings.series else 1)
     if (folder / "train.json").exists():
-        if begun is not None and not (folder / "places.json").exists():  # drawn by a version that did not write them
-            _write_places(folder, scene_places(range(total), look))
-            say(f"{title}: wrote the places of the objects to {folder / 'places.json'}")
+        if begun is not None and (added := _write_missing_poses(folder, range(total), look)):
+            say(f"{title}: wrote where objects are and how they are turned to {folder}: {', '.join(added)}")
         say(f"{title}: finished already ({pictures} pictures): {folder}")
         return
     write_atomically(folder / "render.json", json.dumps(wanted).encode())
@@ -60,7 +67,7 @@ def main(context: Context) -> None:
         say(f"{title}: drawn at {size}x{size}; packing shrinks them to data.size={context.config.data.size}")
     began = time.perf_counter()
     try:
-        labels, places = draw_scenes(
+        labels, *poses = draw_scenes(
             folder / "iclevr",
             range(total),
             lambda scenes: progress(scenes, f"{title}: {total} scenes", total),
@@ -72,7 +79,8 @@ def main(context: Context) -> None:
         raise UserError(str(error)) from None
     pairs = list(labels.items())
     cut = settings.scenes * pictures // total
-    _write_places(folder, places)
+    for name, of_scenes in zip(POSES, poses, strict=True):
+        write_atomically(folder / name, json.dumps(of_scenes).encode())
     write_atomically(folder / "validation.json", json.dumps(dict(pairs[cut:])).encode())
     write_atomically(folder / "train.json", json.dumps(dict(pairs[:cut])).encode())  # last: the set is complete
     say(f"{title}: {len(pairs)} pictures in {(time.perf_counter() - began) / 60:.1f} min: {folder}")

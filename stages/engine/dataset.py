@@ -13,7 +13,7 @@ from data.images import read_test_sets, to_unit
 from data.joined import Joined, Rows
 from data.labels import DataError, Vocabulary, withheld
 from models.choices import DIFFUSION
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from models.layouts import evenly, smallest_gaps
 from stages.engine.ahead import Batches
 from stages.engine.config import Config
@@ -36,7 +36,8 @@ class Dataset:
     indices of objects; those of a batch become multi-hot.
 
     `sha256` covers pictures, label sets and split; `places_sha256` covers the objects' order and places ("" if no place
-    is known). A network that is trained on label sets alone therefore stays valid when places are found.
+    is known), `turns_sha256` how they are turned ("" if that is not known). A network that is trained on label sets
+    alone therefore stays valid when places are found.
     """
 
     images: Rows
@@ -47,6 +48,7 @@ class Dataset:
     vocabulary: Vocabulary
     sha256: str
     places_sha256: str
+    turns_sha256: str
     folder: str | Path  # where the pictures are from, in words
 
     @property
@@ -76,16 +78,20 @@ class Dataset:
         """The largest number of objects in a training picture: training teaches that many slots of an order."""
         return max(int((part >= 0).any(0).sum()) for part in self.conditions.objects.split(CHUNK))  # no list has gaps
 
-    @property
-    def layouts(self) -> dict[str, str]:
-        """Parent hashes of networks that read the objects' order or places. Without places, the order adds one."""
-        order = {} if self.places_sha256 else {"order": sha256_of({"objects": as_int64(self.conditions.objects)})}
-        return {"places": self.places_sha256, **order}
+    def layouts(self, turns: bool = False) -> dict[str, str]:
+        """Returns parent hashes of networks that read the objects' order or places, or how they turn (`turns`).
 
-    def must_know_places(self, needs: dict[str, str]) -> None:
-        """Raises UserError if no place is known and `needs`, as from `Config.places_of`, names a key that needs one."""
+        Without places, the order adds one.
+        """
+        order = {} if self.places_sha256 else {"order": sha256_of({"objects": as_int64(self.conditions.objects)})}
+        return {"places": self.places_sha256, **order, **({"turns": self.turns_sha256} if turns else {})}
+
+    def must_know(self, config: Config, model: str) -> None:
+        """Raises UserError if a model's settings need places or turns and none is known. `models` may not list it."""
         if not self.places_sha256:
-            _refuse_needed_places(needs, str(self.folder))
+            _refuse_needed_places(config.places_of(model), str(self.folder))
+        if not self.turns_sha256:
+            _refuse_needed_turns(config.turns_of(model), str(self.folder))
 
     def apart(self, distance: float, key: str) -> Tensor | None:
         """Returns the training pictures (k,) whose objects are at least `distance` (sides of the picture) apart.
@@ -145,6 +151,15 @@ def _refuse_needed_places(needs: dict[str, str], where: str) -> None:
         )
 
 
+def _refuse_needed_turns(needs: dict[str, str], where: str) -> None:
+    """Raises UserError if `needs` is not empty: {key that needs turns: override that does without them}."""
+    if needs:
+        raise UserError(
+            f"{where}: it is not known how any object is turned, but {', '.join(needs)} must know it; add a turns.json "
+            f"(docs/conditions.md), or set {' '.join(needs.values())}"
+        )
+
+
 def _refuse_smaller_scenes(folder: Path, size: int) -> None:
     """Raises UserError if `stages.render` drew this folder's scenes smaller than data.size: packing would enlarge them.
 
@@ -201,12 +216,15 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     except DataError as error:
         raise UserError(str(error)) from None
     classes, digest, places_digest = len(vocabulary), packs.digest("pictures_sha256"), packs.digest("places_sha256")
+    turns_digest = packs.digest("turns_sha256")
     if not places_digest:
         _refuse_needed_places(config.needs_places, where)
+    if not turns_digest:
+        _refuse_needed_turns(config.needs_turns, where)
 
     def part(held_out: bool) -> tuple[Rows, Condition]:
-        pictures, objects, places = packs.part(held_out)
-        return pictures, Condition(objects, places, classes)
+        pictures, objects, places, turns = packs.part(held_out)
+        return pictures, Condition(objects, places, unknown_turns(objects) if turns is None else turns, classes)
 
     pictures, conditions = part(held_out=False)
     if config.data.withhold:
@@ -214,7 +232,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         (rows,) = seen.nonzero(as_tuple=True)
         parts = pictures.parts if isinstance(pictures, Joined) else [pictures]
         pictures, digest = Joined(parts, rows.int()), f"{digest} withhold {config.data.withhold}"
-        conditions = Condition(conditions.objects[rows], conditions.places[rows], classes)
+        conditions = conditions.moved(lambda values: values[rows])
         if not len(pictures):
             raise UserError(
                 f"data.withhold={config.data.withhold:g} leaves no picture of {where} to train on; lower it"
@@ -229,6 +247,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         vocabulary,
         digest,
         places_digest,
+        turns_digest,
         where,
     )
     trained = {"ldm" if model == "onestep" else model for model in config.models} - config.uses.keys()

@@ -18,6 +18,7 @@ from data.fingerprints import content_of, fingerprint, outline
 from data.images import UNKNOWN, ImageSet, index_type, read_folder
 from data.joined import Joined, Rows
 from data.labels import DataError, Vocabulary, read_vocabulary
+from models.condition import unknown_turns
 from stages.engine import distributed
 from stages.engine.config import Config
 from stages.engine.drawn import CHUNK
@@ -28,7 +29,7 @@ from stages.engine.log import progress, say
 
 SUFFIX = ".safetensors"
 LATENTS = "latents-"  # what the folders beside the packs that hold latents begin with
-LABELS = ("held_out", "objects", "places")  # what a pack holds beside the pictures
+LABELS = ("held_out", "objects", "places")  # what a pack holds beside the pictures, and `turns` if any is known
 DIGESTS = ("pictures_sha256", "places_sha256")
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 TRUSTED = 4 * 2**30  # bytes from which a pack's pictures are checked once and not at each start
@@ -76,7 +77,8 @@ def pack_of(config: Config, source: Path) -> tuple[ImageSet, dict]:
             f"{path} is of {size}x{size} pictures, but data.size is {config.data.size}; set data.size={size}"
         )
     held_out, objects, places = (tensors[name] for name in LABELS)
-    return ImageSet(images, held_out, objects, places, Vocabulary(about["objects"]), about["places"]), about
+    vocabulary, turns = Vocabulary(about["objects"]), tensors.get("turns")
+    return ImageSet(images, held_out, objects, places, turns, vocabulary, about["places"]), about
 
 
 def _made(config: Config, folder: Path) -> Path:
@@ -174,6 +176,8 @@ def _write(path: Path, config: Config, folder: Path) -> None:
 def write_pack(path: Path, images: ImageSet, **more: object) -> None:
     """Writes a pack of pictures, with `more` in its description."""
     labels = {name: getattr(images, name) for name in LABELS}
+    if images.turns is not None:
+        labels["turns"] = images.turns
     shape = (len(images.images), len(images.vocabulary))
     pictures: dict[str, Tensor | Computed] = {
         "images": images.images,
@@ -188,6 +192,7 @@ def write_pack(path: Path, images: ImageSet, **more: object) -> None:
         "content": images.content,
         "pictures_sha256": sha256_of(pictures),  # of what packs once held: runs are known by it
         "places_sha256": sha256_of(places) if (images.places >= 0).any() else "",
+        "turns_sha256": "" if images.turns is None else sha256_of({"turns": images.turns}),
         "labels_sha256": sha256_of(labels),
         **more,
     }
@@ -239,7 +244,7 @@ def _opened(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict]:
         raise UserError(f"{path} is not a pack of pictures: {fault}; {remedy}")
     if large and not known:
         note_checked(path)
-    elif known and sha256_of({name: tensors[name] for name in LABELS}) != about["labels_sha256"]:
+    elif known and sha256_of({k: v for k, v in tensors.items() if k != "images"}) != about["labels_sha256"]:
         raise UserError(f"{path} is damaged (checksum differs): move it aside, then {remedy}")
     return tensors, about
 
@@ -254,6 +259,9 @@ def _fault_of(tensors: dict[str, Tensor], about: dict) -> str | None:
         return f"its objects are {tuple(objects.shape)}, {objects.dtype}"
     if held_out.dtype != torch.bool or held_out.shape != (count,) or places.shape != (*objects.shape, 2):
         return f"held_out and places are {tuple(held_out.shape)}, {held_out.dtype}, and {tuple(places.shape)}"
+    turns = tensors.get("turns", places[..., 0])
+    if turns.shape != objects.shape or not turns.is_floating_point():
+        return f"its turns are {tuple(turns.shape)}, {turns.dtype}"
     if not places.is_floating_point() or not all(isinstance(about.get(key), str) for key in DIGESTS):
         return "its places or hashes are of another type"
     if any(part.min() < UNKNOWN or part.max() >= len(names) for part in objects.split(CHUNK)):
@@ -283,19 +291,23 @@ class Packs:
     sets: list[ImageSet]
     abouts: list[dict]
 
-    def part(self, held_out: bool) -> tuple[Rows, Tensor, Tensor]:
-        """Returns the pictures, objects and places of the training or the held-out pictures: of one pack, views."""
+    def part(self, held_out: bool) -> tuple[Rows, Tensor, Tensor, Tensor | None]:
+        """Returns pictures, objects, places and turns of the training or the held-out pictures: of one pack, views."""
         found = [images.part(held_out) for images in self.sets]
         if len(found) == 1:
             return found[0]
-        kind, slots = index_type(len(self.sets[0].vocabulary)), max(objects.shape[1] for _, objects, _ in found)
-        objects = [F.pad(some.to(kind), (0, slots - some.shape[1]), value=UNKNOWN) for _, some, _ in found]
-        places = [F.pad(some, (0, 0, 0, slots - some.shape[1]), value=float(UNKNOWN)) for *_, some in found]
-        return Joined([pictures for pictures, *_ in found]), torch.cat(objects), torch.cat(places)
+        kind, slots = index_type(len(self.sets[0].vocabulary)), max(objects.shape[1] for _, objects, *_ in found)
+        objects = [F.pad(some.to(kind), (0, slots - some.shape[1]), value=UNKNOWN) for _, some, *_ in found]
+        places = [F.pad(some, (0, 0, 0, slots - some.shape[1]), value=float(UNKNOWN)) for _, _, some, _ in found]
+        turns = None
+        if any(some is not None for *_, some in found):
+            each = (unknown_turns(of) if some is None else some for _, of, _, some in found)
+            turns = torch.cat([F.pad(some, (0, slots - some.shape[1]), value=float(UNKNOWN)) for some in each])
+        return Joined([pictures for pictures, *_ in found]), torch.cat(objects), torch.cat(places), turns
 
     def digest(self, key: str) -> str:
         """Returns what identifies the set: one pack's own `key`, or a hash of several; "" if all are ""."""
-        found = [about[key] for about in self.abouts]
+        found = [about.get(key, "") for about in self.abouts]  # an older pack has no hash of turns
         if len(found) == 1 or not any(found):
             return found[0]
         return hashlib.sha256(" ".join(found).encode()).hexdigest()

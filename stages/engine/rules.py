@@ -13,7 +13,7 @@ from stages.engine.errors import UserError
 from stages.engine.schema import Config, Ddpm, Eval, Gan, Ldm, Network, flatten
 
 # a data folder's other files, and a report's key beside the sets' names
-OTHER_FILES = ("train", "validation", "objects", "places", "render", "held_out")
+OTHER_FILES = ("train", "validation", "objects", "places", "turns", "render", "held_out")
 SECTIONS = {"ddpm": "configs/ddpm-multiply-add.yaml", "onestep": "configs/onestep.yaml"}  # which have one, for example
 
 
@@ -211,6 +211,8 @@ def _check_network(network: Network, key: str, size: int, where: Path) -> None:
             f"{where}: {key}.condition=vector is one token for the whole set, without order or places; set "
             f"{key}.condition=tokens, or order=false and places=false"
         )
+    if network.turns and not network.places:
+        raise UserError(f"{where}: {key}.turns=true needs {key}.places=true; set both or neither")
     widths = [network.channels * m for m in network.multipliers]
     if network.channels % 2 or len(widths) > side.bit_length():
         most = f"at most {side.bit_length()} multipliers ({side}x{side} to 1x1)"

@@ -34,8 +34,13 @@ def takes_places(network: nn.Module) -> bool:
     return getattr(network, "places", False)
 
 
+def takes_turns(network: nn.Module) -> bool:
+    """Returns True if the network reads how the objects are turned."""
+    return getattr(network, "turns", False)
+
+
 def without_places(condition: Condition) -> Condition:
-    """Returns the same objects with unknown places: the program chooses them."""
+    """Returns the same objects with unknown places and turns: the program chooses them."""
     return condition.only_placed(torch.zeros(len(condition), dtype=torch.bool, device=condition.device))
 
 
@@ -47,6 +52,18 @@ def with_chosen_places(condition: Condition, keys: list[tuple], layouts: LayoutP
     if how.places == "unknown":
         return condition
     return layouts.apart(how.apart).complete(condition, [sample_generator(*key, "layout") for key in keys])
+
+
+def with_chosen_turns(condition: Condition, keys: list[tuple], how: Eval) -> Condition:
+    """Gives each object that it is not known of a turn, which the sample's key chooses: all are equally likely.
+
+    With `how.places` "unknown", unknown turns stay unknown.
+    """
+    if how.places == "unknown":
+        return condition
+    drawn = [torch.rand(condition.slots, generator=sample_generator(*key, "turns")) for key in keys]
+    chosen = torch.stack(drawn).to(condition.device) if drawn else condition.turns
+    return condition.with_turns(torch.where(condition.present & ~condition.turned, chosen, condition.turns))
 
 
 def in_batches(

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from data.labels import DataError, Vocabulary
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from models.layouts import LayoutPrior
 from models.reader import Reader, distances
 from stages.commands import COMMANDS, refuse_places
@@ -100,7 +100,8 @@ def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     objects = asked_objects(context.arguments.labels, dataset)
     places = walk(dataset.conditions, len(objects))
-    asked = Condition(torch.tensor([objects]).repeat(len(places), 1), places, len(dataset.vocabulary))
+    same = torch.tensor([objects]).repeat(len(places), 1)
+    asked = Condition(same, places, unknown_turns(same), len(dataset.vocabulary))
     reader, about = load_reader(context)
     refuse_other_pictures(context, {"reader": about}, dataset)
     names = [dataset.vocabulary.names[i] for i in objects]

@@ -19,13 +19,13 @@ def run(file, **inputs):
     return graph.run(None, {i.name: inputs[i.name] for i in graph.get_inputs()})[0]
 
 
-def draw(model, objects, places, noise):
+def draw(model, noise, **condition):
     """Noise (1, c, h, w), objects (1, m) int64, places (1, m, 2) float32, -1 for none -> (1, 3, s, s) in [-1, 1]."""
     x, estimate = noise, np.zeros_like(noise)
     for t, guidance, *factors in model["steps"]:  # DDIM, arXiv 2010.02502, eq. 12
         keep = np.array([True, False] if guidance not in (0, 1) else [guidance == 1])
         p, q, a, b = np.float32(factors)
-        rows = {"x": x, "t": np.int64([t]), "objects": objects, "places": places, "estimate": estimate}
+        rows = {"x": x, "t": np.int64([t]), "estimate": estimate, **condition}
         found = run(model["denoiser"], keep=keep, **{k: v.repeat(len(keep), axis=0) for k, v in rows.items()})
         x, estimate = p * x + q * (found[-1:] + guidance * (found[:1] - found[-1:])), a * x + b * found[:1]
     return run(model["decoder"], x=x)
@@ -103,7 +103,8 @@ def main():
         each = random.standard_normal((*objects.shape, model["object_noise"]), np.float32)
         picture = run(model["generator"], noise=noise, object_noise=each, objects=objects, places=places)
     else:
-        picture = draw(model, objects, places, noise)
+        turns = random.random(objects.shape, np.float32)  # how objects are turned: read by networks that are told it
+        picture = draw(model, noise, objects=objects, places=places, turns=turns)
     try:
         Path(a.out).write_bytes(png(picture[0]))
     except OSError as error:

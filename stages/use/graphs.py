@@ -1,7 +1,8 @@
 """Writes networks as ONNX graphs of plain tensors, and measures how far onnxruntime's result is from torch's.
 
-A graph takes a condition as two tensors, `objects` (b, m) and `places` (b, m, 2), as in models/condition.py: -1 where
-there is no object and where a place is not known. Batch b and slots m may have any size. All arithmetic is float32.
+A graph takes a condition as `objects` (b, m), `places` (b, m, 2) and, if its network reads them, `turns` (b, m), as in
+models/condition.py: -1 where there is no object and where a place or turn is not known. Batch b and slots m may have
+any size. All arithmetic is float32.
 """
 
 import warnings
@@ -12,23 +13,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from models.evaluator import Evaluator
 from models.placed_gan import PlacedGenerator
 from models.self_condition import takes_estimate
 from models.wgan import Generator
+from stages.engine.sampling import takes_turns
 
 OPSET = 18  # what torch's exporter writes itself; it converts to later ones
 TOLERANCE = 1e-3  # the largest difference from torch that is accepted, of outputs that are about 1
 BATCH, SLOTS = "batch", "slots"  # the axes of any size
-PER_OBJECT = ("objects", "places", "object_noise")  # inputs with an axis of slots
+PER_OBJECT = ("objects", "places", "turns", "object_noise")  # inputs with an axis of slots
 
 
 class Denoiser(nn.Module):
     """One call of a diffusion network: noisy x (b, c, h, w), t (b,) int64 and a condition -> its prediction.
 
     `keep` (b,) bool: rows with False get no condition, as guidance needs. `estimate` (b, c, h, w), only of a
-    network with self-conditioning: the x_0 that the call before predicted, at first zeros.
+    network with self-conditioning: the x_0 that the call before predicted, at first zeros. `turns` (b, m): only of a
+    network that reads them.
     """
 
     def __init__(self, network: nn.Module, classes: int):
@@ -36,10 +39,18 @@ class Denoiser(nn.Module):
         self.network, self.classes = network, classes
 
     def forward(
-        self, x: Tensor, t: Tensor, objects: Tensor, places: Tensor, keep: Tensor, estimate: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        objects: Tensor,
+        places: Tensor,
+        keep: Tensor,
+        turns: Tensor | None = None,
+        estimate: Tensor | None = None,
     ) -> Tensor:
         more = () if estimate is None else (estimate,)
-        return self.network(x, t, Condition(objects, places, self.classes), keep, *more)
+        turns = unknown_turns(objects) if turns is None else turns
+        return self.network(x, t, Condition(objects, places, turns, self.classes), keep, *more)
 
 
 class Decoder(nn.Module):
@@ -66,7 +77,8 @@ class Drawer(nn.Module):
     def forward(self, noise: Tensor, objects: Tensor, places: Tensor, object_noise: Tensor | None = None) -> Tensor:
         if object_noise is not None:
             noise = torch.cat([noise, object_noise.flatten(1)], dim=1)
-        return self.decoder(self.generator(noise, Condition(objects, places, self.classes)))
+        condition = Condition(objects, places, unknown_turns(objects), self.classes)
+        return self.decoder(self.generator(noise, condition))
 
 
 class Judge(nn.Module):
@@ -126,6 +138,9 @@ def denoiser(network: nn.Module, shape: tuple[int, ...], classes: int, timesteps
             **_condition(classes, rows, slots, draw),
             "keep": torch.arange(rows) % 2 == 0,
         }
+        if takes_turns(network):
+            turns = torch.rand(rows, slots, generator=draw)
+            made["turns"] = turns.masked_fill(made["places"][..., 0] < 0, -1.0)
         if takes_estimate(network):
             made["estimate"] = torch.randn(rows, *shape, generator=draw)
         return made

@@ -29,10 +29,22 @@ def test_reads_a_folder_and_holds_out_whole_scenes(tmp_path):
     assert images.images.dtype == torch.uint8
     assert images.held_out.tolist() == [False] * 12 + [True] * 6
     assert images.labels.sum(1).tolist() == [1, 2, 3] * 6
-    train, objects, places = images.part(False)
-    assert len(train) == len(objects) == len(places) == 12
-    assert [len(part) for part in images.part(True)] == [6, 6, 6]
+    train, objects, places, turns = images.part(False)
+    assert len(train) == len(objects) == len(places) == 12 and turns is None
+    assert [len(part) for part in images.part(True)[:3]] == [6, 6, 6]
     assert train.untyped_storage().data_ptr() == images.images.untyped_storage().data_ptr()  # a view, not a copy
+
+
+def test_turns_are_read_for_the_pictures_that_have_them(tmp_path):
+    folder = write_folder(tmp_path / "d", scenes=6)
+    (folder / "turns.json").write_text('{"CLEVR_train_000000_1.png": [0.25, null], "CLEVR_train_000005_0.png": [0]}')
+    images = read_folder(folder, validation_every=3)
+    rows = torch.zeros(18, 3) - 1
+    rows[1, 0], rows[15, 0] = 0.25, 0
+    assert torch.equal(images.turns, rows)
+    assert torch.equal(images.part(True)[3], rows[12:])
+    (folder / "turns.json").write_text('{"CLEVR_train_000000_1.png": [null, null]}')
+    assert read_folder(folder, validation_every=3).turns is None
 
 
 def test_a_zip_reads_like_its_folder(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from data.fingerprints import fingerprint
 from data.images import read_folder
 from data.labels import DataError
-from data.places import read_places, recovered
+from data.places import read_places, read_turns, recovered
 from data.render import draw_scenes
 from data.scenes import Look, objects_json
 from tests.data.folder import write_folder
@@ -70,6 +70,27 @@ def test_a_damaged_or_contradictory_file_gives_a_one_line_error(tmp_path, conten
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{"a.png": [0.5, 0.5]}', "2 turns for 1 objects"),
+        ('{"c.png": [0.5]}', "'c.png' has no labels"),
+        ('{"a.png": [1]}', "are not turns"),
+        ('{"a.png": [-0.1]}', "are not turns"),
+        ('{"a.png": [NaN]}', "are not turns"),
+        ('{"a.png": [true]}', "are not turns"),
+        ('{"a.png": ["0.5"]}', "are not turns"),
+        ('{"a.png": 0.5}', "expected"),
+    ],
+)
+def test_turns_that_are_none_give_a_one_line_error(tmp_path, content, fault):
+    path = tmp_path / "turns.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=re.escape(fault)) as caught:
+        read_turns(path, {"a.png": [4], "b.png": [4, 7]})
+    assert "turns.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_broken_link_is_an_error(tmp_path):
     (tmp_path / "places.json").symlink_to(tmp_path / "gone")
     with pytest.raises(DataError, match=r"places\.json is missing"):
@@ -84,7 +105,7 @@ def test_zero_is_a_place(tmp_path):
 
 def test_places_recovered_from_drawn_scenes_are_correct(tmp_path):
     look = Look(seed=3, camera_distance=9.5)
-    labels, true = draw_scenes(tmp_path / "iclevr", range(10), look=look, size=64, samples=4)
+    labels, true, _ = draw_scenes(tmp_path / "iclevr", range(10), look=look, size=64, samples=4)
     (tmp_path / "objects.json").write_text(objects_json())
     (tmp_path / "train.json").write_text(json.dumps(labels))
     images = read_folder(tmp_path, 5)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from data.labels import CLEVR, DataError
-from data.places import read_places
-from data.render import RGB, draw_scene, draw_scenes
-from data.scenes import OBJECTS, RADIUS, Item, Layout, Look, layout, picture_name, scene_places
+from data.places import read_places, read_turns
+from data.render import RGB, _mitsuba_scenes, draw_scene, draw_scenes
+from data.scenes import OBJECTS, RADIUS, Item, Layout, Look, layout, picture_name, scene_poses, turns_of
 from data.scenes import test_sets as make_test_sets
 
 LOOK = Look(seed=0, camera_distance=9.5)
@@ -51,14 +51,14 @@ def test_without_series_a_scene_has_one_picture_of_any_number_of_objects(tmp_pat
     counts = [len(layout(index, look).items) for index in range(200)]
     assert set(counts) == {1, 2, 3, 4}
     assert all(30 < counts.count(number) < 70 for number in range(1, 5))
-    labels, places = draw_scenes(tmp_path / "a", range(4), **(SETTINGS | {"look": look}))
+    labels, places, _ = draw_scenes(tmp_path / "a", range(4), **(SETTINGS | {"look": look}))
     assert list(labels) == [picture_name(i, counts[i]) for i in range(4)]
     assert {path.name for path in (tmp_path / "a").iterdir()} == set(labels)
     assert [len(names) for names in labels.values()] == [len(row) for row in places.values()] == counts[:4]
 
 
 def test_the_same_seed_draws_the_same_files_and_only_missing_ones_again(tmp_path):
-    labels, _ = draw_scenes(tmp_path / "a", range(3), **SETTINGS)
+    labels, *_ = draw_scenes(tmp_path / "a", range(3), **SETTINGS)
     assert list(labels) == [picture_name(i, k) for i in range(3) for k in (1, 2, 3)]
     assert [len(names) for names in labels.values()] == [1, 2, 3] * 3
     first = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
@@ -70,7 +70,7 @@ def test_the_same_seed_draws_the_same_files_and_only_missing_ones_again(tmp_path
 
 
 def test_each_object_adds_its_colour(tmp_path):
-    labels, _ = draw_scenes(tmp_path / "a", range(4), **(SETTINGS | {"samples": 16}))
+    labels, *_ = draw_scenes(tmp_path / "a", range(4), **(SETTINGS | {"samples": 16}))
     for scene in range(4):
         pictures = [np.asarray(Image.open(tmp_path / "a" / picture_name(scene, k)), float) for k in (1, 2, 3)]
         for before, after, k in ((pictures[0], pictures[1], 2), (pictures[1], pictures[2], 3)):
@@ -84,7 +84,7 @@ def test_each_object_adds_its_colour(tmp_path):
 
 def test_places_are_where_the_objects_are(tmp_path):
     """Compares with the middle of the coloured pixels of a scene's first object."""
-    labels, places = draw_scenes(tmp_path / "a", range(8), **(SETTINGS | {"samples": 16}))
+    labels, places, _ = draw_scenes(tmp_path / "a", range(8), **(SETTINGS | {"samples": 16}))
     assert {name: len(row) for name, row in places.items()} == {name: len(row) for name, row in labels.items()}
     errors = []
     for scene in range(8):
@@ -100,11 +100,36 @@ def test_places_are_where_the_objects_are(tmp_path):
     assert np.mean(errors) < 1.5
 
 
-def test_places_need_no_drawing(tmp_path):
-    _, places = draw_scenes(tmp_path / "a", range(2), **SETTINGS)
-    assert scene_places(range(2), SETTINGS["look"]) == places
+def test_places_and_turns_need_no_drawing(tmp_path):
+    _, places, turns = draw_scenes(tmp_path / "a", range(2), **SETTINGS)
+    assert scene_poses(range(2), SETTINGS["look"]) == (places, turns)
+    listed = {name: [0] * len(row) for name, row in places.items()}
     (tmp_path / "places.json").write_text(json.dumps(places))
-    assert read_places(tmp_path / "places.json", {name: [0] * len(row) for name, row in places.items()}) == places
+    assert read_places(tmp_path / "places.json", listed) == places
+    (tmp_path / "turns.json").write_text(json.dumps(turns))
+    assert read_turns(tmp_path / "turns.json", listed) == turns
+
+
+def test_a_turn_is_as_the_camera_sees_it(tmp_path):
+    """The camera goes round a cube that is turned with it: the turn stays, and so does the picture."""
+    look, turns, pictures = SETTINGS["look"], [], []
+    for i, azimuth in enumerate((0.0, 30.0, 350.0)):
+        x, y = (10 * part(math.radians(azimuth)) for part in (math.cos, math.sin))
+        scene = Layout((Item("red cube", 0.0, 0.0, 20.0 + azimuth, 0.7),), (x, y, 4.0), (((0.0, 0.0, 9.0), 150.0),))
+        turns += turns_of(i, scene, Look(look.seed, look.camera_distance, 1))[picture_name(i, 1)]
+        pictures.append(drawn(scene))
+    assert turns == pytest.approx([20 / 360] * 3, abs=1e-5)
+    assert max(np.abs(other - pictures[0]).mean() for other in pictures[1:]) < 2
+
+
+def drawn(scene):
+    """Returns a picture (64, 64, 3) of a scene of one object."""
+    import mitsuba as mi
+
+    mi.set_variant("scalar_rgb")
+    passes = _mitsuba_scenes(scene, 1, 64, 16, mi.ScalarTransform4f)
+    image = sum(np.array(mi.render(mi.load_dict(one), spp=16, seed=0)) for one in passes)
+    return np.array(mi.util.convert_to_bitmap(mi.TensorXf(image))).astype(float)
 
 
 def test_test_sets_are_thirty_two_each_and_the_new_ones_are_confusable():

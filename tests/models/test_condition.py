@@ -26,6 +26,17 @@ def test_a_row_may_have_places_for_all_some_or_none():
     assert SOME.only_placed(torch.tensor([True, False, False])).placed.sum() == 1
 
 
+def test_turns_follow_their_objects():
+    some = SOME.with_turns(torch.tensor([[0.5, -1.0, -1.0], [0.0, -1.0, -1.0], [-1.0, 0.25, 0.75]]))
+    assert not SOME.turned.any()
+    assert some.turned.tolist() == [[True, False, False], [True, False, False], [False, True, True]]
+    assert some[[2, 0]].turns.equal(some.turns[[2, 0]]) and some.repeat(2).turns.equal(torch.cat([some.turns] * 2))
+    assert joined([SOME[:1].with_slots(5), some]).turns[1:, :3].equal(some.turns)
+    assert not joined([SOME[:1].with_slots(5), some]).turned[:, 3:].any()
+    assert some.only_placed(torch.tensor([True, False, False])).turned.sum() == 1
+    assert some.moved(lambda values: values[1:]).turned.sum() == 3
+
+
 def test_rows_are_taken_repeated_padded_and_joined():
     assert SOME[torch.tensor([2, 0])].objects.tolist() == [[2, 4, 1], [3, 1, -1]]
     twice = SOME.repeat(2)
@@ -93,6 +104,6 @@ def test_the_cell_loss_of_a_batch_in_two_parts_equals_that_of_the_whole():
 
 
 def test_rows_of_a_set_that_is_kept_in_few_bytes_are_int64():
-    small = Condition(SOME.objects.to(torch.int8), SOME.places, SOME.classes)
+    small = Condition(SOME.objects.to(torch.int8), SOME.places, SOME.turns, SOME.classes)
     assert small.labels.equal(SOME.labels)
     assert small[[1]].objects.dtype == torch.int64 and small[[1]].objects.equal(SOME[[1]].objects)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from models.reader import IGNORED, Found, Reader, distances, found, label_scores, placing, reading_loss, targets
 
 CLASSES = 5
@@ -113,7 +113,8 @@ def squares(count: int, seed: int) -> tuple[torch.Tensor, Condition]:
             image[:, y : y + 10, x : x + 10] = -1
             image[channel, y : y + 10, x : x + 10] = 1
     places = (corners + 5) / 64
-    return images, Condition(torch.tensor([[0, 1]]).repeat(count, 1), places, 2)
+    objects = torch.tensor([[0, 1]]).repeat(count, 1)
+    return images, Condition(objects, places, unknown_turns(objects), 2)
 
 
 def test_a_reader_trained_for_a_few_steps_finds_drawn_squares():

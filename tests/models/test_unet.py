@@ -81,8 +81,26 @@ def test_without_order_objects_may_swap_slots_with_their_places():
     assert close(out[1], unet(x, t, asked(2, 3))[1])  # the other row, whose place is not known
 
 
+def test_a_network_that_is_told_turns_reads_them_of_known_objects_only():
+    unet, (x, t) = small(places=True, turns=True), arguments()
+    some = asked().with_slots(3)
+
+    def turned(*turns):
+        return unet(x, t, some.with_turns(torch.tensor([turns, [-1.0] * 3])))
+
+    out = turned(0.1, -1.0, -1.0)
+    assert close(out, turned(0.1, -1.0, 0.6)), "the third slot is empty"
+    assert not close(out[0], turned(0.2, -1.0, -1.0)[0])
+    assert not close(out[0], unet(x, t, some)[0])
+    assert close(out[1], unet(x, t, some)[1])
+    assert close(turned(0.0, 0.3, -1.0), turned(1 - 1e-7, 0.3, -1.0)), "after a full turn it is where it was"
+    dropped = unet(x, t, some.with_turns(torch.rand(2, 3)), ~ALL)
+    assert close(dropped, unet(x, t, some, ~ALL))
+    assert close(small(places=True)(x, t, some.with_turns(torch.rand(2, 3))), small(places=True)(x, t, some))
+
+
 def test_tokens_are_the_objects():
-    tokens = Tokens(24, 8, "tokens", 3, order=False, places=False)
+    tokens = Tokens(24, 8, "tokens", 3, order=False, places=False, turns=False)
     context, mask, total = tokens(Condition.of_lists([[9, 4], []], 24), ALL)
     assert context.shape == (2, 3, 8)
     assert mask.tolist() == [[True, True, True], [True, False, False]]
@@ -91,7 +109,7 @@ def test_tokens_are_the_objects():
 
 
 def test_slots_beyond_training_count_as_the_last():
-    tokens = Tokens(24, 8, "tokens", 2, order=True, places=False)
+    tokens = Tokens(24, 8, "tokens", 2, order=True, places=False, turns=False)
     context, _, _ = tokens(Condition.of_lists([[3, 3, 3, 3]], 24), ALL[:1])
     second, third, fourth = context[0, 2:]
     assert third.equal(second) and fourth.equal(second) and not context[0, 1].equal(second)

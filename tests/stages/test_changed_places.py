@@ -49,6 +49,19 @@ def test_changed_places_are_noticed_by_what_learned_from_them(stage, tmp_path, n
     assert_one_line(*stage(name, *settings(folder, *changes)), f"{name} holds another run (parent places: ")
 
 
+def test_changed_turns_are_noticed_by_a_network_that_is_told_them_alone(stage, tmp_path):
+    folder, told = write_folder(tmp_path / "d"), ("ldm.network.places=true", "ldm.network.turns=true")
+    (folder / "turns.json").write_text('{"CLEVR_train_000000_0.png": [0.5]}')
+    for name in ("evaluator", "vae"):
+        assert stage(name, *settings(folder))[0] == 0
+    finished(stage, "ldm", settings(folder, *told, "name=told", "uses.evaluator=smoke", "uses.vae=smoke"))
+    finished(stage, "ldm", settings(folder, told[0]))
+    (folder / "turns.json").write_text('{"CLEVR_train_000000_0.png": [0.6]}')
+    assert "finished already" in stage("ldm", *settings(folder, told[0]))[1]
+    arguments = settings(folder, *told, "name=told", "uses.evaluator=smoke", "uses.vae=smoke")
+    assert_one_line(*stage("ldm", *arguments), "ldm holds another run (parent turns: ")
+
+
 def test_changed_places_are_ignored_by_what_did_not_learn_from_them(stage, tmp_path):
     folder = write_folder(tmp_path / "d")
     finished(stage, "evaluator", settings(folder))

@@ -52,8 +52,18 @@ class Model(Training):
         return False
 
     @property
+    def takes_turns(self) -> bool:
+        """True if its network is told how objects are turned."""
+        return False
+
+    @property
     def needs_places(self) -> dict[str, str]:
         """The settings that need the objects' places, and how to do without them: {override: override}."""
+        return {}
+
+    @property
+    def needs_turns(self) -> dict[str, str]:
+        """The settings that need to know how objects are turned, and how to do without, like `needs_places`."""
         return {}
 
 

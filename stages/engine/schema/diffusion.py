@@ -34,6 +34,7 @@ class Network(Section):
     condition: Literal["tokens", "vector"] = "tokens"  # a token per label, or one token for the whole set
     order: bool = False  # a token also says its object's position in the list
     places: bool = False  # a token also says where its object is, and a map of the places enters the first layer
+    turns: bool = False  # token and map also say how an object is turned, from turns.json; needs places
     pooled: bool = False  # the labels are also added to the time embedding
     dropout: Part = 0.0
     self_condition: bool = False  # each prediction of x_0 is an input of the next
@@ -89,8 +90,16 @@ class Ldm(Denoising):
         return self.network.places
 
     @property
+    def takes_turns(self) -> bool:
+        return self.network.turns
+
+    @property
     def needs_places(self) -> dict[str, str]:
         return self._needs("network.places", self.takes_places)
+
+    @property
+    def needs_turns(self) -> dict[str, str]:
+        return {"network.turns=true": "network.turns=false"} if self.takes_turns else {}
 
     @property
     def wants_layouts(self) -> bool:
@@ -116,6 +125,14 @@ class Ddpm(Denoising):
     @property
     def takes_places(self) -> bool:
         return self.unet.places if self.network == "patches" else self.places
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.network == "patches" and self.unet.turns
+
+    @property
+    def needs_turns(self) -> dict[str, str]:
+        return {"unet.turns=true": "unet.turns=false"} if self.takes_turns else {}
 
     @property
     def needs_places(self) -> dict[str, str]:

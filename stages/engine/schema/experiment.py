@@ -1,5 +1,6 @@
 """The experiment as a whole: its data, its evaluation, and all sections together."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -116,11 +117,23 @@ class Config(Section):
             needs |= self.places_of(model)
         return needs
 
+    @property
+    def needs_turns(self) -> dict[str, str]:
+        """The keys for which the configured models need turns, and how to do without, like `needs_places`."""
+        return {on: off for model in self.models for on, off in self.turns_of(model).items()}
+
     def places_of(self, model: str) -> dict[str, str]:
         """Returns `needs_places` for one model, whether `models` names it or not."""
+        return self._of_model(model, lambda section: section.needs_places)
+
+    def turns_of(self, model: str) -> dict[str, str]:
+        """Returns `needs_turns` for one model, whether `models` names it or not."""
+        return self._of_model(model, lambda section: section.needs_turns)
+
+    def _of_model(self, model: str, needs: Callable[[Model], dict[str, str]]) -> dict[str, str]:
         section: Model | None = getattr(self, model)
-        needs = section.needs_places if section is not None else {}
-        return {f"{model}.{on}": f"{model}.{off}" for on, off in needs.items()}
+        found = {} if section is None else needs(section)
+        return {f"{model}.{on}": f"{model}.{off}" for on, off in found.items()}
 
     def takes_places(self, model: str) -> bool:
         """Returns True if a model's own settings say that its network takes the objects' places."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.labels import CLEVR
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from stages.engine import dataset
 from stages.engine.config import load
 from stages.engine.dataset import Dataset, load_dataset
@@ -107,7 +107,7 @@ def test_a_dataset_is_known_by_its_pictures_and_label_sets_and_apart_from_those_
     assert len(packs) == 3
     tensors, _ = load_export(packs[0], "")
     assert tensors["objects"].dtype == torch.int8, "labels are kept as indices, not as floats of 0 and 1"
-    labels = Condition(tensors["objects"], tensors["places"], 24).labels
+    labels = Condition(tensors["objects"], tensors["places"], unknown_turns(tensors["objects"]), 24).labels
     of_pictures = {"images": tensors["images"], "labels": labels.to(torch.uint8), "held_out": tensors["held_out"]}
     assert save_export(tmp_path / "as-before", of_pictures, {}) == plain.sha256, "the hash of a pack with only these"
     of_places = {"objects": placed.conditions.objects, "places": placed.conditions.places}
@@ -223,6 +223,24 @@ def test_what_needs_places_is_refused_where_none_is_known_and_says_how_to_do_wit
     opened(folder, *ON_A_MAP, change, otherwise)
 
 
+def test_turns_are_part_of_conditions_and_refused_where_none_is_known(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    with pytest.raises(UserError, match="not known how any object is turned") as error:
+        opened(folder, "ldm.network.turns=true", "ldm.network.places=true")
+    assert str(error.value).endswith("or set ldm.network.turns=false")
+    before = opened(folder)
+    assert not before.conditions.turned.any() and before.turns_sha256 == ""
+    first = next(iter(json.loads((folder / "train.json").read_text())))
+    (folder / "turns.json").write_text(json.dumps({first: [0.25]}))
+    found = opened(folder, "ldm.network.turns=true", "ldm.network.places=true")
+    assert found.conditions.turns[0].tolist() == [0.25, -1, -1] and found.conditions.turned.sum() == 1
+    assert (found.sha256, found.places_sha256) == (before.sha256, before.places_sha256)
+    assert found.layouts(turns=True) == found.layouts() | {"turns": found.turns_sha256}
+    other = write_folder(tmp_path / "e", scenes=7)
+    both = opened(folder, f"data.folder=[{folder},{other}]")
+    assert both.conditions.turned.sum() == 1 and len(both.conditions) > len(found.conditions)
+
+
 @pytest.mark.parametrize(
     ("stage_name", "change"),
     [("ldm", "ldm.network.places=true"), ("gan", "gan.critic.read=places"), ("ddpm", "ddpm.places=true")],
@@ -233,3 +251,10 @@ def test_a_stage_that_models_does_not_name_refuses_what_it_needs_too(stage, tmp_
     arguments = (f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=3", f"models=[{other}]")
     status, said = stage(stage_name, *arguments, *ON_A_MAP, "ldm.network.places=false", change)
     assert status == 2 and said.splitlines()[-1].startswith("error: ") and "no object's place is known" in said
+
+
+def test_ldm_refuses_unknown_turns_before_it_encodes_a_picture(stage, tmp_path):
+    folder = write_folder(tmp_path / "d")
+    arguments = (f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=3", "models=[gan]")
+    status, said = stage("ldm", *arguments, "ldm.network.turns=true")
+    assert status == 2 and said.splitlines()[-1].startswith("error: ") and "how any object is turned" in said

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from stages.engine.command import context_of
 from stages.engine.config import load
 from stages.engine.draws import sample_generator
@@ -134,7 +134,7 @@ def test_a_network_loads_from_its_folder_and_is_the_one_that_was_trained(exporte
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
     x, t, objects, places, keep = drawn_inputs(2, 3)
-    condition, pictures = Condition(objects, places, 24), torch.rand(2, 3, 64, 64) * 2 - 1
+    condition, pictures = Condition(objects, places, unknown_turns(objects), 24), torch.rand(2, 3, 64, 64) * 2 - 1
     inputs = {"evaluator": (pictures,), "vae": (pictures,), "ldm": (x, t, condition, keep)}
     with torch.no_grad():
         inputs = inputs.get(stage) or (torch.randn(2, trained["gan"].noise), condition)
@@ -178,7 +178,9 @@ def test_an_export_older_than_a_key_gets_its_default(chain):
 def test_the_denoiser_in_onnxruntime_is_torchs(exported, trained, rows, slots):
     x, t, objects, places, keep = drawn_inputs(rows, slots)
     with torch.no_grad():
-        told, untold = (trained["ldm"](x, t, Condition(objects, places, 24), k) for k in (~keep, keep))
+        told, untold = (
+            trained["ldm"](x, t, Condition(objects, places, unknown_turns(objects), 24), k) for k in (~keep, keep)
+        )
     graph = session(exported / "ldm/denoiser.onnx")
     inputs = {"x": x, "t": t, "objects": objects, "places": places}
     inputs = {name: value.numpy() for name, value in inputs.items()}
@@ -193,7 +195,7 @@ def test_decoder_generator_and_evaluator_in_onnxruntime_are_torchs(exported, tra
     x, _, objects, places, _ = drawn_inputs(rows, slots)
     noise, pictures = torch.randn(rows, trained["gan"].noise), torch.rand(rows, 3, 64, 64) * 2 - 1
     with torch.no_grad():
-        made = trained["gan"](noise, Condition(objects, places, 24))
+        made = trained["gan"](noise, Condition(objects, places, unknown_turns(objects), 24))
         expected = {
             "vae/decoder": trained["vae"].decode(x).clamp(-1, 1),
             "gan/generator": torch.nn.functional.pixel_shuffle(made, 2).clamp(-1, 1),

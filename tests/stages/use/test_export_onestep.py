@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from stages.engine.draws import sample_generator
 from stages.onestep import load_onestep
 from tests.helpers import of_all_workers
@@ -52,7 +52,9 @@ def test_it_has_a_card_and_is_built_as_its_teacher_is(exported, root):
     assert all(torch.equal(weights, network.state_dict()[k]) for k, weights in found.network.state_dict().items())
     x, t, objects, places, keep = drawn_inputs(2, 3)
     with torch.no_grad():
-        ours, theirs = (net(x, t, Condition(objects, places, 24), keep) for net in (network, found))
+        ours, theirs = (
+            net(x, t, Condition(objects, places, unknown_turns(objects), 24), keep) for net in (network, found)
+        )
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     built = json.loads((exported / "onestep/config.json").read_text())
     assert built["settings"]["network"] == about["teacher"]["config"]["network"] and len(built["objects"]) == 24
@@ -69,7 +71,7 @@ def test_its_denoiser_in_onnxruntime_is_torchs(exported, root, rows, slots):
     network = load_onestep(context_of(root))[0].sampler.network
     x, t, objects, places, keep = drawn_inputs(rows, slots)
     with torch.no_grad():
-        expected = network(x, t, Condition(objects, places, 24), ~keep)
+        expected = network(x, t, Condition(objects, places, unknown_turns(objects), 24), ~keep)
     inputs = {"x": x, "t": t, "objects": objects, "places": places, "keep": ~keep}
     (found,) = session(exported / "onestep/denoiser.onnx").run(None, {k: v.numpy() for k, v in inputs.items()})
     np.testing.assert_allclose(found, expected, atol=1e-3)
