@@ -152,7 +152,7 @@ class DdpmTask(DiffusionTask[MultiplyAddUNet | PatchUNet]):
 def main(context: Context) -> None:
     settings = section_of(context)
     dataset = load_dataset(context.config, context.device)
-    parents: dict[str, object] = {"data": dataset.sha256}
+    parents: dict[str, object] = {**dataset.parents}
     dataset.must_know(context.config, "ddpm")
     if settings.wants_layouts:
         parents |= dataset.layouts(settings.takes_turns)

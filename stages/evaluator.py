@@ -148,7 +148,7 @@ def _adopt_lab(context: Context, run: Run, dataset: Dataset, checkpoint: Path) -
 
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
-    parents, lab = {"data": dataset.sha256}, context.config.evaluator.checkpoint
+    parents, lab = dataset.parents, context.config.evaluator.checkpoint
     if lab and Path(lab).is_file():
         parents["checkpoint"] = hashlib.sha256(Path(lab).read_bytes()).hexdigest()
     if not lab and context.config.evaluator.cell_weight > 0:

@@ -293,7 +293,7 @@ def fresh_task(context: Context, dataset: Dataset) -> GanTask:
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
     dataset.must_know(context.config, "gan")
-    parents, vae = {"data": dataset.sha256}, None
+    parents, vae = dataset.parents, None
     if context.config.gan.space == "latents":
         vae, about = load_vae(context)
         parents |= {"vae": about["sha256"], **latents_kind(vae, dataset, context)}

@@ -213,12 +213,15 @@ def shown(figures: dict) -> str:
 
 
 def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: Dataset) -> None:
-    """Raises UserError if an export's metadata names other pictures than these, or another size."""
+    """Raises UserError if an export's metadata names other pictures than these, or another size.
+
+    Pictures of the same scenes may differ in their last bits: another processor drew them.
+    """
     for stage, about in exports.items():
         refuse_other_size(context.export(stage), about, dataset.size)
         with of_this_version(context.export(stage), context.make(f"{stage} FRESH=1")):
-            data = about["identity"]["parent data"]
-        if data != dataset.sha256:
+            data, scenes = about["identity"]["parent data"], about["identity"].get("parent scenes")
+        if data != dataset.sha256 and not (scenes and scenes == dataset.scenes):
             raise UserError(
                 f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder to them"
             )

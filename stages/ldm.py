@@ -86,7 +86,7 @@ def main(context: Context, until: Callable[[dict], bool] | None = None) -> None:
     dataset.must_know(context.config, "ldm")
     dataset.apart(context.config.ldm.apart, "ldm.apart")  # refused before latents are encoded
     vae, about = load_vae(context)
-    parents = {"data": dataset.sha256, "vae": about["sha256"], **latents_kind(vae, dataset, context)}
+    parents = {**dataset.parents, "vae": about["sha256"], **latents_kind(vae, dataset, context)}
     if context.config.ldm.wants_layouts:
         parents |= dataset.layouts(context.config.ldm.takes_turns)
     run = Run(context, "ldm", parents)

@@ -260,7 +260,7 @@ class OnestepTask:
 def parents_of(context: Context, dataset: Dataset, teacher: dict) -> dict[str, object]:
     """Returns what a run is made from: data, LDM (`teacher`: its description), autoencoder and how the LDM samples."""
     how, guided = context.config.eval, context.config.eval.classifier_guidance > 0
-    parents: dict[str, object] = {"data": dataset.sha256, "ldm": teacher["sha256"], "vae": teacher["parents"]["vae"]}
+    parents: dict[str, object] = {**dataset.parents, "ldm": teacher["sha256"], "vae": teacher["parents"]["vae"]}
     network = Ldm.model_validate(teacher["config"], strict=False).network
     if network.wants_layouts:
         parents |= dataset.layouts(network.turns)

@@ -101,7 +101,7 @@ def main(context: Context) -> None:
     if "reader" not in context.config.uses and (words := nothing_to_read(dataset)):
         say(f"{context.config.name}/reader: {words}")
         return
-    run = Run(context, "reader", {"data": dataset.sha256, "places": dataset.places_sha256})
+    run = Run(context, "reader", {**dataset.parents, "places": dataset.places_sha256})
     if not run.finished():
         run.train(ReaderTask(context, dataset))
     say(f"{run.title}: {words_of(load_reader(context)[1]['metrics'])}")

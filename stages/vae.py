@@ -305,7 +305,7 @@ class VaeTask:
 
 def main(context: Context) -> None:
     dataset = load_dataset(context.config, context.device)
-    parents, settings = {"data": dataset.sha256}, context.config.vae
+    parents, settings = dataset.parents, context.config.vae
     if settings.cell_weight > 0 or settings.windows_until > 0:
         parents["places"] = dataset.places_sha256
     run = Run(context, "vae", parents)

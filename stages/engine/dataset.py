@@ -1,5 +1,7 @@
 """Loads an experiment's pictures, packed once into one file and held on the device."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +39,8 @@ class Dataset:
 
     `sha256` covers pictures, label sets and split; `places_sha256` covers the objects' order and places ("" if no place
     is known), `turns_sha256` how they are turned ("" if that is not known). A network that is trained on label sets
-    alone therefore stays valid when places are found.
+    alone therefore stays valid when places are found. `scenes` covers the scenes that pictures drawn here show: it does
+    not depend on the processor that drew them, as the pictures' last bits do ("" for other pictures).
     """
 
     images: Rows
@@ -49,6 +52,7 @@ class Dataset:
     sha256: str
     places_sha256: str
     turns_sha256: str
+    scenes: str
     folder: str | Path  # where the pictures are from, in words
 
     @property
@@ -77,6 +81,11 @@ class Dataset:
     def most_objects(self) -> int:
         """The largest number of objects in a training picture: training teaches that many slots of an order."""
         return max(int((part >= 0).any(0).sum()) for part in self.conditions.objects.split(CHUNK))  # no list has gaps
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Parent hashes of everything that learns from the pictures."""
+        return {"data": self.sha256, **({"scenes": self.scenes} if self.scenes else {})}
 
     def layouts(self, turns: bool = False) -> dict[str, str]:
         """Returns parent hashes of networks that read the objects' order or places, or how they turn (`turns`).
@@ -160,15 +169,29 @@ def _refuse_needed_turns(needs: dict[str, str], where: str) -> None:
         )
 
 
+def _drawn_by(folder: Path) -> dict:
+    """Returns the settings by which `stages.render` drew a folder's scenes, none for pictures from elsewhere."""
+    try:
+        settings = from_json((folder / "render.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _scenes_of(sources: Sequence[Path], places_digest: str) -> str:
+    """Returns a hash of the scenes that the pictures show if `stages.render` drew them, else ""."""
+    settings = _drawn_by(sources[0]) if len(sources) == 1 else {}
+    if not settings or not places_digest:
+        return ""
+    return hashlib.sha256(json.dumps([settings, places_digest], sort_keys=True).encode()).hexdigest()
+
+
 def _refuse_smaller_scenes(folder: Path, size: int) -> None:
     """Raises UserError if `stages.render` drew this folder's scenes smaller than data.size: packing would enlarge them.
 
     Pictures from elsewhere are scaled in either direction.
     """
-    try:
-        drawn = from_json((folder / "render.json").read_text())["size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
+    drawn = _drawn_by(folder).get("size")
     if isinstance(drawn, int) and drawn < size:
         raise UserError(
             f"{folder}: its scenes were drawn at {drawn}x{drawn}, below data.size={size}; draw others with "
@@ -216,7 +239,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     except DataError as error:
         raise UserError(str(error)) from None
     classes, digest, places_digest = len(vocabulary), packs.digest("pictures_sha256"), packs.digest("places_sha256")
-    turns_digest = packs.digest("turns_sha256")
+    turns_digest, scenes = packs.digest("turns_sha256"), _scenes_of(sources, places_digest)
     if not places_digest:
         _refuse_needed_places(config.needs_places, where)
     if not turns_digest:
@@ -231,7 +254,8 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         seen = ~withheld(conditions.objects, config.data.withhold)
         (rows,) = seen.nonzero(as_tuple=True)
         parts = pictures.parts if isinstance(pictures, Joined) else [pictures]
-        pictures, digest = Joined(parts, rows.int()), f"{digest} withhold {config.data.withhold}"
+        pictures, without = Joined(parts, rows.int()), f" withhold {config.data.withhold}"
+        digest, scenes = digest + without, scenes and scenes + without
         conditions = conditions.moved(lambda values: values[rows])
         if not len(pictures):
             raise UserError(
@@ -248,6 +272,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         digest,
         places_digest,
         turns_digest,
+        scenes,
         where,
     )
     trained = {"ldm" if model == "onestep" else model for model in config.models} - config.uses.keys()

@@ -40,7 +40,7 @@ HOW = (
 )
 
 # keys of an identity that older runs did not record, although they may have read them: another key says whether
-UNNAMED = ("parent places", "parent order")
+UNNAMED = ("parent places", "parent order", "parent scenes")
 
 OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # torch's messages for weights that do not fit
 

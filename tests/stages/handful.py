@@ -22,7 +22,7 @@ def noise_pictures(folder, size: int = 64) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (8, 3, size, size), dtype=torch.uint8, generator=generator)
     conditions = Condition.of_lists([[i % 3] for i in range(8)], classes=3)
-    return Dataset(images, conditions, images[:0], conditions[:0], {}, names, "", "", folder)
+    return Dataset(images, conditions, images[:0], conditions[:0], {}, names, "", "", "", "", folder)
 
 
 def context_with(*changes: str) -> Context:

@@ -77,6 +77,8 @@ def dataset():
         Vocabulary(NAMES),
         "0" * 64,
         "1" * 64,
+        "2" * 64,
+        "",
         HERE,
     )
     made.__dict__["most_objects"] = 3  # a question to the device

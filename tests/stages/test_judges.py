@@ -1,13 +1,16 @@
 """Further judges: trained under their own names from other seeds, and used by `make eval` when they are there."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from models.evaluator import Evaluator, agreement, found_labels, top_k_hits
+from stages.engine.dataset import load_dataset
+from stages.engine.errors import UserError
 from stages.engine.export import read_about, save_export
-from stages.judge import by_others
+from stages.judge import by_others, refuse_other_pictures
 from tests.helpers import assert_one_line
 from tests.stages.handful import context_with
 
@@ -72,8 +75,23 @@ def test_judges_are_trained_from_other_seeds_and_eval_uses_them(stage, chain_cop
 NAMES = ("smoke", "smoke-judge1", "smoke-judge2")
 
 
+def test_the_same_scenes_drawn_by_another_processor_are_no_other_pictures(chain_copy):
+    context = context_with(f"root={chain_copy}")
+    dataset, about = (
+        load_dataset(context.config, context.device),
+        read_about(chain_copy / "smoke/evaluator/export.safetensors", ""),
+    )
+    assert about["identity"]["parent scenes"] == dataset.scenes != ""
+    about["identity"]["parent data"] = "other bits"
+    refuse_other_pictures(context, {"evaluator": about}, dataset)
+    without = replace(dataset, scenes="")
+    for other in (about, {**about, "identity": about["identity"] | {"parent scenes": "others"}}):
+        with pytest.raises(UserError, match="other pictures"):
+            refuse_other_pictures(context, {"evaluator": other}, dataset if other is not about else without)
+
+
 def test_a_judge_of_other_pictures_is_one_line(stage, chain_copy):
     about = read_about(chain_copy / "smoke/evaluator/export.safetensors", "")
-    about["identity"]["parent data"] = "other"
+    about["identity"] |= {"parent data": "other", "parent scenes": "others"}
     save_export(chain_copy / "smoke-judge1/evaluator/export.safetensors", Evaluator(24).state_dict(), about)
     assert_one_line(*stage("evaluate", f"root={chain_copy}", "models=[gan]"), "smoke-judge1", "other pictures")

@@ -55,7 +55,7 @@ def test_pictures_that_are_too_many_for_the_device_are_brought_there_by_batch(mo
     kept = dataset.placed(images, device)
     assert kept.device.type == "cpu"
     conditions = Condition.of_lists([[0]] * 4, 24).to(device)
-    few = Dataset(kept, conditions, images[:1].to(device), conditions[:1], {}, CLEVR, "", "", None)
+    few = Dataset(kept, conditions, images[:1].to(device), conditions[:1], {}, CLEVR, "", "", "", "", None)
     index = torch.tensor([3, 1], device=device)
     assert torch.equal(few.pictures(index).cpu(), dataset.to_unit(images[[3, 1]]))
 
@@ -258,3 +258,17 @@ def test_ldm_refuses_unknown_turns_before_it_encodes_a_picture(stage, tmp_path):
     arguments = (f"root={tmp_path}", f"data.folder={folder}", "data.validation_every=3", "models=[gan]")
     status, said = stage("ldm", *arguments, "ldm.network.turns=true")
     assert status == 2 and said.splitlines()[-1].startswith("error: ") and "how any object is turned" in said
+
+
+def test_drawn_scenes_are_known_apart_from_the_bits_of_their_pictures(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    assert opened(folder).parents == {"data": opened(folder).sha256}
+    settings = {"scenes": 4, "seed": 0, "size": 64}
+    (folder / "render.json").write_text(json.dumps(settings))
+    found = opened(folder)
+    assert found.parents == {"data": found.sha256, "scenes": found.scenes} and found.scenes
+    assert opened(folder, "data.withhold=0.5").scenes == f"{found.scenes} withhold 0.5"
+    (folder / "render.json").write_text(json.dumps(settings | {"seed": 1}))
+    assert opened(folder).scenes not in ("", found.scenes) and opened(folder).sha256 == found.sha256
+    (folder / "render.json").write_text("[]")
+    assert opened(folder).scenes == ""

@@ -227,7 +227,7 @@ def test_the_picture_without_torch_is_that_of_make_sample(exported, stage, chain
     objects = np.array([[config["objects"].index(name) for name in ("red cube", "cyan sphere")]])
     places = np.array([[[0.3, 0.6], [0.7, 0.5]]], np.float32)
     noise = torch.randn(6, 8, 8, generator=sample_generator(0, "sample", 0))[None].numpy()
-    picture = script["draw"](model, objects, places, noise)
+    picture = script["draw"](model, noise, objects=objects, places=places)
     (tmp_path / "y.png").write_bytes(script["png"](picture[0]))
     drawn = np.asarray(Image.open(tmp_path / "y.png")).astype(int)
     assert drawn.shape == (64, 64, 3)

@@ -91,7 +91,7 @@ def test_its_picture_without_torch_is_that_of_make_sample(exported, root, stage,
     objects = np.array([[config["objects"].index(name) for name in ("red cube", "cyan sphere")]])
     noise = torch.randn(6, 8, 8, generator=sample_generator(0, "sample", 0))[None].numpy()
     places = np.array([[[0.3, 0.6], [0.7, 0.5]]], np.float32)
-    picture = script["draw"](model, objects, places, noise)
+    picture = script["draw"](model, noise, objects=objects, places=places)
     (tmp_path / "y.png").write_bytes(script["png"](picture[0]))
     drawn = np.asarray(Image.open(tmp_path / "y.png")).astype(int)
     assert drawn.std() > 0 and np.abs(drawn - sampled).max() <= 1

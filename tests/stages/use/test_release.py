@@ -318,6 +318,28 @@ def test_models_of_other_pictures_are_not_released(chain_copy, tmp_path):
         release.main(replace(context_with(f"root={chain_copy}"), arguments=arguments))
 
 
+def test_models_of_the_same_scenes_are_released_together_whatever_processors_drew_them(chain_copy):
+    context = replace(context_with(f"root={chain_copy}"), arguments=Namespace(config=SMOKE, to="x", report=[]))
+    path = chain_copy / "smoke/vae/export.safetensors"
+
+    def made_from(**parents):
+        tensors, about = load_export(path, "")
+        about["identity"] |= {f"parent {name}": value for name, value in parents.items()}
+        save_export(path, tensors, {key: value for key, value in about.items() if key != "sha256"})
+        return release.read_exports(context)
+
+    assert "vae" in made_from(data="other bits")
+    with pytest.raises(UserError, match="different pictures"):
+        made_from(data="other bits", scenes="others")
+
+
+def test_what_is_rounded_already_stays_as_it_is(released):
+    exports = {"vae": load_export(released / "vae/export.safetensors", "")}
+    tensors, about = release.rounded(exports, torch.float16)["vae"]
+    assert about | {"sha256": exports["vae"][1]["sha256"]} == exports["vae"][1]
+    assert all(torch.equal(values, exports["vae"][0][name]) for name, values in tensors.items())
+
+
 def test_every_hash_of_a_parent_is_replaced_and_nothing_else():
     """As of a model whose parents are others too, and the settings it was made with."""
     weights = {"w": torch.randn(2, 2), "layouts.1": torch.rand(3, 2)}
