@@ -36,6 +36,10 @@ CONFIG = HERE / SMOKE
         (["gan.auxiliary=0", "gan.critic.condition=projection+auxiliary"], "without its label loss"),
         (["gan.critic.read=places", "gan.critic.pool=sum", "gan.critic.condition=projection+contrast"], "not support"),
         (["ldm.network.places=true", "ldm.apart=0.2"], "ldm.apart=0.2 is for a network that is told no places"),
+        (
+            ["ldm.network.places=false", "ldm.network.turns=true"],
+            "ldm.network.turns=true needs ldm.network.places=true",
+        ),
         (["vae.unquantized=1.0"], "teaches the decoder no codes"),
         (["vae.codebook.codes=1"], "vae.codebook.codes should be greater than or equal to 2"),
         (["vae.residual.codes=1"], "vae.residual.codes should be greater than or equal to 2"),

@@ -64,6 +64,7 @@ def generator(condition: str) -> graphs.Graph:
 
 GRAPHS = {
     "unet of label sets with self-conditioning": lambda: unet(condition="vector", self_condition=True),
+    "unet told turns, with self-conditioning": lambda: unet(places=True, turns=True, self_condition=True),
     "patches": patches,  # with places
     "multiply-add": multiply_add,
     "decoder of finite scalars": lambda: decoder(norm="none", quantizer="fsq", options={"levels": 7}),
