@@ -67,7 +67,7 @@ def test_pictures_without_places_are_one_line_and_no_fault(stage, tmp_path):
 def test_its_export_holds_its_metrics(chain):
     about = read_about(chain / "smoke/reader/export.safetensors", "")
     last = json.loads((chain / "smoke/reader/metrics.jsonl").read_text().splitlines()[-1])
-    assert about["parents"].keys() == {"data", "places"} and all(about["parents"].values())
+    assert about["parents"].keys() == {"data", "scenes", "places"} and all(about["parents"].values())
     assert about["metrics"]["pictures"] == last["pictures"] > 0
     assert about["metrics"]["not_found"] == pytest.approx(last["not_found"])
 

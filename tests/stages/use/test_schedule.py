@@ -64,7 +64,7 @@ def test_the_script_samples_as_ddim_does(schedule, prediction, guidance, self_co
     objects, places = np.zeros((1, 1), np.int64), np.zeros((1, 1, 2), np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(draw_onnx, "run", run)
-        found = draw_onnx.draw(model, objects, places, noise.numpy())
+        found = draw_onnx.draw(model, noise.numpy(), objects=objects, places=places)
     assert found.dtype == np.float32
     scale = expected.abs().max().item()
     np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
