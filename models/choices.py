@@ -36,7 +36,7 @@ WORDS = {
     ),
     "ldm": Words(
         "Latent diffusion",
-        "A cross-attention UNet that denoises latents, told objects and, if known, places.",
+        "A cross-attention UNet that denoises latents, told objects and, if known, their places and turns.",
         "Stage 2: trains the latent diffusion model on the autoencoder's latents.",
     ),
     "gan": Words(

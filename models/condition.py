@@ -1,4 +1,4 @@
-"""A condition is what a picture is asked to show: objects in order and, where known, their places."""
+"""A condition is what a picture is asked to show: objects in order and, where known, their places and turns."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,9 +18,10 @@ class Condition:
 
     `objects` (b, m) int64: indices into the vocabulary in the order of the label list, then -1. `places` (b, m, 2)
     float32: x to the right and y downwards in [0, 1] of the picture, -1 where unknown. `turns` (b, m) float32: how far
-    an object is turned about the vertical, as the camera sees it, in [0, 1) of a full turn, -1 where unknown.
-    `classes`: the size of the vocabulary. A row may have places and turns for all, some or none of its objects. A whole
-    set may keep `objects` in a smaller type: rows that are taken from it are int64.
+    an object is turned about the vertical, in [0, 1) of a full turn, -1 where unknown: anticlockwise seen from above, 0
+    where its own x axis points in the camera's direction. `classes`: the size of the vocabulary. A row may have places
+    and turns for all, some or none of its objects. A whole set may keep `objects` in a smaller type: rows that are
+    taken from it are int64.
     """
 
     objects: Tensor
@@ -134,7 +135,7 @@ class Condition:
 
 
 def unknown_turns(objects: Tensor) -> Tensor:
-    """Returns turns (b, m) for objects (b, m), all unknown. They take no memory: all are one number."""
+    """Returns turns (b, m) for objects (b, m), all unknown. They take no memory until they are moved or indexed."""
     return torch.full((1, 1), float(ABSENT), device=objects.device).expand(objects.shape)
 
 

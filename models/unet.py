@@ -77,16 +77,17 @@ class Turn(nn.Module):
     so only the last two differ between what can be seen.
     """
 
-    TIMES = (1.0, 2.0, 4.0, 8.0)
+    OCTAVES = 4
 
     def __init__(self, width: int):
         super().__init__()
-        self.embed = nn.Linear(2 * len(self.TIMES), width)
+        self.embed = nn.Linear(2 * self.OCTAVES, width)
 
     def forward(self, condition: Condition) -> Tensor:
-        times = torch.tensor(self.TIMES, device=condition.device)
+        times = 2.0 ** torch.arange(self.OCTAVES, device=condition.device)
         angles = condition.turns[..., None] * (2 * math.pi * times)
-        return self.embed(torch.cat([angles.sin(), angles.cos()], dim=-1)) * condition.turned[..., None]
+        turn = self.embed(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        return torch.where(condition.turned[..., None], turn, 0.0)
 
 
 class Raster(nn.Module):

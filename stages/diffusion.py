@@ -121,7 +121,7 @@ class DiffusionSampler:
         """Samples as `sample` does, and returns x (n, *shape) as it is before it is decoded."""
         return self._sampled(condition, keys, how, lambda x: x)
 
-    def with_places(self, condition: Condition, keys: list[tuple], how: Eval) -> Condition:
+    def completed(self, condition: Condition, keys: list[tuple], how: Eval) -> Condition:
         """Returns what `sample` gives the network: with a place and a turn for each object, if it reads them."""
         if self.takes_places:
             condition = with_chosen_places(condition, keys, self.layouts, how)
@@ -143,7 +143,7 @@ class DiffusionSampler:
                 f"guidance {how.guidance:g}: this {self.stage} was trained with label_dropout=0 and never saw a "
                 f"picture without labels; set guidance to 1"
             )
-        condition = self.with_places(condition, keys, how)
+        condition = self.completed(condition, keys, how)
 
         def shown(x: Tensor, wanted: int) -> Tensor:
             return self.decode(x)[:wanted]
@@ -180,9 +180,10 @@ def denoising_errors(
 
 
 class DiffusionTask(Generic[Network]):
-    """Trains on the weighted squared error of the prediction from noised x_0; drops conditions, and places alone.
+    """Trains on the weighted squared error of the prediction from noised x_0.
 
-    `clean(index, coming)` gives x_0 of those pictures; `sampler_of(network, layouts)` gives a sampler for previews.
+    It drops conditions, and places and turns alone. `clean(index, coming)` gives x_0 of those pictures;
+    `sampler_of(network, layouts)` gives a sampler for previews.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.images import to_unit
 from data.joined import Rows
-from models.condition import Condition
+from models.condition import Condition, unknown_turns
 from models.evaluator import Evaluator, accuracy, agreement, found_labels, top_k_hits
 from models.reader import Found, Reader, found, label_scores, placing
 from models.vqvae import VQVAE, perplexity
@@ -18,7 +18,7 @@ from stages.engine.command import JUDGES, Context
 from stages.engine.dataset import Dataset
 from stages.engine.errors import UserError
 from stages.engine.export import load_export, of_this_version, refuse_other_size
-from stages.engine.sampling import Sampler, sample_shared, without_places
+from stages.engine.sampling import Sampler, by_names, sample_shared
 from stages.engine.schema import Reader as ReaderSection
 from stages.engine.trained import filled, load_trained
 
@@ -184,10 +184,12 @@ def evaluate_held_out(
 ) -> dict[str, float | None]:
     """Asks a model for what held-out pictures show, with their places and by names only, with the first seed.
 
+    How objects are turned is not given: the program chooses it, as for a user.
+
     The judge gives `accuracy_given` and `accuracy_chosen`; the reader gives `placing`'s figures for the pictures with
     places given. For a model that takes no places, all but `accuracy_chosen` and the count errors is None.
     """
-    how, asked = context.config.eval, asked.to("cpu")
+    how, asked = context.config.eval, asked.to("cpu").with_turns(unknown_turns(asked.objects.cpu()))
     keys = [(how.seeds[0], "held out", i) for i in range(len(asked))]
 
     def drawn(condition: Condition) -> tuple[Tensor, float]:
@@ -195,7 +197,7 @@ def evaluate_held_out(
         images = made.cpu()
         return images, accuracy(scores(judge, images, context).cpu(), asked.labels)
 
-    (images, chosen), given, shown = drawn(without_places(asked)), None, without_places(asked)
+    (images, chosen), given, shown = drawn(by_names(asked)), None, by_names(asked)
     if sampler.takes_places:
         (images, given), shown = drawn(asked), asked
     seen, _ = read(reader, images, context)
@@ -215,7 +217,7 @@ def shown(figures: dict) -> str:
 def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: Dataset) -> None:
     """Raises UserError if an export's metadata names other pictures than these, or another size.
 
-    Pictures of the same scenes may differ in their last bits: another processor drew them.
+    Scenes drawn here by the same settings count as the same: another processor changes the pictures' last bits.
     """
     for stage, about in exports.items():
         refuse_other_size(context.export(stage), about, dataset.size)

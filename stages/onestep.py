@@ -59,7 +59,7 @@ def section_of(context: Context) -> Onestep:
 
 
 class OneStepSampler:
-    """Samples pictures by one network call, from the noise and the places that the LDM takes for the same key."""
+    """Samples pictures by one network call, from the noise, places and turns that the LDM takes for the same key."""
 
     def __init__(self, sampler: DiffusionSampler):
         self.sampler = sampler
@@ -69,7 +69,7 @@ class OneStepSampler:
         return self.sampler.takes_places
 
     def sample(self, condition: Condition, keys: list[tuple], how: Eval) -> Tensor:
-        """Draws (n, 3, s, s) in [-1, 1]. Of `how` only the batch and the choice of places have an effect."""
+        """Draws (n, 3, s, s) in [-1, 1]. Of `how` only the batch and `places` have an effect."""
         return self.sampler.sample(condition, keys, how.model_copy(update=ONE_CALL))
 
 
@@ -126,7 +126,7 @@ def make_part(
     keys = [(seed, "onestep", "pair", first + i) for i in range(len(rows))]
     chosen = torch.rand(len(rows), generator=sample_generator(seed, "onestep", "chosen places", first))
     asked = dataset.conditions[rows].to("cpu").only_placed(chosen >= section_of(context).chosen_places)
-    asked = teacher.with_places(asked, keys, how)
+    asked = teacher.completed(asked, keys, how)
     latents = teacher.undecoded(asked, keys, how)
     noise = torch.stack([torch.randn(teacher.shape, generator=sample_generator(*key)) for key in keys])
     known = {"objects": asked.objects, "places": asked.places, "turns": asked.turns.contiguous()}

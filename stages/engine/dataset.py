@@ -39,8 +39,9 @@ class Dataset:
 
     `sha256` covers pictures, label sets and split; `places_sha256` covers the objects' order and places ("" if no place
     is known), `turns_sha256` how they are turned ("" if that is not known). A network that is trained on label sets
-    alone therefore stays valid when places are found. `scenes` covers the scenes that pictures drawn here show: it does
-    not depend on the processor that drew them, as the pictures' last bits do ("" for other pictures).
+    alone therefore stays valid when places are found. `scenes` covers the settings that pictures were drawn by
+    here, and their objects and places: unlike `sha256` it does not depend on the processor, which changes pictures'
+    last bits ("" for other pictures, and for several folders).
     """
 
     images: Rows
@@ -100,7 +101,7 @@ class Dataset:
         if not self.places_sha256:
             _refuse_needed_places(config.places_of(model), str(self.folder))
         if not self.turns_sha256:
-            _refuse_needed_turns(config.turns_of(model), str(self.folder))
+            _refuse_needed_turns(config.turns_of(model), str(self.folder), drawn=bool(self.scenes))
 
     def apart(self, distance: float, key: str) -> Tensor | None:
         """Returns the training pictures (k,) whose objects are at least `distance` (sides of the picture) apart.
@@ -160,12 +161,16 @@ def _refuse_needed_places(needs: dict[str, str], where: str) -> None:
         )
 
 
-def _refuse_needed_turns(needs: dict[str, str], where: str) -> None:
-    """Raises UserError if `needs` is not empty: {key that needs turns: override that does without them}."""
+def _refuse_needed_turns(needs: dict[str, str], where: str, drawn: bool) -> None:
+    """Raises UserError if `needs` is not empty: {key that needs turns: override that does without them}.
+
+    `drawn`: whether `stages.render` drew the pictures; an older version wrote no turns.
+    """
     if needs:
+        fix = "run `python -m stages.render`, which adds" if drawn else "add"
         raise UserError(
-            f"{where}: it is not known how any object is turned, but {', '.join(needs)} must know it; add a turns.json "
-            f"(docs/conditions.md), or set {' '.join(needs.values())}"
+            f"{where}: it is not known how any object is turned, but {', '.join(needs)} must know it; {fix} a "
+            f"turns.json (docs/conditions.md), or set {' '.join(needs.values())}"
         )
 
 
@@ -179,7 +184,7 @@ def _drawn_by(folder: Path) -> dict:
 
 
 def _scenes_of(sources: Sequence[Path], places_digest: str) -> str:
-    """Returns a hash of the scenes that the pictures show if `stages.render` drew them, else ""."""
+    """Returns a hash of what one folder's scenes follow from if `stages.render` drew them, else ""."""
     settings = _drawn_by(sources[0]) if len(sources) == 1 else {}
     if not settings or not places_digest:
         return ""
@@ -243,11 +248,15 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     if not places_digest:
         _refuse_needed_places(config.needs_places, where)
     if not turns_digest:
-        _refuse_needed_turns(config.needs_turns, where)
+        _refuse_needed_turns(config.needs_turns, where, drawn=bool(scenes))
 
     def part(held_out: bool) -> tuple[Rows, Condition]:
         pictures, objects, places, turns = packs.part(held_out)
         return pictures, Condition(objects, places, unknown_turns(objects) if turns is None else turns, classes)
+
+    def on_device(found: Condition) -> Condition:
+        moved = found.to(device)  # unknown turns take memory once they are moved
+        return moved if turns_digest else moved.with_turns(unknown_turns(moved.objects))
 
     pictures, conditions = part(held_out=False)
     if config.data.withhold:
@@ -264,9 +273,9 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     held_out_pictures, held_out_conditions = part(held_out=True)
     dataset = Dataset(
         placed(pictures, device),
-        conditions.to(device),
+        on_device(conditions),
         placed(held_out_pictures, device),
-        held_out_conditions.to(device),
+        on_device(held_out_conditions),
         {name: Condition.of_lists(sets, classes) for name, sets in test_sets.items()},
         vocabulary,
         digest,

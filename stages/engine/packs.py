@@ -259,9 +259,13 @@ def _fault_of(tensors: dict[str, Tensor], about: dict) -> str | None:
         return f"its objects are {tuple(objects.shape)}, {objects.dtype}"
     if held_out.dtype != torch.bool or held_out.shape != (count,) or places.shape != (*objects.shape, 2):
         return f"held_out and places are {tuple(held_out.shape)}, {held_out.dtype}, and {tuple(places.shape)}"
-    turns = tensors.get("turns", places[..., 0])
-    if turns.shape != objects.shape or not turns.is_floating_point():
-        return f"its turns are {tuple(turns.shape)}, {turns.dtype}"
+    if (turns := tensors.get("turns")) is not None:
+        if turns.shape != objects.shape or not turns.is_floating_point():
+            return f"its turns are {tuple(turns.shape)}, {turns.dtype}"
+        if not ((turns == UNKNOWN) | ((turns >= 0) & (turns < 1))).all():
+            return "a turn is not in [0, 1)"
+    if bool(about.get("turns_sha256")) != (turns is not None):
+        return "its turns and their hash do not belong together"
     if not places.is_floating_point() or not all(isinstance(about.get(key), str) for key in DIGESTS):
         return "its places or hashes are of another type"
     if any(part.min() < UNKNOWN or part.max() >= len(names) for part in objects.split(CHUNK)):

@@ -209,7 +209,7 @@ def _check_network(network: Network, key: str, size: int, where: Path) -> None:
     if network.condition == "vector" and network.wants_layouts:
         raise UserError(
             f"{where}: {key}.condition=vector is one token for the whole set, without order or places; set "
-            f"{key}.condition=tokens, or order=false and places=false"
+            f"{key}.condition=tokens, or order=false, places=false and turns=false"
         )
     if network.turns and not network.places:
         raise UserError(f"{where}: {key}.turns=true needs {key}.places=true; set both or neither")

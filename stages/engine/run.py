@@ -40,7 +40,8 @@ HOW = (
 )
 
 # keys of an identity that older runs did not record, although they may have read them: another key says whether
-UNNAMED = ("parent places", "parent order", "parent scenes")
+SCENES = "parent scenes"
+UNNAMED = ("parent places", "parent order", SCENES)
 
 OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # torch's messages for weights that do not fit
 
@@ -134,6 +135,8 @@ class Run:
     def refuse_other(self, identity: dict) -> None:
         since = {k: v for k, v in self._defaults().items() if k in self.identity and k not in identity}
         since |= {k: self.identity[k] for k in UNNAMED if k in self.identity and k not in identity}
+        if SCENES not in self.identity:  # a pack that replaces its folder is known by its pictures alone
+            identity = {key: value for key, value in identity.items() if key != SCENES}
         changes = differences(identity | since, self.identity)
         if changes:
             shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")

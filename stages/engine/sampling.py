@@ -1,4 +1,4 @@
-"""Shared by all samplers: batches of one size, keys instead of generators, places for objects without one."""
+"""Shared by all samplers: batches of one size, keys instead of generators, places and turns that are chosen."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -39,8 +39,8 @@ def takes_turns(network: nn.Module) -> bool:
     return getattr(network, "turns", False)
 
 
-def without_places(condition: Condition) -> Condition:
-    """Returns the same objects with unknown places and turns: the program chooses them."""
+def by_names(condition: Condition) -> Condition:
+    """Returns the same objects with unknown places and turns, as by a user who names them: the program chooses."""
     return condition.only_placed(torch.zeros(len(condition), dtype=torch.bool, device=condition.device))
 
 
@@ -55,7 +55,7 @@ def with_chosen_places(condition: Condition, keys: list[tuple], layouts: LayoutP
 
 
 def with_chosen_turns(condition: Condition, keys: list[tuple], how: Eval) -> Condition:
-    """Gives each object that it is not known of a turn, which the sample's key chooses: all are equally likely.
+    """Gives each object whose turn is not known one that the sample's key chooses; all are equally likely.
 
     With `how.places` "unknown", unknown turns stay unknown.
     """

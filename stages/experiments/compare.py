@@ -13,7 +13,7 @@ from stages.engine.log import progress
 from stages.engine.pictures import grid, page_scale, png
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
-from stages.engine.sampling import Sampler, without_places
+from stages.engine.sampling import Sampler, by_names
 from stages.experiments.quality import HEAD, Quality, cells, features, load_quality
 from stages.experiments.variety import variety, variety_of_real
 from stages.judge import evaluate_sets, load_evaluator, refuse_other_pictures, shown
@@ -45,7 +45,7 @@ def measure(
     sampler, about = MODELS[model].load(context)
     refuse_other_pictures(context, {model: about}, dataset)
     sets = evaluate_sets(sampler, judge, dataset, context)
-    wanted = without_places(dataset.held_out_conditions[: context.arguments.pictures])
+    wanted = by_names(dataset.held_out_conditions[: context.arguments.pictures])
     keys = [(context.config.eval.seeds[0], "held out", i) for i in range(len(wanted))]
     made = sampler.sample(wanted, keys, context.config.eval)
     varied, pictures = diversity(sampler, dataset, context)

@@ -17,7 +17,7 @@ from stages.commands import COMPARED
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset
 from stages.engine.photographs import INSTALL, load_photograph_network
-from stages.engine.sampling import Sampler, without_places
+from stages.engine.sampling import Sampler, by_names
 from stages.judge import as_input
 
 NEIGHBOURS, COVERED = 3, 5  # k of precision and recall, k of coverage: those of the papers
@@ -93,7 +93,7 @@ def load_quality(context: Context, dataset: Dataset, judge: Evaluator, most: int
     name = "photographs" if photographs else "evaluator"
     network = context.on_device(photographs).features if photographs else judge.features
     first, second = (features(network, dataset.held_out_images[i * n : (i + 1) * n], context) for i in (0, 1))
-    asked = without_places(dataset.held_out_conditions[:n])
+    asked = by_names(dataset.held_out_conditions[:n])
     quality = Quality(context, name, network, asked, second, {})
     quality.floor.update(quality._figures(first))
     return quality

@@ -30,9 +30,12 @@ SIMPLE = unweighted("ldm")
 
 
 def told(order: bool, places: bool) -> tuple[str, ...]:
-    """Returns overrides that tell the LDM the objects' order and places, or not; always with one token per object."""
+    """Returns overrides that tell the LDM the objects' order and places, or not; always with one token per object.
+
+    Without places it is not told how objects are turned either.
+    """
     said = f"ldm.network.order={str(order).lower()}", f"ldm.network.places={str(places).lower()}"
-    return "ldm.network.condition=tokens", *said
+    return "ldm.network.condition=tokens", *said, *(() if places else ("ldm.network.turns=false",))
 
 
 def paths(where: str) -> tuple[str, str]:

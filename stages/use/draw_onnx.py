@@ -20,7 +20,7 @@ def run(file, **inputs):
 
 
 def draw(model, noise, **condition):
-    """Noise (1, c, h, w), objects (1, m) int64, places (1, m, 2) float32, -1 for none -> (1, 3, s, s) in [-1, 1]."""
+    """Noise (1, c, h, w); objects (1, m), places (1, m, 2), turns (1, m), -1 for none -> (1, 3, s, s) in [-1, 1]."""
     x, estimate = noise, np.zeros_like(noise)
     for t, guidance, *factors in model["steps"]:  # DDIM, arXiv 2010.02502, eq. 12
         keep = np.array([True, False] if guidance not in (0, 1) else [guidance == 1])
@@ -103,7 +103,8 @@ def main():
         each = random.standard_normal((*objects.shape, model["object_noise"]), np.float32)
         picture = run(model["generator"], noise=noise, object_noise=each, objects=objects, places=places)
     else:
-        turns = random.random(objects.shape, np.float32)  # how objects are turned: read by networks that are told it
+        turned = random.random(objects.shape, np.float32)
+        turns = turned if model["takes_turns"] else np.full_like(turned, -1)
         picture = draw(model, noise, objects=objects, places=places, turns=turns)
     try:
         Path(a.out).write_bytes(png(picture[0]))

@@ -17,7 +17,7 @@ from stages.engine.command import Context, run_command
 from stages.engine.export import read_about
 from stages.engine.files import made_whole
 from stages.engine.log import say
-from stages.engine.sampling import Sampler
+from stages.engine.sampling import Sampler, takes_turns
 from stages.engine.schema import Eval
 from stages.gan import GanSampler
 from stages.judge import load_evaluator
@@ -77,6 +77,7 @@ def _add_diffusion(
         "noise": [*sampler.shape],
         "layouts": layouts and f"{name}/layouts.npz",
         "takes_places": sampler.takes_places,
+        "takes_turns": takes_turns(sampler.network) and context.config.eval.places == "chosen",
         **table(diffusion, how),
     }
 

@@ -145,7 +145,7 @@ def denoiser(network: nn.Module, shape: tuple[int, ...], classes: int, timesteps
             made["estimate"] = torch.randn(rows, *shape, generator=draw)
         return made
 
-    return Graph(Denoiser(network, classes), inputs, "prediction", "noisy x, t, objects, places -> prediction")
+    return Graph(Denoiser(network, classes), inputs, "prediction", "noisy x, t, a condition -> prediction")
 
 
 def decoder(network: nn.Module, decode: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Graph:

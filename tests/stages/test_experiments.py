@@ -279,11 +279,12 @@ def test_a_row_says_where_a_model_knows_more_than_the_reports_did():
     assert told_of(derive(config, [*SYSTEMS["gan-placed"].changes]), "gan") == chosen
 
 
-def test_what_the_ldm_is_told_is_the_only_choice_also_beside_a_vector():
-    config = load("configs/report.yaml")
-    assert config.ldm.network.condition == "vector"
+@pytest.mark.parametrize("path", ["configs/report.yaml", "configs/scenes.yaml"])
+def test_what_the_ldm_is_told_is_the_only_choice_also_beside_a_vector_and_turns(path):
+    config = load(path)
+    assert config.ldm.network.condition == "vector" or config.ldm.network.turns
     networks = [derive(config, overrides).ldm.network for overrides in GROUPS["told"][1].values()]
-    alike = [network.model_copy(update={"order": False, "places": False}) for network in networks]
+    alike = [network.model_copy(update={"order": False, "places": False, "turns": False}) for network in networks]
     assert alike[0] == alike[1] == alike[2] and len({(n.order, n.places) for n in networks}) == 3
 
 

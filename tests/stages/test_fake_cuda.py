@@ -57,7 +57,8 @@ def machine():
 
 
 def conditions():
-    return Condition.of_lists(LISTS, 24, PLACES)
+    known = Condition.of_lists(LISTS, 24, PLACES)
+    return known.with_turns(torch.where(known.present, 0.25, -1.0))
 
 
 def context_of(*overrides):
@@ -125,7 +126,7 @@ ON_LATENTS = ["gan.space=latents", "gan.stem=1", "gan.generator.channels=[16,8]"
 ON_MAP = ["gan.generator.entry=map", "gan.generator.condition=modulation", "gan.generator.channels=[16]"]
 AT_PLACES = ["gan.critic.read=places", "gan.critic.pool=sum", "gan.critic.channels=[16]"]
 TOLD = ["ldm.network.order=true", "ldm.network.places=true", "ldm.network.pooled=true", "ldm.picture_draws=by-labels"]
-TOLD += ["ldm.timestep_draws=weighted", "ldm.log_snr=[0.0,2.0]"]
+TOLD += ["ldm.network.turns=true", "ldm.timestep_draws=weighted", "ldm.log_snr=[0.0,2.0]"]
 BY_LABELS = ["gan.picture_draws=by-labels", "gan.critic.condition=auxiliary"]
 RISING = ["gan.critic.condition=auxiliary", "gan.auxiliary_schedule=rising", "gan.generator.condition=modulation"]
 VAE_LOSSES = ["vae.cell_weight=0.1", "vae.windows_until=6", "vae.unquantized=0.5", "vae.decoder_noise=0.1"]

@@ -15,7 +15,7 @@ from stages.engine.export import load_export, save_export
 from stages.engine.run import Run
 from stages.evaluate import main as evaluate
 from stages.ldm import load_sampler
-from stages.onestep import OnestepTask, load_onestep, made_pairs, parents_of
+from stages.onestep import OnestepTask, load_onestep, made_pairs, pairs_of, parents_of
 from tests.conftest import make
 from tests.helpers import assert_one_line, digest, lines
 from tests.stages.distilled import context_of, distil
@@ -66,6 +66,37 @@ def test_pairs_are_noise_and_what_the_teacher_makes_of_it(root, monkeypatch):
     of_pictures = {tuple(row.flatten().tolist()) for row in dataset.conditions.places}
     own = [tuple(row.flatten().tolist()) in of_pictures for row in pairs.conditions.places]
     assert pairs.conditions.wholly_placed.all() and any(own)
+
+
+def test_a_teacher_that_is_told_turns_teaches_them(root, stage, monkeypatch):
+    uses = ("uses={evaluator: smoke, vae: smoke}", f"data.folder={root}/smoke/render", f"root={root}", "name=turned")
+    status, said = stage("ldm", *uses, "ldm.network.places=true", "ldm.network.turns=true", "ldm.steps=1")
+    assert status == 0, said
+    context = context_of(root, "onestep.chosen_places=0.5", "uses.ldm=turned", name="turning")
+    run, teacher, _, dataset = run_of(context)
+    with context.held:
+        pairs = made_pairs(run, teacher, dataset)
+    assert torch.equal(pairs.conditions.turned, pairs.conditions.present)
+    of_pictures = set(dataset.conditions.turns[dataset.conditions.present].tolist())
+    own = [turn in of_pictures for turn in pairs.conditions.turns[pairs.conditions.present].tolist()]
+    assert any(own) and not all(own), "those of the training picture, or chosen with the places"
+    sampler, _ = distilled_sampler(context)
+    told, tell = [], UNet.told
+    monkeypatch.setattr(
+        UNet, "told", lambda self, condition, *how: told.append(condition) or tell(self, condition, *how)
+    )
+    asked = next(iter(dataset.test_sets.values()))[:2]
+    for drawer in (teacher, sampler):
+        drawer.sample(asked, [(7, "scene", i) for i in range(2)], context.config.eval)
+    assert torch.equal(told[0].turns[:2], told[-1].turns[:2]) and told[0].turned[:2, 0].all()
+    older = {"noise": pairs.noise, "latents": pairs.latents, "objects": pairs.conditions.objects}
+    assert not pairs_of({**older, "places": pairs.conditions.places}, dataset, context).conditions.turned.any()
+
+
+def distilled_sampler(context):
+    """Trains the generator of a context and loads it."""
+    distil(context)
+    return load_onestep(context)
 
 
 def test_what_is_drawn_does_not_depend_on_how_many_are(root, monkeypatch):

@@ -66,7 +66,7 @@ class Denoising(Model):
     timestep_draws: Literal["uniform", "weighted"] = "uniform"  # weighted: as often as a timestep's loss weighs
     picture_draws: PictureDraws = "uniform"
     label_dropout: Part = 0.1  # share of rows trained without their condition, for guidance
-    place_dropout: Part = 0.2  # share of rows trained without their places, if the network reads places
+    place_dropout: Part = 0.2  # share of rows trained without their places and turns, if the network reads places
     # It learns only from pictures whose objects are at least this far apart, in sides of the picture; 0: from all.
     # Pictures of one object stay, those with an unknown place do not. For networks that are told no places
     apart: Share = 0.0
@@ -75,7 +75,7 @@ class Denoising(Model):
     def _needs(self, key: str, takes_places: bool) -> dict[str, str]:
         """Returns what needs the objects' places, and how to do without. `key`: what gives the network places."""
         needs = {f"{key}=true": f"{key}=false"} if takes_places else {}
-        return needs | ({f"apart={self.apart:g}": "apart=0.0"} if self.apart else {})
+        return needs | self.needs_turns | ({f"apart={self.apart:g}": "apart=0.0"} if self.apart else {})
 
 
 class Ldm(Denoising):

@@ -65,7 +65,7 @@ class Eval(Section):
     clip: Annotated[float, Field(gt=0)] | None = None  # bound on the ancestral sampler's x_0, in the units of x_0
     guidance: NonNegative = 1.0  # classifier-free; 1: none
     classifier_guidance: NonNegative = 0.0  # scale of the guide's gradient; 0: no classifier guidance
-    places: Literal["chosen", "unknown"] = "chosen"  # places not given: drawn from training layouts, or left unknown
+    places: Literal["chosen", "unknown"] = "chosen"  # places and turns not given: drawn, or left unknown
     apart: Share = 0.0  # smallest distance of objects in the layouts drawn, in sides of the picture; 0: as in training
     interval: Pair = (0.0, 1.0)  # range of t / T in which classifier-free guidance acts
     compile: Compiled = False  # torch.compile for the denoiser: pays off after some thousand network calls

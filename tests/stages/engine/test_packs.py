@@ -178,6 +178,27 @@ def test_a_pack_is_data_too(tmp_path):
         opened(tmp_path, tmp_path / "nowhere.safetensors")
 
 
+def test_a_pack_of_scenes_drawn_here_may_replace_their_folder(tmp_path, stage):
+    """The pack does not say how the scenes were drawn, and a finished run stays finished."""
+    folder = write_folder(tmp_path / "d")
+    (folder / "render.json").write_text('{"scenes": 4, "size": 64}')
+    tiny = ("evaluator.steps=1", "evaluator.batch=4", "data.validation_every=3", f"root={tmp_path}", "eval.batch=2")
+    assert stage("evaluator", f"data.folder={folder}", *tiny)[0] == 0
+    pack = shutil.move(whole_packs(tmp_path)[0], folder / "million.safetensors")
+    status, said = stage("evaluator", f"data.folder={pack}", *tiny)
+    assert status == 0 and "finished already" in said, said
+
+
+def test_a_pack_of_a_version_without_turns_is_read(tmp_path):
+    opened(tmp_path, folder := write_folder(tmp_path / "d"))
+    (path,) = whole_packs(tmp_path)
+    tensors, about = load_export(path, "")
+    del about["turns_sha256"]
+    save_export(folder / "old.safetensors", {name: value.clone() for name, value in tensors.items()}, about)
+    found = opened(tmp_path, folder / "old.safetensors")
+    assert found.turns_sha256 == "" and not found.conditions.turned.any()
+
+
 def flip(path, place):
     """Flips a bit and keeps the time of the file, as a failing disk does."""
     before = path.stat()
@@ -205,6 +226,11 @@ def flip(path, place):
         ({"objects": torch.full((18, 3), 100)}, {}, "an object is not among its 24"),
         ({"objects": torch.full((18, 3), -2)}, {}, "an object is not among its 24"),
         ({"places": torch.zeros(18, 3, 1)}, {}, "and (18, 3, 1)"),
+        ({"turns": torch.zeros(18, 2)}, {"turns_sha256": "x"}, "its turns are (18, 2)"),
+        ({"turns": torch.full((18, 3), torch.nan)}, {"turns_sha256": "x"}, "a turn is not in [0, 1)"),
+        ({"turns": torch.ones(18, 3)}, {"turns_sha256": "x"}, "a turn is not in [0, 1)"),
+        ({"turns": torch.zeros(18, 3)}, {}, "do not belong together"),
+        ({}, {"turns_sha256": "x"}, "do not belong together"),
     ],
 )
 def test_a_pack_that_none_would_write_is_one_line(tmp_path, tensors, about, words):
