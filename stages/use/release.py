@@ -15,7 +15,7 @@ from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.config import derive
 from stages.engine.errors import UserError
-from stages.engine.export import DTYPES, load_export, save_export, sha256_of
+from stages.engine.export import DTYPES, load_export, refuse_other_size, save_export, sha256_of
 from stages.engine.files import made_whole, write_atomically
 from stages.engine.run import move_aside
 from stages.use.card import figures_of, write_card
@@ -77,6 +77,7 @@ def read_exports(context: Context) -> Exports:
         if not path.is_file():
             continue
         exports[stage] = load_export(path, f"run {context.make(stage)}")
+        refuse_other_size(path, exports[stage][1], context.config.data.size)
         try:
             used = yaml.safe_load(path.with_name("config.yaml").read_text(encoding="utf-8"))["data"]["folder"]
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):

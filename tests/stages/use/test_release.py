@@ -331,6 +331,9 @@ def test_models_of_the_same_scenes_are_released_together_whatever_processors_dre
     assert "vae" in made_from(data="other bits")
     with pytest.raises(UserError, match="different pictures"):
         made_from(data="other bits", scenes="others")
+    smaller = replace(context_with(f"root={chain_copy}", "data.size=32"), arguments=context.arguments)
+    with pytest.raises(UserError, match=r"is of 64x64 pictures, but data\.size is 32"):
+        release.read_exports(smaller)
 
 
 def test_what_is_rounded_already_stays_as_it_is(released):
