@@ -13,7 +13,7 @@ Everything is checked here, once; `ImageSet` is what the rest of the project see
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -171,18 +171,21 @@ def _as_tensors(lists: list[list[int]], places: list[list[Place | None]], classe
     where = torch.full((*objects.shape, 2), float(UNKNOWN))
     slots = torch.arange(objects.shape[1]) < torch.tensor([len(row) for row in lists])[:, None]
     objects[slots] = torch.tensor([index for row in lists for index in row], dtype=objects.dtype)
-    known = [(i, j, place) for i, row in enumerate(places) for j, place in enumerate(row) if place is not None]
+    return objects, _filled(where, places)
+
+
+def _filled(unknown: Tensor, values: Sequence[Sequence[object]]) -> Tensor:
+    """Writes the values that are not None, one list per picture, into a tensor (n, m, ...), and returns it."""
+    known = [(i, j, value) for i, row in enumerate(values) for j, value in enumerate(row) if value is not None]
     if known:
         rows, columns, found = zip(*known, strict=True)
-        where[list(rows), list(columns)] = torch.tensor(found)
-    return objects, where
+        unknown[list(rows), list(columns)] = torch.tensor(found)
+    return unknown
 
 
 def _turns(known: list[list[float | None]], objects: Tensor) -> Tensor | None:
     """Converts the known turns, one list per picture, to `turns` of an ImageSet with these objects (n, m)."""
-    turns = torch.full(objects.shape, float(UNKNOWN))
-    for row, values in zip(turns, known, strict=True):
-        row[: len(values)] = torch.tensor([UNKNOWN if value is None else value for value in values])
+    turns = _filled(torch.full(objects.shape, float(UNKNOWN)), known)
     return turns if (turns >= 0).any() else None
 
 

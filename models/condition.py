@@ -128,6 +128,10 @@ class Condition:
         """Returns the same objects with other turns (b, m)."""
         return replace(self, turns=turns)
 
+    def without_turns(self) -> "Condition":
+        """Returns the same objects with unknown turns."""
+        return self.with_turns(unknown_turns(self.objects))
+
     def only_placed(self, rows: Tensor) -> "Condition":
         """Keeps the places and turns of the rows (b,) bool that are True; all others become unknown."""
         placed = self.with_places(torch.where(rows[:, None, None], self.places, float(ABSENT)))

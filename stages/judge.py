@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.images import to_unit
 from data.joined import Rows
-from models.condition import Condition, unknown_turns
+from models.condition import Condition
 from models.evaluator import Evaluator, accuracy, agreement, found_labels, top_k_hits
 from models.reader import Found, Reader, found, label_scores, placing
 from models.vqvae import VQVAE, perplexity
@@ -18,6 +18,7 @@ from stages.engine.command import JUDGES, Context
 from stages.engine.dataset import Dataset
 from stages.engine.errors import UserError
 from stages.engine.export import load_export, of_this_version, refuse_other_size
+from stages.engine.run import DATA, SCENES, of_same_pictures
 from stages.engine.sampling import Sampler, by_names, sample_shared
 from stages.engine.schema import Reader as ReaderSection
 from stages.engine.trained import filled, load_trained
@@ -189,7 +190,7 @@ def evaluate_held_out(
     The judge gives `accuracy_given` and `accuracy_chosen`; the reader gives `placing`'s figures for the pictures with
     places given. For a model that takes no places, all but `accuracy_chosen` and the count errors is None.
     """
-    how, asked = context.config.eval, asked.to("cpu").with_turns(unknown_turns(asked.objects.cpu()))
+    how, asked = context.config.eval, asked.to("cpu").without_turns()
     keys = [(how.seeds[0], "held out", i) for i in range(len(asked))]
 
     def drawn(condition: Condition) -> tuple[Tensor, float]:
@@ -215,15 +216,12 @@ def shown(figures: dict) -> str:
 
 
 def refuse_other_pictures(context: Context, exports: dict[str, dict], dataset: Dataset) -> None:
-    """Raises UserError if an export's metadata names other pictures than these, or another size.
-
-    Scenes drawn here by the same settings count as the same: another processor changes the pictures' last bits.
-    """
+    """Raises UserError if an export's metadata names other pictures than these, or another size."""
     for stage, about in exports.items():
         refuse_other_size(context.export(stage), about, dataset.size)
         with of_this_version(context.export(stage), context.make(f"{stage} FRESH=1")):
-            data, scenes = about["identity"]["parent data"], about["identity"].get("parent scenes")
-        if data != dataset.sha256 and not (scenes and scenes == dataset.scenes):
+            made_from = {DATA: about["identity"][DATA], SCENES: about["identity"].get(SCENES)}
+        if not of_same_pictures([made_from, {DATA: dataset.sha256, SCENES: dataset.scenes or None}]):
             raise UserError(
                 f"{context.export(stage)} was made from other pictures than {dataset.folder}; set data.folder to them"
             )

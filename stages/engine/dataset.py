@@ -256,7 +256,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
 
     def on_device(found: Condition) -> Condition:
         moved = found.to(device)  # unknown turns take memory once they are moved
-        return moved if turns_digest else moved.with_turns(unknown_turns(moved.objects))
+        return moved if turns_digest else moved.without_turns()
 
     pictures, conditions = part(held_out=False)
     if config.data.withhold:

@@ -7,7 +7,7 @@ checkpoints/<experiment>/<stage>/
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -39,8 +39,8 @@ HOW = (
     *(f"{stage}.accumulate" for stage in ("evaluator", "reader", "vae", *MODELS)),
 )
 
+DATA, SCENES = "parent data", "parent scenes"  # keys of an identity that say what the run learned from
 # keys of an identity that older runs did not record, although they may have read them: another key says whether
-SCENES = "parent scenes"
 UNNAMED = ("parent places", "parent order", SCENES)
 
 OTHER_SHAPES = re.compile(r"loading state_dict|size of tensor")  # torch's messages for weights that do not fit
@@ -73,6 +73,15 @@ class Task(Protocol):
 def differences(old: dict, new: dict) -> list[str]:
     """Returns "key: old -> new" for each key that differs."""
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+
+
+def of_same_pictures(identities: Sequence[Mapping[str, object]]) -> bool:
+    """Returns True if runs of these identities learned from the same pictures.
+
+    Scenes drawn here by the same settings count as the same: another processor changes the pictures' last bits.
+    """
+    found = [{identity.get(key) for identity in identities} for key in (DATA, SCENES)]
+    return any(len(values) <= 1 and None not in values for values in found)
 
 
 def move_aside(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from stages.engine.config import derive
 from stages.engine.errors import UserError
 from stages.engine.export import DTYPES, load_export, refuse_other_size, save_export, sha256_of
 from stages.engine.files import made_whole, write_atomically
-from stages.engine.run import move_aside
+from stages.engine.run import move_aside, of_same_pictures
 from stages.use.card import figures_of, write_card
 from stages.use.find import FIGURES, MANIFEST, STAGES, sha256_of_file
 
@@ -87,10 +87,7 @@ def read_exports(context: Context) -> Exports:
             raise UserError(
                 f"{path} was made from data that are not drawn here: only models of drawn scenes are released"
             )
-    made_from = [about["identity"] for _, about in exports.values()]
-    # another processor draws the same scenes with other last bits
-    same = [{of.get(parent) for of in made_from} for parent in ("parent data", "parent scenes")]
-    if all(len(found) > 1 or None in found for found in same):
+    if not of_same_pictures([about["identity"] for _, about in exports.values()]):
         raise UserError(f"{context.folder('')}: its stages were trained on different pictures; train them again on one")
     return exports
 
