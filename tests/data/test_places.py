@@ -62,11 +62,15 @@ def test_the_fingerprint_follows_the_places(tmp_path):
     ],
 )
 def test_a_damaged_or_contradictory_file_gives_a_one_line_error(tmp_path, content, fault):
-    path = tmp_path / "places.json"
+    assert_refused(read_places, tmp_path / "places.json", content, fault)
+
+
+def assert_refused(read, path, content, fault):
+    """Asserts that a file about the objects of two pictures is refused in one line, which names file and fault."""
     path.write_text(content)
     with pytest.raises(DataError, match=re.escape(fault)) as caught:
-        read_places(path, {"a.png": [4], "b.png": [4, 7]})
-    assert "places.json" in str(caught.value)
+        read(path, {"a.png": [4], "b.png": [4, 7]})
+    assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -84,11 +88,7 @@ def test_a_damaged_or_contradictory_file_gives_a_one_line_error(tmp_path, conten
     ],
 )
 def test_turns_that_are_none_give_a_one_line_error(tmp_path, content, fault):
-    path = tmp_path / "turns.json"
-    path.write_text(content)
-    with pytest.raises(DataError, match=re.escape(fault)) as caught:
-        read_turns(path, {"a.png": [4], "b.png": [4, 7]})
-    assert "turns.json" in str(caught.value) and "\n" not in str(caught.value)
+    assert_refused(read_turns, tmp_path / "turns.json", content, fault)
 
 
 def test_a_broken_link_is_an_error(tmp_path):

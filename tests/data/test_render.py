@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.labels import CLEVR, DataError
 from data.places import read_places, read_turns
-from data.render import RGB, _mitsuba_scenes, draw_scene, draw_scenes
+from data.render import RGB, draw_scene, draw_scenes
 from data.scenes import OBJECTS, RADIUS, Item, Layout, Look, layout, picture_name, scene_poses, turns_of
 from data.scenes import test_sets as make_test_sets
 
@@ -110,26 +110,26 @@ def test_places_and_turns_need_no_drawing(tmp_path):
     assert read_turns(tmp_path / "turns.json", listed) == turns
 
 
-def test_a_turn_is_as_the_camera_sees_it(tmp_path):
+def test_a_turn_is_as_the_camera_sees_it(tmp_path, monkeypatch):
     """The camera goes round a cube that is turned with it: the turn stays, and so does the picture."""
     look, turns, pictures = SETTINGS["look"], [], []
     for i, azimuth in enumerate((0.0, 30.0, 350.0)):
         x, y = (10 * part(math.radians(azimuth)) for part in (math.cos, math.sin))
         scene = Layout((Item("red cube", 0.0, 0.0, 20.0 + azimuth, 0.7),), (x, y, 4.0), (((0.0, 0.0, 9.0), 150.0),))
         turns += turns_of(i, scene, Look(look.seed, look.camera_distance, 1))[picture_name(i, 1)]
-        pictures.append(drawn(scene))
+        (tmp_path / str(i)).mkdir()
+        pictures.append(drawn(scene, tmp_path / str(i), monkeypatch))
     assert turns == pytest.approx([20 / 360] * 3, abs=1e-5)
     assert max(np.abs(other - pictures[0]).mean() for other in pictures[1:]) < 2
 
 
-def drawn(scene):
+def drawn(scene, folder, monkeypatch):
     """Returns a picture (64, 64, 3) of a scene of one object."""
-    import mitsuba as mi
+    import data.render
 
-    mi.set_variant("scalar_rgb")
-    passes = _mitsuba_scenes(scene, 1, 64, 16, mi.ScalarTransform4f)
-    image = sum(np.array(mi.render(mi.load_dict(one), spp=16, seed=0)) for one in passes)
-    return np.array(mi.util.convert_to_bitmap(mi.TensorXf(image))).astype(float)
+    monkeypatch.setattr(data.render, "layout", lambda *arguments: scene)
+    draw_scene(0, folder, LOOK, 64, 16)
+    return np.asarray(Image.open(folder / picture_name(0, 1)), float)
 
 
 def test_test_sets_are_thirty_two_each_and_the_new_ones_are_confusable():
@@ -156,13 +156,8 @@ def test_scenes_of_more_objects_have_label_sets_of_as_many():
 
 def silhouette(folder, monkeypatch, kind):
     """Returns the mask (rows, columns) of one red object in the middle, cut to its bounding box, and the box place."""
-    import data.render
-
     alone = layout(0, LOOK)
-    alone = Layout((Item(f"red {kind}", 0.0, 0.0, 20.0, 0.7),), alone.camera, alone.lamps)
-    monkeypatch.setattr(data.render, "layout", lambda *arguments: alone)
-    draw_scene(0, folder, LOOK, 64, 16)
-    pixels = np.asarray(Image.open(folder / picture_name(0, 1)), float)
+    pixels = drawn(Layout((Item(f"red {kind}", 0.0, 0.0, 20.0, 0.7),), alone.camera, alone.lamps), folder, monkeypatch)
     mask = pixels[..., 0] - pixels[..., 1] > 25  # red, and neither the floor nor a highlight's white
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (rows.mean(), columns.mean())
