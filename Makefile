@@ -182,10 +182,10 @@ ablations: checked-ablations vae ## change one choice at a time (conditions, sch
 compare: checked-compare eval ## compare the models: time, memory, accuracy, diversity
 	$(call STAGE,experiments.compare)
 
-held-out: checked-held-out vae ## train without some label sets, then ask for them, and for four and five objects
+held-out: checked-held-out vae ## withhold some label sets from training, then ask for them, and for four and five objects
 	$(call STAGE,experiments.held_out)
 
-judges: checked-judges evaluator ## train two further judges, evaluators of other seeds that choose nothing; `make eval` then uses them too
+judges: checked-judges evaluator ## train two further judges, evaluators of other seeds by which nothing is chosen; `make eval` then uses them too
 	$(call STAGE,experiments.judges)
 
 # A plan trains nothing: it names what is missing.
@@ -200,7 +200,7 @@ results: setup ## write the documentation's tables again, with the reports in FR
 pace: checked-pace evaluator ## measure how long the LDM takes to pass an accuracy of .80, with this recipe and with a plain one
 	$(call STAGE,experiments.pace)
 
-bench: setup ## time training steps, sampling and reading beside plain code, other packages and the machine's rates
+bench: setup ## time training steps, sampling and reading against plain code, other packages and the machine's rates
 	@$(PY) -m stages.benchmark.bench --config "$(CONFIG)" $(if $(FRESH),--fresh) $(FLAGS) -- $(SETS)
 
 growth: setup ## measure a step's time and memory by batch, networks, pictures (12 KiB of disk each, twice) and processes

@@ -276,7 +276,7 @@ def _growth(parser: argparse.ArgumentParser) -> None:
         "--pictures", default="18000,180000,1800000", metavar="N,...", help="sizes of made-up packs, 12 KiB per picture"
     )
     parser.add_argument(
-        "--labels", default="18000,1800000", metavar="N,...", help="sizes of packs without pixels, 28 bytes per picture"
+        "--labels", default="18000,1800000", metavar="N,...", help="sizes of packs without pixels, 27 bytes per picture"
     )
     _add_only(parser, [*GROWTH_AXES, "pictures", "labels", "processes"])
     _add_seconds(parser)

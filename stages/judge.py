@@ -119,7 +119,7 @@ def evaluate_set(
 ) -> tuple[dict, Tensor]:
     """Evaluates one model on one test set. Returns its figures over all seeds, and the pictures of the first.
 
-    Several processes share the pictures. With a guide its accuracy is reported beside the judge's, because the guide
+    Several processes share the pictures. With a guide its accuracy is reported too, because the guide
     steered the sampling. `others`: further judges, by which nothing was chosen.
     """
     how, labels, per_seed, by_guide, all_hits = context.config.eval, condition.labels, [], [], []
@@ -248,7 +248,7 @@ def measure_vae(
 ) -> dict[str, float]:
     """Measures PSNR (pixels in [0, 1]), the use of codes and the judge's accuracy on the held-out pictures.
 
-    Reconstructions are decoded as samples are, from codes or from latents; the other way is measured beside it. The
+    Reconstructions are decoded as samples are, from codes or from latents; the other way is measured too. The
     pictures are measured 256 at a time: of each only its codes and the judge's scores are kept. `most`: at most so
     many pictures, evenly chosen. `others`: further judges of the reconstructions, by role.
     """

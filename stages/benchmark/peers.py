@@ -1,6 +1,7 @@
 """Runs the same work with diffusers and denoising-diffusion-pytorch, used as in their examples.
 
-They are an optional extra, `pip install .[bench]`; `available` tells which are installed.
+They are optional (`.venv/bin/python -m pip install diffusers denoising-diffusion-pytorch`); `available` tells which are
+installed.
 """
 
 import math

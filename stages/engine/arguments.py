@@ -53,7 +53,7 @@ def read_arguments(command: Command) -> argparse.Namespace:
         prog=f"python -m {running_module()}",
         description=command.description,
         epilog="Overrides come last: section.key=value, such as ldm.steps=2000 or root=/tmp/out. "
-        "Exit status: 0 done, 2 user error (one line explains it), 130 or 143 interrupted.",
+        "Exit status: 0 done, 2 user error (one line explains it), 129, 130 or 143 interrupted.",
     )
     parser.add_argument(
         "--config",

@@ -154,7 +154,7 @@ def _on_signal(number: int, frame: object) -> None:
 
 
 def run_command(command: Command, body: Callable[[Context], None]) -> None:
-    """Runs `body` as the command's main. Exit status: 0 done, 2 user error, 130 or 143 interrupted.
+    """Runs `body` as the command's main. Exit status: 0 done, 2 user error, 129, 130 or 143 interrupted.
 
     While torch is imported, stages/__init__.py already handles SIGINT, SIGTERM, `--help` and mistakes.
     """

@@ -16,7 +16,7 @@ from stages.engine.log import progress, say
 from stages.engine.packs import LATENTS, TRUSTED, note_checked, say_unused_latents, was_checked
 
 BATCH = 256  # pictures encoded at once
-IN_MEMORY = 2 * 2**30  # bytes of float32 latents that `auto` keeps in memory: of 1.4 million pictures of 64x64
+IN_MEMORY = 2 * 2**30  # bytes of float32 latents that `auto` keeps in memory: a million pictures' of 64x64
 PART = 2**16  # pictures a file: what a kill loses at most of each process; a multiple of BATCH
 
 Encode = Callable[[Tensor], Tensor]  # pictures (b, 3, s, s) uint8 -> normalised latents (b, c, s/8, s/8) float32

@@ -29,7 +29,7 @@ from stages.engine.log import progress, say
 
 SUFFIX = ".safetensors"
 LATENTS = "latents-"  # what the folders beside the packs that hold latents begin with
-LABELS = ("held_out", "objects", "places")  # what a pack holds beside the pictures, and `turns` if any is known
+LABELS = ("held_out", "objects", "places")  # what a pack holds besides the pictures, and `turns` if any is known
 DIGESTS = ("pictures_sha256", "places_sha256")
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 TRUSTED = 4 * 2**30  # bytes from which a pack's pictures are checked once and not at each start

@@ -12,7 +12,7 @@ from models.sizes import CELL
 from stages.engine.errors import UserError
 from stages.engine.schema import Config, Ddpm, Eval, Gan, Ldm, Network, flatten
 
-# a data folder's other files, and a report's key beside the sets' names
+# a data folder's other files, and a report's key besides the sets' names
 OTHER_FILES = ("train", "validation", "objects", "places", "turns", "render", "held_out")
 SECTIONS = {"ddpm": "configs/ddpm-multiply-add.yaml", "onestep": "configs/onestep.yaml"}  # which have one, for example
 

@@ -96,7 +96,7 @@ def main(context: Context) -> None:
     if quality:
         names = {m: title(m, context.config) for m in models} | {"real": "real pictures, the floor"}
         page.add_table(
-            "Quality beside the judge", ["", *HEAD], [[n, *cells(results[m]["quality"])] for m, n in names.items()]
+            "Quality by other measures", ["", *HEAD], [[n, *cells(results[m]["quality"])] for m, n in names.items()]
         )
         page.add_words(quality.words)
     for model, pictures in grids.items():

@@ -1,4 +1,4 @@
-"""Measures likeness and variety beside the judge: Fréchet distance, precision, recall and coverage of features.
+"""Measures likeness and variety without the judge: Fréchet distance, precision, recall and coverage of features.
 
 The features are of a network for photographs that neither generators nor judges were trained with, if its weights are
 installed, else of the evaluator. Real pictures measured in the same way are the floor.

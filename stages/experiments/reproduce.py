@@ -83,13 +83,13 @@ def run(context: Context, key: str, homes: dict[str, Context]) -> dict:
 
 
 def quality_of(row: Context, model: str) -> dict:
-    """Returns a row's quality beside the judge, with that of real pictures and words for the page; maybe nothing."""
+    """Returns a row's quality by other measures, with that of real pictures and words for the page; maybe nothing."""
     dataset = load_dataset(row.config, row.device)
     judge, _ = load_evaluator(row, len(dataset.vocabulary))
     if (quality := load_quality(row, dataset, judge)) is None:
         return {}
     sampler, _ = MODELS[model].load(row)
-    say(f"{row.config.name}: quality beside the judge, {len(quality.asked)} pictures")
+    say(f"{row.config.name}: quality by other measures, {len(quality.asked)} pictures")
     return {"quality": quality.of(sampler), "floor": quality.floor, "quality_words": quality.words}
 
 

@@ -96,7 +96,7 @@ def figures_of(reports: Sequence[dict], released: Mapping[str, str]) -> dict[str
 
 
 def _settings(context: Context, models: Sequence[str]) -> str:
-    """Returns the settings beside the configuration with which Make trains these models and no others.
+    """Returns the settings besides the configuration with which Make trains these models and no others.
 
     The experiment's folder is not part of its recipe.
     """

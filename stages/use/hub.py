@@ -20,7 +20,7 @@ from stages.vae import build_vae
 
 LIBRARY = "iclevr-latent-diffusion"
 TAGS = ["latent-diffusion", "i-clevr"]
-FACTS = ("inputs", "classes", "most", "latent_channels")  # what an export says of a network beside its settings
+FACTS = ("inputs", "classes", "most", "latent_channels")  # what an export says of a network besides its settings
 
 # stage -> its section, and how its network is made from settings, facts and the pictures' size
 NETWORKS: dict[str, tuple[type[Section], Callable[[Any, dict, int], nn.Module]]] = {

@@ -1,4 +1,4 @@
-"""Quality beside the judge: by which network, of which pictures, and what a damaged file of weights says."""
+"""Quality by other measures: by which network, of which pictures, and what a damaged file of weights says."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -39,7 +39,7 @@ class Training(Section):
 
 
 class Model(Training):
-    """The base of all models' sections: what the program asks of them beside their keys."""
+    """The base of all models' sections: what the program asks of them besides their keys."""
 
     @property
     def on_latents(self) -> bool:

@@ -145,7 +145,7 @@ class Ddpm(Denoising):
 
 
 class FeatureCritic(Section):
-    weight: NonNegative = 0.1  # of the hinge loss on the teacher's features, beside the distance; 0: none
+    weight: NonNegative = 0.1  # of the hinge loss on the teacher's features, added to the distance; 0: none
     channels: Positive = 64  # of the head on each map of features
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     noise: Annotated[float, Field(gt=0, le=1)] = 0.5  # latents are noised to a t below this share of T

@@ -28,7 +28,7 @@ class Critic(Section):
 
     @property
     def has_label_loss(self) -> bool:
-        """True if the critic has a loss on labels beside its score's."""
+        """True if the critic has a loss on labels besides its score's."""
         return any(way in self.condition.split("+") for way in LABELLED)
 
     @property
