@@ -10,15 +10,27 @@ from models.condition import Condition
 from models.unet import Raster
 
 POOL = 8  # by which the quarter map is pooled, divided by the stem: to a 32nd of the picture
-MAP = 16  # cells a side of the map of places: a blob's deviation is a twentieth of any picture
+MAP = 16  # most cells a side of the map of places, where a blob's deviation is a twentieth of the picture
+
+
+class ExactLinear(nn.Linear):
+    """A linear layer that computes in float32 under autocast, which would round its input to 8 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
 
 
 class Embedding(nn.Module):
-    """Two linear layers with a GELU between: (b, inputs) -> (b, outputs, 1, 1)."""
+    """Two linear layers with a GELU between: (b, inputs) float32 -> (b, outputs, 1, 1).
 
-    def __init__(self, inputs: int, outputs: int):
+    `exact`: the first layer computes in float32. In bfloat16 128 values are left of t / T between a half and one.
+    """
+
+    def __init__(self, inputs: int, outputs: int, exact: bool = False):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs))
+        first = (ExactLinear if exact else nn.Linear)(inputs, outputs)
+        self.body = nn.Sequential(first, nn.GELU(), nn.Linear(outputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)[:, :, None, None]
@@ -104,7 +116,7 @@ class MultiplyAddUNet(nn.Module):
         )
         widths = {"up1": 2 * width, "up2": width} | ({"down1": width, "down2": width} if self.conditions_down else {})
         self.label = nn.ModuleDict({name: Embedding(classes, w) for name, w in widths.items()})
-        self.time = nn.ModuleDict({name: Embedding(1, w) for name, w in widths.items()})
+        self.time = nn.ModuleDict({name: Embedding(1, w, exact=True) for name, w in widths.items()})
         self.apply(_initialise)
         self.raster = Raster(classes, width, width) if places else None  # last: the other weights start as without it
 

@@ -25,11 +25,12 @@ def held_in(network: Network, dtype: torch.dtype) -> Network:
     """Turns the weights of a frozen network's convolutions and linear layers into `dtype`, that of autocast, in place.
 
     Autocast keeps its casts only of weights that require a gradient, and would cast these again at each call. The
-    output is the same bit for bit. From then on the network must be called under autocast.
+    output is the same bit for bit. From then on the network must be called under autocast. A subclass stays as it is:
+    it may compute in float32.
     """
     if dtype != torch.float32:
         for module in network.modules():
-            if isinstance(module, CAST):
+            if type(module) in CAST:
                 module.to(dtype)
     return network
 

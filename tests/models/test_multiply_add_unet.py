@@ -41,6 +41,14 @@ def maps_of(network, *arguments):
     return seen
 
 
+def test_neighbouring_timesteps_differ_under_autocast():
+    embedding = Embedding(1, 64, exact=True)
+    times = torch.arange(1000)[:, None] / 1000
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        entered = embedding.body[0](times)
+    assert entered.dtype == torch.float32 and len(entered.unique(dim=0)) == 1000
+
+
 @pytest.mark.parametrize("stem", [1, 4])
 @pytest.mark.parametrize(
     ("paths", "conditioned"), [("up", {"up1", "up2"}), ("up+down", {"up1", "up2", "down1", "down2"})]
