@@ -100,7 +100,7 @@ class LayoutPrior:
         first, second = _pairs(slots)
         # the distance of two given objects is fixed, so it does not count
         closest = _gaps(candidates)[:, ~(fixed[first] & fixed[second])].amin(1)
-        enough = closest >= self.nearest()
+        enough = closest >= (self.nearest() or torch.inf)  # no training picture shows a pair: as far as possible
         return candidates[enough.int().argmax() if enough.any() else closest.argmax()]
 
 

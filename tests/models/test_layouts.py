@@ -103,6 +103,13 @@ def test_where_no_place_is_far_enough_the_best_candidate_is_taken():
     assert (places >= 0).all() and places[:59].equal(given.places[0, :59])
 
 
+def test_without_pairs_in_training_objects_are_put_as_far_apart_as_candidates_are():
+    alone = LayoutPrior({1: torch.rand(100, 1, 2, generator=torch.Generator().manual_seed(0))})
+    assert alone.nearest() == 0
+    pairs = alone.complete(Condition.of_lists([[0, 1]] * 10, 5), keys(10)).places
+    assert (pairs[:, 0] - pairs[:, 1]).norm(dim=1).min() > 0.9 * torch.pdist(alone.layouts[1][:, 0]).max()
+
+
 def test_a_rows_layout_depends_only_on_its_key():
     asked = Condition.of_lists([[0, 1], [2], [0, 1, 2, 3]], 5)
     together = PRIOR.complete(asked, keys(3))
