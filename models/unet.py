@@ -20,6 +20,7 @@ from models.blocks import (
     zero_init,
 )
 from models.condition import Condition, blobs
+from models.sizes import heads_at
 
 
 class Tokens(nn.Module):
@@ -180,14 +181,9 @@ class UNet(nn.Module):
         embedding = 4 * channels
         widths = [channels * m for m in multipliers]
 
-        def heads_at(width: int) -> int:
-            if heads is not None:
-                return heads
-            assert head_width is not None, "one of heads and head_width is given"
-            return max(1, width // head_width)
-
         def level(entering: int, leaving: int) -> Level:
-            return Level(entering, leaving, embedding, heads_at(leaving), context, depth, expansion, dropout)
+            several = heads_at(leaving, heads, head_width)
+            return Level(entering, leaving, embedding, several, context, depth, expansion, dropout)
 
         self.inputs, self.channels, self.self_condition = inputs, channels, self_condition
         self.places, self.turns = places, turns

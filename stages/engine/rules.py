@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from data.sizes import SIZE
 from models.choices import DIFFUSION, EVERY_TIMESTEP, MODELS, PLACED_CRITIC_CONDITIONS
-from models.sizes import CELL
+from models.sizes import ATTENDED, CELL
 from stages.engine.errors import UserError
 from stages.engine.schema import Config, Ddpm, Eval, Gan, Ldm, Network, flatten
 
@@ -181,6 +181,11 @@ def _check_gan(gan: Gan, size: int, where: Path) -> None:
             f"{where}: gan.attention=true needs gan.generator.entry=vector and gan.critic.read=pooled; set both, or "
             f"gan.attention=false"
         )
+    if gan.attention and gan.side(size) < ATTENDED:
+        raise UserError(
+            f"{where}: gan.attention=true attends at {ATTENDED}x{ATTENDED}, and the largest map is "
+            f"{gan.side(size)}x{gan.side(size)} (gan.space, gan.stem, data.size); set gan.attention=false"
+        )
     if gan.auxiliary_schedule != "constant" and not critic.has_label_loss:
         raise UserError(
             f"{where}: gan.auxiliary_schedule={gan.auxiliary_schedule} needs a critic with a label loss; set "
@@ -228,6 +233,11 @@ def _check_denoising(section: Ldm | Ddpm, stage: str, config: Config, where: Pat
     if section.zero_terminal_snr and section.prediction in ("noise", "mean"):
         raise UserError(
             f"{where}: {stage}.zero_terminal_snr needs {stage}.prediction=v or x0, not {section.prediction}"
+        )
+    if section.takes_estimate and section.prediction in ("noise", "mean"):
+        raise UserError(
+            f"{where}: {stage}.{section.takes_estimate} needs {stage}.prediction=v or x0: near t=T the x_0 that "
+            f"follows from a predicted {section.prediction} has no bound"
         )
     if section.zero_terminal_snr and (section.min_snr or section.log_snr) and not section.bound:
         raise UserError(

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from models.choices import Distance, Prediction, Schedule
+from models.sizes import heads_at
 from stages.engine.schema.base import Model, Section, Training
 from stages.engine.values import (
     Bell,
@@ -40,11 +41,8 @@ class Network(Section):
     self_condition: bool = False  # each prediction of x_0 is an input of the next
 
     def heads_at(self, width: int) -> int:
-        """Returns the heads of a layer of `width`. One of heads and head_width is given (config.py checks it)."""
-        if self.heads is not None:
-            return self.heads
-        assert self.head_width is not None
-        return max(1, width // self.head_width)
+        """Returns the heads of a layer of `width`. One of heads and head_width is given (rules.py checks it)."""
+        return heads_at(width, self.heads, self.head_width)
 
     @property
     def wants_layouts(self) -> bool:
@@ -59,7 +57,7 @@ class Denoising(Model):
     schedule: Schedule = "cosine"
     zero_terminal_snr: bool = False  # rescale the schedule to end in pure noise; needs min_snr and log_snr null
     # linear: fewer timesteps have larger betas, so that it ends equally near to noise
-    timesteps: Annotated[int, Field(gt=0, le=100_000)] = 1000
+    timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     min_snr: Annotated[float, Field(gt=0)] | None = 5.0  # null: unweighted
     log_snr: Bell | None = None  # weights v's error by a bell curve over log SNR
     bound: bool = False  # the variational bound's weights; like log_snr, it overrides min_snr
@@ -88,6 +86,11 @@ class Ldm(Denoising):
     @property
     def takes_places(self) -> bool:
         return self.network.places
+
+    @property
+    def takes_estimate(self) -> str | None:
+        """The key that gives the network its last prediction, if it is set."""
+        return "network.self_condition" if self.network.self_condition else None
 
     @property
     def takes_turns(self) -> bool:
@@ -125,6 +128,11 @@ class Ddpm(Denoising):
     @property
     def takes_places(self) -> bool:
         return self.unet.places if self.network == "patches" else self.places
+
+    @property
+    def takes_estimate(self) -> str | None:
+        """The key that gives the network its last prediction, if it is set."""
+        return "unet.self_condition" if self.network == "patches" and self.unet.self_condition else None
 
     @property
     def takes_turns(self) -> bool:
