@@ -220,7 +220,8 @@ def read_folder(
     missing = [name for name in listed if name not in pictures.names]
     if strange := [name for name in missing if PurePosixPath(name).suffix.lower() not in SUFFIXES]:
         kinds = ", ".join(SUFFIXES)
-        raise DataError(f"{folder / 'train.json'}: {strange[0]} is not a picture file that is read here ({kinds})")
+        where = folder / ("validation.json" if apart and strange[0] in apart else "train.json")
+        raise DataError(f"{where}: {strange[0]} is not a picture file that is read here ({kinds})")
     if missing:
         raise DataError(f"{pictures.where}: {missing[0]} is missing but has labels ({len(missing)} in all); restore it")
     unlabelled = set(pictures.names) - set(listed)

@@ -69,8 +69,8 @@ class Joined:
     def to(self, device: torch.device) -> Tensor:
         """Returns all rows as one tensor on the device."""
         whole = torch.empty(self.shape, dtype=self.dtype, device=device)
-        for target, part in zip(whole.split(4096), self.split(4096), strict=True):
-            target.copy_(part)
+        for first, part in enumerate(self.split(4096)):
+            whole[4096 * first : 4096 * first + len(part)].copy_(part)
         return whole
 
 

@@ -70,13 +70,6 @@ class Vocabulary:
             found.append(self.index[name])
         return found
 
-    def multi_hot(self, label_sets: list[list[int]]) -> Tensor:
-        """Converts label sets to a float tensor (n, len(self)) of zeros and ones."""
-        labels = torch.zeros(len(label_sets), len(self))
-        for row, indices in zip(labels, label_sets, strict=True):
-            row[indices] = 1.0
-        return labels
-
     def parse(self, text: str) -> tuple[list[int], list[Place | None]]:
         """Parses text, "red cube at 0.3 0.6, cyan sphere", into indices in this order, and their places or None.
 

@@ -182,8 +182,9 @@ def _middles(difference: Tensor, still: int, alone: float) -> Tensor:
 def _compared(images: Tensor) -> Tensor:
     """Scales pictures (n, 3, s, s) uint8 to the size at which they are compared: (n, 3, 64, 64) int16."""
     size = images.shape[-1]
-    if size > SIDE:
-        return F.avg_pool2d(images.float(), size // SIDE).round().to(torch.int16)
+    if size > SIDE:  # a few at once: as float32 they take four times their memory
+        parts = [F.avg_pool2d(part.float(), size // SIDE).round().to(torch.int16) for part in images.split(64)]
+        return torch.cat(parts)
     return images.to(torch.int16).repeat_interleave(SIDE // size, 2).repeat_interleave(SIDE // size, 3)
 
 

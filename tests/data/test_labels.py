@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from data.labels import CLEVR, DataError, Vocabulary, distinct, read_conditions, read_picture_labels, read_vocabulary
+from models.condition import Condition
 
 
 def test_the_vocabulary_is_that_of_the_fact_sheet():
@@ -17,7 +18,7 @@ def test_text_to_objects_in_order_and_labels_back_to_text():
     objects, places = CLEVR.parse(" Red  cube, CYAN sphere,grey cylinder ")
     assert [CLEVR.names[i] for i in objects] == ["red cube", "cyan sphere", "gray cylinder"]
     assert places == [None, None, None]
-    assert CLEVR.describe(CLEVR.multi_hot([objects])) == ["red cube, cyan sphere, gray cylinder"]
+    assert CLEVR.describe(Condition.of_lists([objects], len(CLEVR)).labels) == ["red cube, cyan sphere, gray cylinder"]
 
 
 def test_text_with_places_and_back():

@@ -128,7 +128,7 @@ def test_conditions_are_the_lists_in_order_with_their_places(tmp_path):
         assert torch.equal(rows.objects.long(), expected.objects)
         torch.testing.assert_close(rows.places, expected.places)
     every = torch.arange(len(trained))
-    expected = CLEVR.multi_hot([[CLEVR.index[n] for n in labels[name]] for name in trained])
+    expected = Condition.of_lists([[CLEVR.index[n] for n in labels[name]] for name in trained], len(CLEVR)).labels
     assert torch.equal(dataset.labels(every), expected)
     assert dataset.held_out_labels.sum(1).tolist() == [1, 2, 3] * 2
     assert list(dataset.test_sets) == ["test", "new_test"]

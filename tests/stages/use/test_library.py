@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from data.labels import CLEVR
+from models.condition import Condition
 from models.evaluator import top_k_hits
 from stages import UserError, load
 from stages.judge import scores
@@ -163,7 +164,7 @@ def test_verdicts_count_as_the_accuracy_does(experiment):
     found = experiment.judge(images, texts)
     parsed = [CLEVR.parse(text)[0] for text in texts]
     judge = experiment._judge
-    hits = top_k_hits(scores(judge.evaluator, images, judge.context), CLEVR.multi_hot(parsed))
+    hits = top_k_hits(scores(judge.evaluator, images, judge.context), Condition.of_lists(parsed, len(CLEVR)).labels)
     assert [sum(verdict.found for verdict in row) for row in found] == hits.tolist()
     assert [[verdict.object for verdict in row] for row in found] == [[CLEVR.names[i] for i in row] for row in parsed]
     for row in found:
