@@ -1,7 +1,7 @@
 """Cross-attention UNet on latents (arXiv 2112.10752): objects as tokens and on a map, time by scale and shift."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,7 +194,15 @@ class UNet(nn.Module):
         self.enter = conv3x3(inputs * (1 + self_condition), channels)
         self.raster = Raster(classes, context, channels, turns) if places else None
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width, skips = channels, [channels]
+        skips = self._add_down(channels, widths, blocks, level)
+        self.middle = level(widths[-1], widths[-1])
+        self.middle_end = ResidualBlock(widths[-1], widths[-1], embedding, dropout=dropout)
+        self._add_up(skips, widths, blocks, level)
+        self.leave = nn.Sequential(normalisation("group", widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], inputs)))
+
+    def _add_down(self, width: int, widths: list[int], blocks: int, level: Callable[[int, int], Level]) -> list[int]:
+        """Fills `down` and returns the widths of the maps that `up` takes over, in order."""
+        skips = [width]
         for i, outputs in enumerate(widths):
             if i > 0:
                 self.down.append(Downsample(width, width))
@@ -203,15 +211,17 @@ class UNet(nn.Module):
                 self.down.append(level(width, outputs))
                 width = outputs
                 skips.append(width)
-        self.middle = level(width, width)
-        self.middle_end = ResidualBlock(width, width, embedding, dropout=dropout)
+        return skips
+
+    def _add_up(self, skips: list[int], widths: list[int], blocks: int, level: Callable[[int, int], Level]) -> None:
+        """Fills `up`, whose blocks take over maps of the widths `skips`, the last first."""
+        width = widths[-1]
         for i, outputs in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
                 self.up.append(level(width + skips.pop(), outputs))
                 width = outputs
             if i > 0:
                 self.up.append(Upsample(width, width))
-        self.leave = nn.Sequential(normalisation("group", width), nn.SiLU(), zero_init(conv3x3(width, inputs)))
 
     @property
     def _levels(self) -> list[Level]:
