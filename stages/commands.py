@@ -11,7 +11,13 @@ from models.choices import DIFFUSION, MODELS, WORDS
 from stages.engine.arguments import Command, add_fresh
 from stages.engine.config import Config
 from stages.engine.errors import UserError, of_the_system
-from stages.engine.rules import SECTIONS, refuse_missing_section, refuse_undistillable
+from stages.engine.rules import (
+    SECTIONS,
+    check_sampling,
+    refuse_asked_places,
+    refuse_missing_section,
+    refuse_undistillable,
+)
 from stages.experiments.systems import GROUPS, SYSTEMS
 from stages.use.find import check_release, refuse_training_in_a_release
 from stages.use.output import check_output
@@ -44,10 +50,17 @@ def _check_sample(a: argparse.Namespace, config: Config) -> None:
         raise UserError(f"--guidance {a.guidance}: must be a finite number of at least 0; 1 means no guidance")
     if (a.model or config.drawer) not in DIFFUSION and (a.steps is not None or a.guidance is not None):
         raise UserError("--steps and --guidance are for diffusion models: leave them out, or use --model ldm")
+    model = a.model or config.drawer
     _check_model(a, config)
-    check_output(a.out, a.animate, a.model or config.drawer)
+    check_output(a.out, a.animate, model)
+    if model in DIFFUSION and model not in config.uses:
+        told = {"steps": a.steps, "guidance": a.guidance}
+        how = config.eval.model_copy(update={key: value for key, value in told.items() if value is not None})
+        check_sampling(getattr(config, model), model, how, a.config)
     if not config.uses:
-        _check_labels(a.labels, config.data.folders)
+        placed = any(_check_labels(a.labels, config.data.folders))
+        if placed and not config.takes_places("ldm" if model == "onestep" else model):
+            refuse_asked_places(a.labels, model)
 
 
 def _check_labels(text: str, folders: Sequence[str]) -> list:
@@ -67,6 +80,18 @@ def _check_labels(text: str, folders: Sequence[str]) -> list:
         raise UserError(str(error)) from None
 
 
+def _check_files(config: Config) -> None:
+    """Raises UserError if a file of weights is named but missing, and the stage that takes it is not finished."""
+    perceptual = config.vae.perceptual
+    for stage, key, file, without in (
+        ("evaluator", "evaluator.checkpoint", config.evaluator.checkpoint, "evaluator.checkpoint=null to train one"),
+        ("vae", "vae.perceptual.weights", perceptual.weights if perceptual.weight else None, "vae.perceptual.weight=0"),
+    ):
+        export = Path(config.root) / config.name / stage / "export.safetensors"
+        if file and stage not in config.uses and not export.is_file() and not Path(file).is_file():
+            raise UserError(f"{key}: {file} is missing; put it there, or set {without}")
+
+
 def _check_stage(stage: str) -> Callable[[argparse.Namespace, Config], None]:
     """Returns the check of a stage that trains."""
     refuse = refuse_training_in_a_release(stage)
@@ -75,6 +100,9 @@ def _check_stage(stage: str) -> Callable[[argparse.Namespace, Config], None]:
         refuse(a, config)
         if stage in SECTIONS:
             refuse_missing_section(config, stage, a.config)
+        _check_files(config)
+        if stage in DIFFUSION and stage not in config.uses:  # a preview takes fewer steps if need be
+            check_sampling(getattr(config, stage), stage, config.eval.model_copy(update={"steps": 1}), a.config)
         finished = (Path(config.root) / config.name / stage / "export.safetensors").is_file() and not a.fresh
         if stage == "onestep" and not finished and stage not in config.uses:
             refuse_undistillable(config.eval, None if "ldm" in config.uses else config.ldm.prediction)
@@ -148,9 +176,17 @@ def _check_held_out(a: argparse.Namespace, config: Config) -> None:
 
 
 def _check_model(a: argparse.Namespace, config: Config) -> None:
-    """Checks that there is a section for the model of --model, which Make trains first."""
+    """Checks that there is a section for the model of --model, which Make trains first, and how it is sampled."""
     if a.model in SECTIONS:
         refuse_missing_section(config, a.model, a.config)
+
+
+def _check_diffusion(a: argparse.Namespace, config: Config) -> None:
+    """Checks a command that samples one diffusion model."""
+    _check_model(a, config)
+    model = a.model or next((model for model in config.models if model in DIFFUSION), None)
+    if model is not None and model not in config.uses:
+        check_sampling(getattr(config, model), model, config.eval, a.config)
 
 
 def _gradnorm(parser: argparse.ArgumentParser) -> None:
@@ -294,7 +330,11 @@ def _check_play(a: argparse.Namespace, config: Config) -> None:
 
 
 COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
-    "render": Command("Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.", alone=True),
+    "render": Command(
+        "Draws i-CLEVR look-alikes with Mitsuba, in the lab's folder layout.",
+        alone=True,
+        check=lambda a, config: _check_files(config),
+    ),
     **{stage: Command(words.stage, check=_check_stage(stage)) for stage, words in WORDS.items()},
     "evaluate": Command("Evaluates the models of a configuration on its test sets and writes the report."),
     "use.sample": Command("Draws pictures of the objects asked for.", _sample, alone=True, check=_check_sample),
@@ -307,9 +347,11 @@ COMMANDS: dict[str, Command] = {  # by the module's name below `stages`
     "experiments.gradnorm": Command(
         "Compares the critic's gradient norms by layer.", _gradnorm, alone=True, check=_check_steps
     ),
-    "experiments.progress": Command("Shows samples from noise to picture.", _diffusion, alone=True, check=_check_model),
+    "experiments.progress": Command(
+        "Shows samples from noise to picture.", _diffusion, alone=True, check=_check_diffusion
+    ),
     "experiments.samplers": Command(
-        "Compares DDPM's sampler with DDIM's by accuracy and time.", _diffusion, alone=True, check=_check_model
+        "Compares DDPM's sampler with DDIM's by accuracy and time.", _diffusion, alone=True, check=_check_diffusion
     ),
     "experiments.ablations": Command(
         "Trains with one choice changed at a time, on a small budget.", _ablations, alone=True, check=_check_ablations

@@ -1,7 +1,6 @@
 """`make eval`: draws the test sets with each model over the configured seeds, judges them and writes a report."""
 
 import json
-import shlex
 import time
 
 import torch
@@ -14,6 +13,7 @@ from models.layouts import evenly
 from stages.commands import COMMANDS
 from stages.diffusion import DiffusionSampler
 from stages.engine import distributed
+from stages.engine.arguments import make_command
 from stages.engine.command import JUDGES, Context, run_command
 from stages.engine.dataset import Dataset, load_dataset
 from stages.engine.errors import UserError
@@ -96,9 +96,7 @@ def play_command(context: Context) -> str | None:
     """Returns the `make play` command for these models, with this command's overrides; None for a variant."""
     if context.is_variant:  # it has more settings than a command line says
         return None
-    words = f"make play CONFIG={shlex.quote(context.arguments.config)}"
-    told = shlex.join(context.arguments.overrides).replace("$", "$$")  # which Make makes one of
-    return f"{words} SET={shlex.quote(told)}" if told else words
+    return make_command("play", context.arguments.config, context.arguments.overrides)
 
 
 def _evaluator_words(about: dict) -> str:

@@ -22,8 +22,7 @@ class Model:
 
     `train(context)` is its stage; `task(context, dataset)` is what that trains, before its first step; `load(context)`
     returns a sampler and its export's metadata; `title(config)` is its name for people; `curves` are its plots in a
-    report, before that of its accuracy, and `short` is its name there; `placing` is the override that makes it take
-    places.
+    report, before that of its accuracy, and `short` is its name there.
     """
 
     train: Callable[[Context], None]
@@ -32,7 +31,6 @@ class Model:
     title: Callable[[Config], str]
     curves: tuple[Curve, ...]
     short: str
-    placing: str
 
 
 def _title_of_gan(config: Config) -> str:
@@ -47,7 +45,6 @@ MODELS: dict[str, Model] = {
         lambda config: WORDS["ldm"].title,
         ((["loss"], "latent diffusion", True),),
         "latent diffusion",
-        "ldm.network.places=true",
     ),
     "gan": Model(
         gan.main,
@@ -56,7 +53,6 @@ MODELS: dict[str, Model] = {
         _title_of_gan,
         ((["wasserstein", "score_gap"], "GAN, the critic's gap between real and fake", False),),
         "GAN",
-        "gan.generator.entry=map gan.generator.condition=modulation",
     ),
     "ddpm": Model(
         ddpm.main,
@@ -65,7 +61,6 @@ MODELS: dict[str, Model] = {
         lambda config: WORDS["ddpm"].title,
         ((["loss"], "pixel diffusion", True),),
         "pixel diffusion",
-        "ddpm.places=true",
     ),
     "onestep": Model(
         onestep.main,
@@ -74,7 +69,6 @@ MODELS: dict[str, Model] = {
         lambda config: WORDS["onestep"].title,
         ((["distance"], "one-step generator, distance from its teacher's latents", True),),
         "one-step generator",
-        "ldm.network.places=true",
     ),
 }
 

@@ -2,9 +2,10 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +20,13 @@ def add_fresh(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="start again; an old run is moved aside, nothing is deleted"
     )
+
+
+def make_command(words: str, config: str, overrides: Sequence[str]) -> str:
+    """Returns the Make command of these targets with a configuration and overrides, as a shell takes it."""
+    told = shlex.join(overrides).replace("$", "$$")  # which Make makes one of
+    command = f"make {words} CONFIG={shlex.quote(config)}"
+    return f"{command} SET={shlex.quote(told)}" if told else command
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,17 @@ from stages.engine.errors import UserError, is_out_of_memory, of_the_system, one
 from stages.engine.files import write_atomically
 
 MAGIC = b"ICLEVR-CKPT-1\n"
+NAME = re.compile(r"step-(\d{8,})\.ckpt")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Returns the step in a checkpoint's name."""
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Returns a run's checkpoints in the order of their steps. A copy under another name is none."""
+    return sorted(filter(lambda path: NAME.fullmatch(path.name), folder.glob("step-*.ckpt")), key=step_of)
 
 
 class Checkpoints:
@@ -20,9 +32,6 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]):
         self.folder, self.keep, self.warn = folder, keep, warn
 
-    def _found(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.ckpt"))
-
     def save(self, step: int, state: dict) -> Path:
         """Writes the checkpoint of `step`, then deletes all but the last `keep`."""
         buffer = io.BytesIO()
@@ -30,7 +39,7 @@ class Checkpoints:
         payload = buffer.getbuffer()
         path = self.folder / f"step-{step:08d}.ckpt"
         write_atomically(path, MAGIC, hashlib.sha256(payload).digest(), payload)
-        for old in self._found()[: -self.keep]:
+        for old in checkpoints_in(self.folder)[: -self.keep]:
             old.unlink()
         return path
 
@@ -44,7 +53,7 @@ class Checkpoints:
             for stale in self.folder.glob(".*.tmp"):
                 stale.unlink(missing_ok=True)
         passed: list[tuple[Path, str]] = []
-        for path in reversed(self._found()):
+        for path in reversed(checkpoints_in(self.folder)):
             try:
                 state = self._read(path)
             except FileNotFoundError:  # it was damaged: the main process has already renamed it

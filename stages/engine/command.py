@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from stages.engine import distributed
-from stages.engine.arguments import Command, read_arguments, read_configuration
+from stages.engine.arguments import Command, make_command, read_arguments, read_configuration
 from stages.engine.compiled import of_the_compiler
 from stages.engine.config import Config, derive
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
@@ -97,7 +97,7 @@ class Context:
         """Returns a Make command of this experiment for an error message: `make ldm CONFIG=configs/smoke.yaml`."""
         if self.is_variant:
             return "the same command" + (" with --fresh" if "FRESH" in words else "")
-        return f"`make {words} CONFIG={self.arguments.config}`"
+        return f"`{make_command(words, self.arguments.config, getattr(self.arguments, 'overrides', ()))}`"
 
 
 def device_of(name: str) -> torch.device:

@@ -185,11 +185,15 @@ def _explain(error: ValidationError, where: str) -> str:
         return f"{where}: {'.'.join(map(str, path[:-1]))} should have two numbers, such as [0.5, 0.9]"
     if fault["type"] == "missing":
         return f"{where}: {key} is missing; see configs/demo.yaml for an example"
+    if fault["type"] in ("tuple_type", "list_type") and isinstance(fault["input"], str):
+        return f"{where}: {key} should be a list, such as [{fault['input'][:60]}]"
     message = KINDS.get(fault["type"]) or fault["msg"].replace("Input should", "should")
     if fault["type"] == "literal_error":
         message = message.replace("False, True", "false, true")
     return f"{where}: {key} {message}, not {_shown(fault['input'])[:60]}"
 
+
+TAKEN = ("packs", "reproduce")  # folders below `root` that are no experiment's
 
 # what pydantic calls a type, in words
 KINDS = {
@@ -204,6 +208,7 @@ KINDS = {
     "model_attributes_type": "should be a section with keys of its own",
     "dict_type": "should be a section with keys of its own",
     "none_required": "should be null",
+    "string_too_short": "should not be empty",
     "too_short": "should name at least one",
     "too_long": "should have two numbers, such as [0.5, 0.9]",  # only pairs have a largest length
 }
@@ -243,8 +248,9 @@ def _validated(content: dict, overrides: Sequence[str], path: Path) -> Config:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise UserError(_explain(error, str(path))) from None
-    if not plain(config.name):
-        raise UserError(f"{path}: name {config.name!r} must be a plain folder name")
+    if not plain(config.name) or config.name in TAKEN:
+        fault = "is the name of a folder with another use" if config.name in TAKEN else "is not a plain folder name"
+        raise UserError(f"{path}: the experiment's name, {config.name!r}, {fault}; set another with name=mine")
     check(config, path)
     return config
 

@@ -90,8 +90,14 @@ def is_current(context: Context, dataset: Dataset, exports: dict[str, dict]) -> 
     if old.get("test_sets_sha256") == _digest_of_sets(dataset, lambda asked: asked.labels):
         old["test_sets_sha256"] = now["test_sets_sha256"]
     same = ("data_sha256", "test_sets_sha256", "parents", "precision")
-    unchanged = _eval_of(old) == context.config.eval
+    unchanged = _eval_of(old) == context.config.eval and _reported_in(old) == _reported_in(now)
     return unchanged and not differences({k: old.get(k) for k in same}, {k: now[k] for k in same})
+
+
+def _reported_in(provenance: dict) -> dict | None:
+    """Returns the figures of others that a report shows beside its own."""
+    configuration = provenance.get("configuration")
+    return configuration.get("reported") if isinstance(configuration, dict) else None
 
 
 def _eval_of(provenance: dict) -> Eval | None:

@@ -16,6 +16,13 @@ from stages.engine.schema import Config, Ddpm, Eval, Gan, Ldm, Network, flatten
 OTHER_FILES = ("train", "validation", "objects", "places", "turns", "render", "held_out")
 SECTIONS = {"ddpm": "configs/ddpm-multiply-add.yaml", "onestep": "configs/onestep.yaml"}  # which have one, for example
 
+PLACING = {  # model -> the overrides with which it takes places
+    "ldm": "ldm.network.places=true",
+    "onestep": "ldm.network.places=true",
+    "gan": "gan.generator.entry=map gan.generator.condition=modulation",
+    "ddpm": "ddpm.places=true",
+}
+
 
 def plain(name: str) -> bool:
     """Returns True for a name that is a single folder, not a path."""
@@ -256,12 +263,27 @@ def _check_denoising(section: Ldm | Ddpm, stage: str, config: Config, where: Pat
             f"{where}: {stage}.compile=cuda-graphs overwrites the gradient before, so that "
             f"{stage}.accumulate ({section.accumulate}) cannot add them; set {stage}.compile=true"
         )
-    if stage not in config.models:
-        return
-    if config.eval.sampler not in EVERY_TIMESTEP and config.eval.steps > section.timesteps:
-        raise UserError(f"{where}: eval.steps ({config.eval.steps}) exceeds {stage}.timesteps ({section.timesteps})")
-    if section.label_dropout == 0 and config.eval.guidance != 1:
-        raise UserError(f"{where}: eval.guidance other than 1 needs {stage}.label_dropout above 0, such as 0.1")
+    if stage in config.models:
+        check_sampling(section, stage, config.eval, where)
+
+
+def check_sampling(section: Ldm | Ddpm, stage: str, how: Eval, where: Path | str) -> None:
+    """Checks that a diffusion model can be sampled so. Raises UserError."""
+    if how.sampler not in EVERY_TIMESTEP and how.steps > section.timesteps:
+        raise UserError(f"{where}: eval.steps ({how.steps}) exceeds {stage}.timesteps ({section.timesteps})")
+    if section.label_dropout == 0 and how.guidance != 1:
+        raise UserError(
+            f"{where}: guidance {how.guidance:g} needs {stage}.label_dropout above 0, such as 0.1; set "
+            f"eval.guidance=1.0"
+        )
+
+
+def refuse_asked_places(labels: str, model: str) -> None:
+    """Raises UserError for labels that say where objects are, asked of a model that takes no places."""
+    raise UserError(
+        f"labels {labels!r}: this {model} was trained without places; leave them out, or train one with "
+        f"{PLACING[model]}"
+    )
 
 
 def ignored(config: Config) -> list[str]:

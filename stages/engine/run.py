@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.choices import DIFFUSION, MODELS
 from stages.engine import distributed
-from stages.engine.checkpoint import Checkpoints
+from stages.engine.checkpoint import Checkpoints, checkpoints_in
 from stages.engine.command import Context
 from stages.engine.draws import Draws, seed_of
 from stages.engine.errors import Interrupted, UserError
@@ -94,9 +94,9 @@ def move_aside(folder: Path) -> Path:
 
 
 def page_folder(context: Context, name: str) -> Path:
-    """Locks and returns an experiment's folder. With --fresh, moves an old report aside first: call once a command."""
+    """Locks and returns an experiment's folder. An old report is moved aside first: call once a command."""
     folder = context.hold(name)
-    if getattr(context.arguments, "fresh", False) and (folder / "report.json").exists():
+    if (folder / "report.json").exists():
         say(f"{context.config.name}/{name}: the old report is now {move_aside(folder)}")
     return folder
 
@@ -276,7 +276,7 @@ class Run:
     def _refuse_non_finite(self, task: Task, witness: Witness) -> None:
         step = first_bad_step(task.optimizers)
         if step is not None:
-            last = max(self.folder.glob("step-*.ckpt"), default="none yet")
+            last = next(reversed(checkpoints_in(self.folder)), "none yet")
             raise UserError(
                 f"{self.title}: a gradient was not finite at step {step} ({witness.words()}); that step was not saved, "
                 f"the last good checkpoint is {last}; start again with --fresh and a lower {self.stage}.learning_rate "

@@ -20,7 +20,7 @@ def _listed(value):
 def _folder(value):
     """Takes a path, a list of paths or null, with ~ for the home folder."""
     several = list(value) if isinstance(value, list | tuple) else [value]
-    if value is None:
+    if value is None or value == "":
         return None
     if not several or not all(isinstance(path, str) for path in several):
         raise PydanticCustomError("folder", "should be a folder, or a list of folders such as [first, second]")
@@ -49,7 +49,7 @@ Layers = Annotated[int, Field(gt=0, le=100)]  # of a network; from an export it 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # a share that leaves something
-PlaceOnDisk = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
+PlaceOnDisk = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]  # ~ is the home folder
 File = Annotated[str | None, AfterValidator(lambda path: path and os.path.expanduser(path))]
 Folder = Annotated[str | tuple[str, ...] | None, PlainValidator(_folder), PlainSerializer(_listed)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -11,6 +11,8 @@ from stages.commands import COMMANDS
 from stages.engine.command import Context, run_command
 from stages.engine.config import load
 from stages.engine.dataset import load_dataset
+from stages.engine.errors import UserError
+from stages.engine.log import say
 from stages.engine.report import drawn, error_bars
 from stages.engine.report.page import Page
 from stages.engine.run import page_folder
@@ -78,19 +80,34 @@ def accuracies(context: Context, model: str, values: dict[str, list[str]]) -> di
     return found
 
 
-def run_group(context: Context, group: str) -> dict[str, dict[str, list[float]]]:
-    """Trains a group. Returns value -> test set -> each training's accuracy, the mean over the evaluation seeds."""
+def variants_of(context: Context, group: str) -> dict[str, list[Context]]:
+    """Returns the variants of a group by value, one a seed. A value that is not valid here is said and left out."""
     model, trained, sampled = GROUPS[group]
-    together: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, list[Context]] = {}
     for value, overrides in trained.items():
-        for seed in range(context.arguments.runs):
-            label = "".join(c if c.isalnum() else "-" for c in f"{group}-{value}".rstrip("-"))
-            name = f"{context.config.name}-ablation-{label}-{seed}"
-            settings = [*borrowed(context, model), *overrides, f"models=[{model}]", f"seed={seed}"]
-            if sampled and getattr(context.config, model).label_dropout == 0:  # else it cannot be guided
-                settings.append(f"{model}.label_dropout=0.1")
-            settings += budget(model, context.arguments.steps)
-            variant = context.derived(name, *settings)
+        label = "".join(c if c.isalnum() else "-" for c in f"{group}-{value}".rstrip("-"))
+        settings = [*borrowed(context, model), *overrides, f"models=[{model}]"]
+        if sampled and getattr(context.config, model).label_dropout == 0:  # else it cannot be guided
+            settings.append(f"{model}.label_dropout=0.1")
+        settings += budget(model, context.arguments.steps)
+        try:
+            found[value] = [
+                context.derived(f"{context.config.name}-ablation-{label}-{seed}", *settings, f"seed={seed}")
+                for seed in range(context.arguments.runs)
+            ]
+        except UserError as error:
+            say(f"warning: {group} {value} is left out: {error}")
+    if not found:
+        raise UserError(f"no value of the group {group} is valid with these settings, see above")
+    return found
+
+
+def run_group(group: str, variants: dict[str, list[Context]]) -> dict[str, dict[str, list[float]]]:
+    """Trains a group. Returns value -> test set -> each training's accuracy, the mean over the evaluation seeds."""
+    model, _, sampled = GROUPS[group]
+    together: dict[str, dict[str, list[float]]] = {}
+    for value, trainings in variants.items():
+        for variant in trainings:
             MODELS[model].train(variant)
             for sampled_value, sets in accuracies(variant, model, sampled or {value: []}).items():
                 for part, values in sets.items():
@@ -132,9 +149,10 @@ def main(context: Context) -> None:
         f"the evaluation seeds {list(context.config.eval.seeds)}; mean ± deviation over the trainings. Everything else "
         f"is as in the configuration (but predicted means are sampled with DDPM): compare only within a group.{lent}",
     )
+    variants = {group: variants_of(context, group) for group in a.only}  # all, before the first training
     results, folder = {}, page_folder(context, "ablations")
     for group in a.only:
-        results[group] = run_group(context, group)
+        results[group] = run_group(group, variants[group])
         rows = []
         for value, sets in results[group].items():
             cells = [f"{m:.3f}" + (f" ± {d:.3f}" if a.runs > 1 else "") for m, d in map(spread, sets.values())]

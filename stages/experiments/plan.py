@@ -14,6 +14,7 @@ from pathlib import Path
 from models.choices import DIFFUSION
 from models.samplers import SAMPLERS
 from stages.commands import COMPARED
+from stages.engine.checkpoint import checkpoints_in, step_of
 from stages.engine.command import Context
 from stages.engine.dataset import Dataset, sources_of
 from stages.engine.draws import Draws
@@ -57,8 +58,8 @@ def newest_step(home: Context, model: str) -> int:
     steps = getattr(home.config, model).steps
     if home.export(model).exists():
         return steps
-    found = sorted(home.folder(model).glob("step-*.ckpt"))
-    return min(steps, int(found[-1].stem.removeprefix("step-"))) if found else 0
+    found = checkpoints_in(home.folder(model))
+    return min(steps, step_of(found[-1])) if found else 0
 
 
 class Paces:

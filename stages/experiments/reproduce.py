@@ -42,7 +42,7 @@ from stages.experiments.plan import (
     table_of,
 )
 from stages.experiments.quality import load_quality
-from stages.experiments.rows import homes_of, recipe_of, row_of, teacher_of, told_of, unrefreshed
+from stages.experiments.rows import homes_of, named, recipe_of, row_of, teacher_of, told_of, unrefreshed
 from stages.experiments.systems import SYSTEMS
 from stages.experiments.systems_page import mean_of, write_page
 from stages.judge import load_evaluator
@@ -226,6 +226,12 @@ def read_results(context: Context) -> dict[str, dict]:
     for key in SYSTEMS:
         if "figures" in (found := read_json(result_file(context, key))):
             results[key] = found
+    for key, row in results.items():
+        if key in SYSTEMS and row.get("experiment", named(context, key)) != named(context, key):
+            raise UserError(
+                f"{folder_of(context)} has rows of another experiment ({row['experiment']}); move that folder aside, "
+                f"or set another root=DIR"
+            )
     return results
 
 
@@ -253,7 +259,8 @@ def main(context: Context) -> None:
     if context.device.type == "cpu":
         torch.set_num_threads(1)  # as the rows have: they are timed here
     folder = folder_of(context)
-    context.held.enter_context(locked(folder))
+    if not a.plan:  # a plan may be read while rows run
+        context.held.enter_context(locked(folder))
     results, planner = read_results(context), Planner(context, homes_of(context))
     plan, sets = planner.of(a.only, results), context.config.data.conditions
     print(table_of(plan, results, sets, planner.shared))

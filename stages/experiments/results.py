@@ -249,8 +249,8 @@ def main() -> None:
             write_atomically(Path(page), text.encode())
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {FILE} or a page cannot be read ({error}); run this in the project's folder\n")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.exit(2, f"error: {FILE} or a page cannot be read ({error!r:.80}); run this in the project's folder\n")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=256)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         raise UserError(f"HOST={host}: no such address on this machine; leave it out for 127.0.0.1") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} is taken; choose another with PORT={port + 1}") from None
+            raise UserError(f"port {port} is taken; choose another with PORT={(port + 1) % 2**16}") from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise UserError(f"port {port} may not be used; choose one from 1024 on, such as PORT=8000") from None
         raise of_the_system(error, f"HOST={host} PORT={port}") from None
 
 

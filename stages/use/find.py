@@ -33,7 +33,7 @@ def configuration_of(experiment: str | PathLike[str], settings: Sequence[str] = 
         raise UserError(
             f"experiment {experiment!r}: give a name in checkpoints/, a folder or a configuration"
         ) from None
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         path = path if path.exists() or path.is_absolute() else REPOSITORY / path
         config = load(path, settings)
         return derive(config, [f"root={REPOSITORY / config.root}"]), path

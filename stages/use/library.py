@@ -28,6 +28,7 @@ from stages.engine.command import Context, device_of, precision_of
 from stages.engine.config import derive
 from stages.engine.errors import UserError, is_out_of_memory, of_the_system, oneline
 from stages.engine.pictures import image_of
+from stages.engine.rules import refuse_asked_places
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.models import MODELS
@@ -232,10 +233,7 @@ class Experiment:
         with _in_one_line():
             objects, where = vocabulary.parse(with_places(labels, places, vocabulary))
         if any(where) and not sampler.takes_places:
-            raise UserError(
-                f"labels {labels!r}: this {model} was trained without places; leave them out, or train one with "
-                f"{MODELS[model].placing}"
-            )
+            refuse_asked_places(labels, model)
         changes: dict[str, object] = {"batch": batch}
         if steps is not None:
             changes["steps"] = whole("steps", steps)

@@ -17,7 +17,7 @@ from stages.engine.config import derive
 from stages.engine.errors import UserError
 from stages.engine.export import DTYPES, load_export, refuse_other_size, save_export, sha256_of
 from stages.engine.files import made_whole, write_atomically
-from stages.engine.run import move_aside, of_same_pictures
+from stages.engine.run import SCENES, move_aside, of_same_pictures
 from stages.use.card import figures_of, write_card
 from stages.use.find import FIGURES, MANIFEST, STAGES, sha256_of_file
 
@@ -78,12 +78,8 @@ def read_exports(context: Context) -> Exports:
             continue
         exports[stage] = load_export(path, f"run {context.make(stage)}")
         refuse_other_size(path, exports[stage][1], context.config.data.size)
-        try:
-            used = yaml.safe_load(path.with_name("config.yaml").read_text(encoding="utf-8"))["data"]["folder"]
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-            used = None
-        # an experiment's variants are given its scenes as a folder
-        if exports[stage][1].get("kind") == "lab" or (used is not None and not (Path(used) / "render.json").is_file()):
+        about = exports[stage][1]
+        if about.get("kind") == "lab" or SCENES not in about["identity"]:
             raise UserError(
                 f"{path} was made from data that are not drawn here: only models of drawn scenes are released"
             )

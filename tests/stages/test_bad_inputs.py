@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 
+from stages.engine.arguments import make_command
 from stages.engine.export import load_export, save_export
 from stages.engine.lock import locked
 from stages.engine.machine import peak_memory, reset_peak
@@ -23,6 +24,12 @@ from tests.helpers import assert_one_line
         ("ldm", ["ldm.steps=much"], ["ldm.steps"]),
         ("gan", ["nonsense"], ["section.key=value"]),
         ("vae", ["data.folder=/nowhere"], ["/nowhere", "no such data folder"]),
+        ("vae", ["root="], ["root should not be empty"]),
+        ("vae", ["name=packs"], ["'packs'", "name=mine"]),
+        ("gan", ["models=gan"], ["models should be a list, such as [gan]"]),
+        ("render", ["evaluator.checkpoint=/no.pth"], ["evaluator.checkpoint: /no.pth is missing"]),
+        ("vae", ["vae.perceptual.weight=1", "vae.perceptual.weights=/no.pth"], ["weights: /no.pth is missing"]),
+        ("ddpm", ["ddpm.label_dropout=0"], ["guidance 2 needs ddpm.label_dropout above 0"]),
     ],
 )
 def test_configuration_faults(stage, tmp_path, name, arguments, parts):
@@ -56,6 +63,12 @@ def test_two_runs_in_one_folder_are_refused(stage, chain):
     with locked(chain / "smoke" / "ldm"):
         assert_one_line(*stage("ldm", f"root={chain}"), f"process {os.getpid()}", "name=")
     assert stage("ldm", f"root={chain}")[0] == 0
+
+
+def test_the_command_in_a_message_acts_on_the_same_experiment(stage, chain, tmp_path):
+    status, said = stage("ldm", f"root={chain}", "ldm.steps=4")
+    assert_one_line(status, said, f"`make ldm FRESH=1 CONFIG=configs/smoke.yaml SET='root={chain} ldm.steps=4'`")
+    assert make_command("vae", "a b.yaml", ["name=$x y"]) == """make vae CONFIG='a b.yaml' SET=''"'"'name=$$x y'"'"''"""
 
 
 def test_an_export_of_another_version_is_named(stage, chain_copy):

@@ -76,7 +76,7 @@ def test_progress(stage, root):
     assert len(result["labels"]) == 5
     assert result["timesteps"] == sorted(result["timesteps"], reverse=True)
     before = (root / "smoke/progress/report.json").read_bytes()
-    status, said = stage("progress", "--fresh", f"root={root}", "eval.seeds=[1]")
+    status, said = stage("progress", f"root={root}", "eval.seeds=[1]")
     assert (status, "is now" in said) == (0, True), said
     assert (root / "smoke/progress.old-1/report.json").read_bytes() == before
 
@@ -110,6 +110,15 @@ def test_ablations(stage, root):
     assert set(result["conditions"]) == {"up", "up + down"}
     assert all(len(v) == 1 for group in result.values() for sets in group.values() for v in sets.values())
     assert_one_line(*stage("ablations", "--steps", "0", f"root={root}"), "--steps 0")
+
+
+def test_a_choice_that_is_not_valid_is_left_out_before_anything_is_trained(stage, tmp_path):
+    arguments = ("--steps", "2", "--runs", "1", "--only", "prediction", f"root={tmp_path}", "eval.seeds=[0]")
+    status, said = stage("ablations", *arguments, "ldm.zero_terminal_snr=true", "ldm.min_snr=null")
+    first, last = said.splitlines()[0], said.splitlines()[-1]
+    assert status == 2 and "prediction noise is left out" in first and "zero_terminal_snr" in first, said
+    assert "make evaluator" in last or "no scenes yet" in last, last
+    assert not list(tmp_path.glob("smoke-ablation-*"))
 
 
 def test_ablations_lend_a_ddpm_to_a_configuration_without_one(stage, root):

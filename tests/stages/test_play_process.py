@@ -26,6 +26,8 @@ def test_what_cannot_be_served_ends_the_start_in_one_line(tmp_path):
         with pytest.raises(UserError, match=f"port {port} is taken; choose another with PORT={port + 1}"):
             listen("127.0.0.1", port)
     with pytest.raises(UserError, match="no such address"):
+        listen("127..0.1", 0)
+    with pytest.raises(UserError, match="no such address"):
         listen("no.such.host.invalid", 0)
     assert_one_line(*finish(start("--port", "70000")), "--port 70000")
     assert_one_line(*finish(start(f"root={tmp_path}")), "make")

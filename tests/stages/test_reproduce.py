@@ -166,6 +166,13 @@ def test_a_plan_times_the_networks_that_rows_share(chain, tmp_path, context):
     assert not (root / "smoke/vae").exists()
 
 
+def test_rows_of_another_experiment_are_never_mixed_in(stage, tmp_path):
+    (tmp_path / "reproduce").mkdir()
+    (tmp_path / "reproduce/report.json").write_text(json.dumps({"gan": {"experiment": "other-gan", "figures": {}}}))
+    said = stage("reproduce", "--plan", "--only", "gan", "--", f"root={tmp_path}")
+    assert_one_line(*said, "has rows of another experiment (other-gan)", "root=DIR")
+
+
 def test_wrong_flags_are_one_line(stage, tmp_path):
     for flags, words in ((("--jobs", "0"), "--jobs 0"), (("--hours", "0"), "--hours 0"), (("--jobs", "999"), "cores")):
         assert_one_line(*stage("reproduce", "--only", "gan", *flags, "--", f"root={tmp_path}"), words)

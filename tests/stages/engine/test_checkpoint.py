@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.engine.checkpoint import Checkpoints
+from stages.engine.checkpoint import Checkpoints, checkpoints_in, step_of
 from stages.engine.errors import Interrupted, UserError
 from stages.engine.export import load_export, read_about, save_export
 from stages.engine.files import read_json, write_atomically
@@ -23,6 +23,17 @@ def test_round_trip_and_keeps_the_last(tmp_path):
         store.save(step, {"weights": torch.full((3,), float(step))})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert store.load_latest()["weights"].tolist() == [3, 3, 3]
+
+
+def test_a_copy_under_another_name_is_neither_deleted_nor_loaded(tmp_path):
+    store, warnings = checkpoints(tmp_path, keep=1)
+    copies = [tmp_path / f"step-00000001{more}.ckpt" for more in ("-best", "_old")]
+    for copy in copies:
+        copy.write_bytes(store.save(1, {"step": 1}).read_bytes())
+    store.save(2, {"step": 2})
+    newest = store.save(123456789, {"step": 3})
+    assert checkpoints_in(tmp_path) == [newest] and step_of(newest) == 123456789
+    assert store.load_latest()["step"] == 3 and all(copy.exists() for copy in copies) and not warnings
 
 
 def test_an_older_one_goes_only_when_the_newer_is_safe(tmp_path, monkeypatch):
@@ -63,7 +74,8 @@ def test_a_flipped_byte_is_noticed(tmp_path):
 def test_one_that_another_process_has_put_aside_is_passed_over(tmp_path, monkeypatch):
     store, warnings = checkpoints(tmp_path)
     kept = store.save(1, {"weights": torch.ones(100)})
-    monkeypatch.setattr(store, "_found", lambda: [kept, tmp_path / "step-00000002.ckpt"])
+    found = [kept, tmp_path / "step-00000002.ckpt"]
+    monkeypatch.setattr("stages.engine.checkpoint.checkpoints_in", lambda folder: found)
     assert store.load_latest()["step"] == 1
     assert not warnings
 

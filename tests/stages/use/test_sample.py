@@ -66,6 +66,9 @@ def test_an_asked_place_changes_the_picture_and_nothing_else_does(stage, chain, 
         (("--labels", "red cube", "--out", "x.png", "--animate"), ".gif or .webp"),
         (("--labels", "red cube", "--out", "x/", "--animate"), "x/ is a folder"),
         (("--labels", "red cube", "ldm.stepz=3"), "unknown key ldm.stepz"),
+        (("--labels", "red cube", "--steps", "2000"), "eval.steps (2000) exceeds ldm.timesteps"),
+        (("--labels", "red cube", "--guidance", "3", "ldm.label_dropout=0", "eval.guidance=1"), "guidance 3 needs"),
+        (("--labels", "red cube at 0.3 0.6", "--model", "ddpm"), "this ddpm was trained without places"),
     ],
 )
 def test_what_can_be_known_is_checked_where_nothing_is_trained_yet(stage, tmp_path, arguments, words):
