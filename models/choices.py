@@ -41,7 +41,7 @@ WORDS = {
     ),
     "gan": Words(
         "GAN",
-        "The generator of a conditional WGAN-GP or a relative of it: one call draws a picture.",
+        "The generator of a conditional GAN, by default a WGAN-GP: one call draws a picture.",
         "Trains the conditional WGAN-GP.",
     ),
     "ddpm": Words(

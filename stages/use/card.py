@@ -55,6 +55,7 @@ def write_card(
         "made": made,
         "flags": _flags(context),
         "shipped": is_shipped(to),
+        "folder": to.name,
         "to": to.as_posix() if to.parent.name else f"./{to}",  # the library takes a bare name for one in checkpoints/
         "stages": [
             (stage, title(stage, config) if stage in MODELS else WORDS[stage].title, WORDS[stage].what, about)

@@ -138,7 +138,7 @@ def test_the_card_shows_further_judges_and_how_to_make_it_again(chain, tmp_path)
     card = card_of(chain, tmp_path, of_others(chain))  # of an experiment without the configuration's gan
     assert "by other's judge" in card and "by 2 further judges that nothing was chosen by (0.971, 0.982)" in card
     assert "| more | 0.800 ± 0.010 | 4: 0.833, 5: 0.766 | 0.911, 0.887 | 0.940 |" in card
-    assert "- A further judge reads 0.913 and 0.971." in card and card.count("A further judge reads") == 1
+    assert "- Further judge 1 reads 0.913 and 0.971." in card and card.count("- Further judge") == 1
     assert "|  | – |" in card  # new_test, of which they were not asked
     assert "    make sample LABELS=" in card and 'load("scenes")' in card
     again = 'CONFIG=configs/smoke.yaml SET="seed=0 models=[ldm]"'
