@@ -98,10 +98,24 @@ class Dataset:
 
     def must_know(self, config: Config, model: str) -> None:
         """Raises UserError if a model's settings need places or turns and none is known. `models` may not list it."""
-        if not self.places_sha256:
-            _refuse_needed_places(config.places_of(model), str(self.folder))
-        if not self.turns_sha256:
-            _refuse_needed_turns(config.turns_of(model), str(self.folder), drawn=bool(self.scenes))
+        self.refuse_unknown(config.places_of(model), config.turns_of(model))
+
+    def refuse_unknown(self, places: dict[str, str], turns: dict[str, str]) -> None:
+        """Raises UserError if places or turns are needed and none is known.
+
+        `places`, `turns`: {key that needs them: override that does without them}.
+        """
+        if places and not self.places_sha256:
+            raise UserError(
+                f"{self.folder}: no object's place is known, but {', '.join(places)} must know them; add a places.json "
+                f"(README, 'Your own data'), or set {' '.join(places.values())}"
+            )
+        if turns and not self.turns_sha256:
+            fix = "run `python -m stages.render`, which adds" if self.scenes else "add"  # older scenes have none
+            raise UserError(
+                f"{self.folder}: it is not known how any object is turned, but {', '.join(turns)} must know it; {fix} "
+                f"a turns.json (docs/conditions.md), or set {' '.join(turns.values())}"
+            )
 
     def apart(self, distance: float, key: str) -> Tensor | None:
         """Returns the training pictures (k,) whose objects are at least `distance` (sides of the picture) apart.
@@ -150,28 +164,6 @@ def placed(images: Rows, device: torch.device) -> Rows:
     if images.device == device or (device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2):
         return images
     return images.to(device)
-
-
-def _refuse_needed_places(needs: dict[str, str], where: str) -> None:
-    """Raises UserError if `needs` is not empty: {key that needs places: override that does without them}."""
-    if needs:
-        raise UserError(
-            f"{where}: no object's place is known, but {', '.join(needs)} must know them; add a places.json "
-            f"(README, 'Your own data'), or set {' '.join(needs.values())}"
-        )
-
-
-def _refuse_needed_turns(needs: dict[str, str], where: str, drawn: bool) -> None:
-    """Raises UserError if `needs` is not empty: {key that needs turns: override that does without them}.
-
-    `drawn`: whether `stages.render` drew the pictures; an older version wrote no turns.
-    """
-    if needs:
-        fix = "run `python -m stages.render`, which adds" if drawn else "add"
-        raise UserError(
-            f"{where}: it is not known how any object is turned, but {', '.join(needs)} must know it; {fix} a "
-            f"turns.json (docs/conditions.md), or set {' '.join(needs.values())}"
-        )
 
 
 def _drawn_by(folder: Path) -> dict:
@@ -229,6 +221,15 @@ def _test_sets(config: Config, sources: Sequence[Path], vocabulary: Vocabulary) 
     return found
 
 
+def _seen(pictures: Rows, conditions: Condition, share: float, where: str) -> tuple[Rows, Condition]:
+    """Returns the pictures, and what they show, without those of a `share` of the label sets. Raises UserError."""
+    (rows,) = (~withheld(conditions.objects, share)).nonzero(as_tuple=True)
+    if not len(rows):
+        raise UserError(f"data.withhold={share:g} leaves no picture of {where} to train on; lower it")
+    parts = pictures.parts if isinstance(pictures, Joined) else [pictures]
+    return Joined(parts, rows.int()), conditions.moved(lambda values: values[rows])
+
+
 def load_dataset(config: Config, device: torch.device) -> Dataset:
     """Loads the experiment's pictures, which are packed on first use.
 
@@ -245,10 +246,6 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         raise UserError(str(error)) from None
     classes, digest, places_digest = len(vocabulary), packs.digest("pictures_sha256"), packs.digest("places_sha256")
     turns_digest, scenes = packs.digest("turns_sha256"), _scenes_of(sources, places_digest)
-    if not places_digest:
-        _refuse_needed_places(config.needs_places, where)
-    if not turns_digest:
-        _refuse_needed_turns(config.needs_turns, where, drawn=bool(scenes))
 
     def part(held_out: bool) -> tuple[Rows, Condition]:
         pictures, objects, places, turns = packs.part(held_out)
@@ -260,16 +257,9 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
 
     pictures, conditions = part(held_out=False)
     if config.data.withhold:
-        seen = ~withheld(conditions.objects, config.data.withhold)
-        (rows,) = seen.nonzero(as_tuple=True)
-        parts = pictures.parts if isinstance(pictures, Joined) else [pictures]
-        pictures, without = Joined(parts, rows.int()), f" withhold {config.data.withhold}"
+        pictures, conditions = _seen(pictures, conditions, config.data.withhold, where)
+        without = f" withhold {config.data.withhold}"
         digest, scenes = digest + without, scenes and scenes + without
-        conditions = conditions.moved(lambda values: values[rows])
-        if not len(pictures):
-            raise UserError(
-                f"data.withhold={config.data.withhold:g} leaves no picture of {where} to train on; lower it"
-            )
     held_out_pictures, held_out_conditions = part(held_out=True)
     dataset = Dataset(
         placed(pictures, device),
@@ -284,6 +274,7 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
         scenes,
         where,
     )
+    dataset.refuse_unknown(config.needs_places, config.needs_turns)
     trained = {"ldm" if model == "onestep" else model for model in config.models} - config.uses.keys()
     for model in trained & {*DIFFUSION}:  # refused before anything is trained
         dataset.apart(getattr(config, model).apart, f"{model}.apart")
