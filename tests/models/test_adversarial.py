@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from models.adversarial import LOSSES, auxiliary_loss, contrastive_loss, gradient_penalty, zero_centred_penalties
+from models.adversarial import (
+    AUXILIARY_SCHEDULES,
+    LOSSES,
+    CriticWeights,
+    auxiliary_loss,
+    contrastive_loss,
+    critic_loss,
+    gradient_penalty,
+    zero_centred_penalties,
+)
 from models.condition import Condition, cell_labels, cell_loss
 
 NOTHING = Condition.of_lists([[]], 2)
@@ -97,3 +106,56 @@ def test_the_contrastive_loss_chooses_the_right_set_among_others():
     condition = Condition.of_lists([[0, 2]], 3)
     assert auxiliary_loss(evidence, condition, others=others) == contrastive_loss(evidence, labels, others)
     assert auxiliary_loss(evidence, condition) != contrastive_loss(evidence, labels, others)
+
+
+class SquareCritic(nn.Module):
+    """D(x) = |x|^2 / 2, whose gradient is x; its logits are the sums of the rows."""
+
+    def forward(self, x, condition):
+        return x.square().flatten(1).sum(1) / 2, x.flatten(1).sum(1, keepdim=True)
+
+
+def pairs(count=4):
+    torch.manual_seed(0)
+    return torch.randn(count, 3, 2, 2), 3 * torch.randn(count, 3, 2, 2), torch.rand(count, 1, 1, 1)
+
+
+def test_the_penalty_is_measured_between_each_pair():
+    real, fake, mix = pairs()
+    fake.requires_grad_()
+    penalty, slope = gradient_penalty(SquareCritic(), real, fake, NOTHING, mix)
+    norms = (mix * real + (1 - mix) * fake).flatten(1).norm(dim=1)
+    torch.testing.assert_close(slope, norms.mean())
+    torch.testing.assert_close(penalty, (norms - 1).square().mean())
+    penalty.backward()
+    assert fake.grad is None, "the generator does not learn from it"
+
+
+def test_zero_centred_penalties_are_of_real_and_of_generated_rows():
+    real, fake, _ = pairs()
+    found = zero_centred_penalties(SquareCritic(), real, fake, NOTHING)
+    torch.testing.assert_close(found, (real.square() + fake.square()).flatten(1).sum(1).mean())
+
+
+@pytest.mark.parametrize("name", ["wgan-gp", "r3gan", "hinge"])
+def test_a_critics_loss_is_the_weighted_sum_of_its_terms(name):
+    real, fake, mix = pairs()
+    loss, weights, critic = LOSSES[name], CriticWeights(7.0, 0.4, 3.0), SquareCritic()
+
+    def of_labels(logits, condition):
+        return logits.square().sum()
+
+    total, terms = critic_loss(loss, critic, real, fake, NOTHING.repeat(4), weights, of_labels, mix, penalised=2)
+    of_real, of_fake = critic(real, None)[0], critic(fake, None)[0]
+    wanted = loss.critic(of_real, of_fake) + 3.0 * real.flatten(1).sum(1).square().sum()
+    if loss.penalised:
+        wanted = wanted + 7.0 * gradient_penalty(critic, real[:2], fake[:2], NOTHING, mix[:2])[0]
+    if loss.zero_centred:
+        wanted = wanted + 0.2 * zero_centred_penalties(critic, real[:2], fake[:2], NOTHING)
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(terms["gap"], of_real.mean() - of_fake.mean())
+    assert ("penalty" in terms) == (loss.penalised or loss.zero_centred)
+
+
+def test_the_label_loss_may_rise_or_fall():
+    assert [AUXILIARY_SCHEDULES[name](0.25) for name in ("constant", "rising", "falling")] == [1.0, 0.25, 0.75]

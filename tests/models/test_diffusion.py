@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from models.diffusion import (
     cosine_alpha_bar,
     linear_alpha_bar,
     weighted_timesteps,
+    zero_terminal,
 )
 from models.samplers import ancestral, every_timestep
 
@@ -163,3 +165,52 @@ def test_the_bound_weighs_every_timestep_that_the_ancestral_sampler_visits(sched
     assert len(visited) == 1000 if "linear" in schedule or "beta" in schedule else 990 < len(visited) < 1000
     if prediction == "noise":
         assert weights.max() < 200, "one step would weigh as much as hundreds"
+
+
+def test_the_sigmoid_schedule_is_that_of_its_paper():
+    """arXiv 2301.10972, algorithm 1: (v_end - sigmoid(u)) / (v_end - v_start), u from -3 to 3."""
+    alpha_bar = SCHEDULES["sigmoid"](1000)
+    first, last = (1 / (1 + math.exp(-u)) for u in (-3.0, 3.0))
+    for k in (1, 250, 500, 900):
+        wanted = (last - 1 / (1 + math.exp(-(-3.0 + 6.0 * k / 1000)))) / (last - first)
+        assert alpha_bar[k - 1].item() == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "sigmoid"])
+def test_no_beta_is_above_999_thousandths(schedule):
+    alpha_bar = SCHEDULES[schedule](1000)
+    assert 1 - (alpha_bar[-1] / alpha_bar[-2]).item() == pytest.approx(0.999)
+
+
+def test_a_zero_terminal_schedule_shifts_and_scales_alpha():
+    """arXiv 2305.08891, algorithm 1: the first alpha stays, the last becomes 0, between them alpha is shifted."""
+    before = linear_alpha_bar(100)
+    alpha, now = before.sqrt(), zero_terminal(before).sqrt()
+    assert now[0].item() == pytest.approx(alpha[0].item()) and now[-1] == 0
+    torch.testing.assert_close(now, (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1])))
+
+
+def test_a_place_at_the_end_is_the_last_timestep():
+    weights = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    assert weighted_timesteps(torch.tensor([0.0, 1.0]), weights).tolist() == [0, 999]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_well_posed_step_keeps_half_of_what_remains(schedule):
+    diffusion = Diffusion.create(schedule, 50, "noise")
+    before = [1.0, *diffusion.alpha_bar.tolist()]
+    wanted = [after >= 0.5 * b for b, after in itertools.pairwise(before)]
+    assert diffusion.well_posed().tolist() == wanted
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_bounds_weights_have_mean_one(prediction):
+    weights = Diffusion.create("linear", 100, prediction).loss_weight(torch.arange(100), None, bound=True)
+    assert weights.mean().item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_bounds_first_weight_has_the_variance_of_the_second():
+    """Of x_0: factor^2 / (2 variance). At t = 0 the factor is 1 and the variance that of t = 1."""
+    diffusion = Diffusion.create("linear", 100, "x0")
+    first, second = diffusion.loss_weight(torch.tensor([0, 1]), None, bound=True).tolist()
+    assert first / second == pytest.approx(1 / diffusion.posterior(1)[0].item() ** 2, rel=1e-5)

@@ -1,10 +1,11 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.adversarial import gradient_penalty
 from models.choices import PLACED_CRITIC_CONDITIONS as CRITIC_CONDITIONS
-from models.condition import Condition
-from models.placed_gan import PlacedCritic, PlacedGenerator
+from models.condition import Condition, blobs, extent
+from models.placed_gan import PlacedCritic, PlacedGenerator, _read, _spread
 
 HERE, THERE, FAR = (0.3, 0.3), (0.7, 0.7), (15 / 16, 1 / 16)
 ASKED = Condition.of_lists([[1, 2], [3]], 5, [[HERE, THERE], [HERE]])
@@ -132,3 +133,40 @@ def test_the_penalty_differentiates_it_twice():
     penalty.backward()
     assert slope > 0
     assert critic.there.weight.grad.abs().sum() > 0
+
+
+def test_objects_are_spread_around_their_places_or_evenly():
+    asked = Condition.of_lists([[1, 2], [3]], 5, [[HERE, None], [THERE]])
+    spread = _spread(asked, 16)
+    torch.testing.assert_close(spread[0, 0], blobs(asked.places[:1, :1], 16, extent(16))[0, 0])
+    torch.testing.assert_close(spread[0, 1], torch.full((16, 16), 1 / 256))
+    assert (spread[1, 1] == 0).all() and extent(16) > extent(4) == 0.8
+
+
+def test_the_scenes_noise_enters_everywhere():
+    network = generator()
+    noise = noise_for(network, ASKED)
+    other = torch.cat([noise[:, :4] + 1, noise[:, 4:]], dim=1)
+    change = entered(network, other, ASKED) - entered(network, noise, ASKED)
+    assert change.abs().amin((2, 3)).max() > 1e-3 and change.std((2, 3)).max() < 1e-5  # the same in all cells
+
+
+def test_the_score_is_a_sum_of_three_parts():
+    critic, x = PlacedCritic(5, 6, 8, 8, (16, 16)), torch.randn(2, 6, 8, 8)
+    maps = F.silu(critic.blocks[0](critic.enter(x)))
+    total = maps.sum((2, 3))
+    projected = (critic.project(ASKED.labels) * total).sum(1)
+    wanted = critic.score(total)[:, 0] + projected + _read(critic.there(maps), ASKED).sum(1)
+    torch.testing.assert_close(critic(x, ASKED)[0], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_an_object_is_read_as_the_mean_of_its_own_map():
+    maps = torch.arange(1.0, 6)[None, :, None, None].expand(2, 5, 8, 8)
+    asked = Condition.of_lists([[1, 2], [3]], 5, [[HERE, None], [THERE]])
+    torch.testing.assert_close(_read(maps, asked), torch.tensor([[2.0, 3.0], [4.0, 0.0]]))
+
+
+def test_bounded_pictures_are_the_tangent_of_unbounded_ones():
+    free, bounded = generator(), generator(bounded=True)
+    noise = noise_for(free, ASKED)
+    assert bounded(noise, ASKED).equal(free(noise, ASKED).tanh())

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from models.samplers import (
     dpm_solver,
     every_timestep,
     guided,
+    guided_and_told,
     sampling_timesteps,
     score_of,
     spaced_timesteps,
@@ -238,3 +241,103 @@ def test_dpm_solver_is_closer_to_the_flow_than_ddim_in_the_same_number_of_steps(
         for sampler in (ddim, dpm_solver)
     ]
     assert errors[1] < 0.4 * errors[0]
+
+
+def test_timesteps_by_hand():
+    assert spaced_timesteps(1000, 5, "uniform") == [999, 749, 500, 250, 0]
+    assert spaced_timesteps(1000, 3, "quadratic") == [999, 250, 0]
+    for spacing in SPACINGS:
+        assert spaced_timesteps(1000, 1, spacing) == [999]
+        assert min(spaced_timesteps(2, 9, spacing)) == 0
+
+
+@pytest.mark.parametrize("prediction", ["noise", "mean"])
+def test_sampling_starts_at_the_last_timestep_that_shows_anything(prediction):
+    diffusion = Diffusion.create("cosine", 1000, prediction)
+    first = sampling_timesteps(diffusion, 10)[0]
+    assert diffusion.alpha_bar[first] >= 1e-3 > diffusion.alpha_bar[first + 1]
+
+
+def test_ddim_steps_by_hand():
+    """arXiv 2010.02502, eq. 12 and 16, in float64; the last step, to abar 1, adds no noise."""
+    diffusion, times, eta = Diffusion.create("linear", 100, "noise"), [99, 60, 20], 0.5
+    generator = torch.Generator().manual_seed(0)
+    start, *drawn = torch.randn(4, 2, 3, 4, 4, generator=generator)
+    given = iter(drawn)
+    found = [x for _, x, _ in ddim(lambda x, t: 0.1 * x + 0.01 * t, diffusion, start, times, eta, lambda: next(given))]
+    x = start.double()
+    for t, following, noise in zip(times, [60, 20, None], drawn, strict=True):
+        eps, here = 0.1 * x + 0.01 * t, diffusion.alpha_bar[t]
+        there = torch.ones_like(here) if following is None else diffusion.alpha_bar[following]
+        sigma = eta * ((1 - there) / (1 - here)).sqrt() * (1 - here / there).sqrt()
+        x = there.sqrt() * (x - (1 - here).sqrt() * eps) / here.sqrt() + (1 - there - sigma**2).sqrt() * eps
+        x = x + sigma * noise
+    torch.testing.assert_close(found[-1].double(), x, atol=1e-4, rtol=1e-4)
+    assert len([*given]) == 1, "the last step draws none"
+
+
+def test_dpm_solver_steps_by_hand():
+    """arXiv 2211.01095, algorithm 2, with steps of different lengths."""
+    diffusion, times = Diffusion.create("linear", 100, "x0"), [99, 80, 30, 5]
+    start = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = [x for _, x, _ in dpm_solver(lambda x, t: 0.2 * x + 0.01 * t, diffusion, start, times)]
+    x, before = start.double(), None
+    for t, following in itertools.pairwise(times):
+        x0 = 0.2 * x + 0.01 * t
+        (alpha, sigma), (next_alpha, next_sigma) = (
+            (diffusion.alpha_bar[s].sqrt(), (1 - diffusion.alpha_bar[s]).sqrt()) for s in (t, following)
+        )
+        h = (next_alpha / next_sigma).log() - (alpha / sigma).log()
+        mixed = x0 if before is None else (1 + h / (2 * before[1])) * x0 - h / (2 * before[1]) * before[0]
+        x, before = next_sigma / sigma * x - next_alpha * ((-h).exp() - 1) * mixed, (x0, h)
+    torch.testing.assert_close(found[-2].double(), x, atol=1e-4, rtol=1e-4)
+
+
+def test_dpm_solver_from_pure_noise_stays_finite():
+    diffusion = Diffusion.create("linear", 100, "v", zero_terminal_snr=True)
+    *_, (_, last, _) = dpm_solver(lambda x, t: 0.3 * x, diffusion, torch.randn(2, 3, 4, 4), [99, 60, 20, 0])
+    assert last.isfinite().all()
+
+
+def test_ancestral_sampling_bounds_what_is_predicted():
+    diffusion = Diffusion.create("linear", 50, "x0")
+    start, times = torch.randn(2, 3, 4, 4), every_timestep(diffusion)
+    *_, (_, last, x0) = ancestral(
+        lambda x, t: x + 5, diffusion, start, times, lambda: torch.zeros_like(start), clip=1.0
+    )
+    assert (x0 == 1).all() and (last == 1).all()
+
+
+@pytest.mark.parametrize("sampler", [ancestral, ddim])
+def test_a_score_is_asked_for_only_where_the_picture_shows(sampler):
+    diffusion, asked = Diffusion.create("cosine", 100, "v"), []
+
+    def score(x, t):
+        asked.append(t)
+        return 0.3 * x, torch.zeros_like(x)
+
+    start, times = torch.randn(1, 3, 4, 4), every_timestep(diffusion)
+    [*sampler(lambda x, t: 0.3 * x, diffusion, start, times, draw_noise=lambda: torch.zeros(1), score=score)]
+    shows = [t for t in times if diffusion.alpha_bar[t] >= 1e-3]
+    assert asked == [t for t in shows if t > 0 or sampler is ddim] and len(shows) < len(times)
+
+
+def test_the_ends_of_the_guidance_interval_are_in_it():
+    denoise = guided(*_denoisers([]), 3.0, 1000, (0.2, 0.8))
+    values = [denoise(torch.zeros(1, 1, 1, 1), t).item() for t in (198, 199, 799, 800)]
+    assert values == [1.0, 3.0, 3.0, 1.0]
+
+
+def test_without_a_condition_the_interval_says_nothing():
+    conditional, _, both = _denoisers([])
+    for t in (99, 499):
+        made, told = guided_and_told(conditional, both, 0.0, 1000, (0.2, 0.8))(torch.zeros(1, 1, 1, 1), t)
+        assert (made.item(), told.item()) == (0.0, 1.0)
+
+
+def test_a_score_is_the_gradient_at_the_conditional_prediction():
+    score = score_of(lambda x, t: (x, 3 * x), lambda told, x, t: told.square().flatten(1).sum(1), scale=2.0)
+    x = torch.randn(2, 3, 4, 4)
+    prediction, pull = score(x, 5)
+    torch.testing.assert_close(pull, 2.0 * 18 * x)
+    assert prediction.equal(x) and not prediction.requires_grad

@@ -1,10 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from models.adversarial import gradient_penalty
 from models.choices import CRITIC_CONDITIONS, GENERATOR_CONDITIONS
 from models.condition import Condition
-from models.wgan import Critic, Generator, SelfAttention
+from models.wgan import ConditionalNorm, Critic, CriticBlock, Generator, GeneratorBlock, SelfAttention
 
 
 def one_each(first, last):
@@ -102,3 +104,72 @@ def test_the_dcgan_body_makes_pictures(condition, attention):
     images = generator(noise, one_each(0, 3))
     assert images.shape == (3, 3, 64, 64)
     assert not torch.allclose(images, generator(noise, one_each(3, 6)))
+
+
+def test_a_style_of_zero_leaves_the_norm_as_it_is():
+    norm, x = ConditionalNorm(8, 4, batch=False), torch.randn(2, 8, 4, 4)
+    nn.init.zeros_(norm.film.weight)
+    nn.init.zeros_(norm.film.bias)
+    assert norm(x, torch.randn(2, 4)).equal(norm.norm(x))
+
+
+def test_labels_enter_the_generator_on_the_scale_of_the_noise():
+    torch.manual_seed(0)
+    for condition in GENERATOR_CONDITIONS:
+        generator = Generator(24, 3, 8, 64, (16, 16), 64, condition, bounded=True)
+        assert generator.label.weight.std().item() == pytest.approx(1.0, abs=0.1)
+        batch = any(isinstance(module, nn.BatchNorm2d) for module in generator.blocks.modules())
+        assert batch == (condition == "batch-norm")
+
+
+def test_a_block_whose_convolutions_are_zero_only_resizes():
+    x = torch.randn(2, 8, 4, 4)
+    up, down = GeneratorBlock(8, 8, True, None, False), CriticBlock(8, 8, True)
+    for block in (up, down):
+        nn.init.zeros_(block.conv2.weight)
+        nn.init.zeros_(block.conv2.bias)
+    assert up(x, None).equal(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    torch.testing.assert_close(down(x), F.avg_pool2d(x, 2))
+
+
+def sides_of(modules, run):
+    """Returns the side of each module's output in one forward pass."""
+    found = []
+    hooks = [m.register_forward_hook(lambda module, given, made: found.append(made.shape[-1])) for m in modules]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_attention_is_at_8x8_and_further_blocks_at_the_full_resolution():
+    asked, widths = one_each(0, 2), (8, 8, 8, 8)
+    critic = Critic(24, 6, 16, widths, "sum", attention=True)
+    generator = Generator(24, 6, 16, 4, widths, 8, "modulation", bounded=False, attention=True)
+    for network, run, blocks in (
+        (critic, lambda: critic(torch.randn(2, 6, 16, 16), asked), [16, 8, 4]),
+        (generator, lambda: generator(torch.randn(2, 4), asked), [8, 16, 16]),
+    ):
+        assert sides_of(network.blocks, run) == blocks
+        assert sides_of([network.attention], run) == [8]
+
+
+@pytest.mark.parametrize("pool", ["flatten", "sum"])
+def test_features_are_activated_and_pooled(pool):
+    critic, x = Critic(24, 6, 8, (8, 8), pool), torch.randn(2, 6, 8, 8)
+    maps = F.silu(critic.blocks[0](critic.enter(x)))
+    torch.testing.assert_close(critic.features(x), maps.flatten(1) if pool == "flatten" else maps.sum((2, 3)))
+
+
+def test_scores_are_float32_under_autocast():
+    critic = Critic(24, 6, 8, (8, 8), "sum", "projection+auxiliary")
+    with torch.autocast("cpu", torch.bfloat16):
+        score, logits = critic(torch.randn(2, 6, 8, 8), one_each(0, 2))
+    assert (score.dtype, logits.dtype) == (torch.float32, torch.float32)
+
+
+def test_bounded_pictures_are_the_tangent_of_unbounded_ones():
+    free, bounded = (Generator(24, 3, 8, 4, (8, 8), 8, "modulation", bounded=b) for b in (False, True))
+    bounded.load_state_dict(free.state_dict())
+    noise, asked = 5 * torch.randn(2, 4), one_each(0, 2)
+    assert bounded(noise, asked).equal(free(noise, asked).tanh())
