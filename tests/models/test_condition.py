@@ -107,3 +107,8 @@ def test_rows_of_a_set_that_is_kept_in_few_bytes_are_int64():
     small = Condition(SOME.objects.to(torch.int8), SOME.places, SOME.turns, SOME.classes)
     assert small.labels.equal(SOME.labels)
     assert small[[1]].objects.dtype == torch.int64 and small[[1]].objects.equal(SOME[[1]].objects)
+
+
+def test_a_row_is_wholly_placed_if_it_has_objects_and_all_of_their_places():
+    rows = Condition.of_lists([[0, 1], [0, 1], [2], []], 5, [[(0.1, 0.2), (0.3, 0.4)], [(0.1, 0.2), None], [None], []])
+    assert rows.wholly_placed.tolist() == [True, False, False, False]

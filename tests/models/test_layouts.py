@@ -101,6 +101,14 @@ def test_where_no_place_is_far_enough_the_best_candidate_is_taken():
     given = Condition.of_lists([list(range(60))], 60, [[*GRID[::2][:59], None]])
     (places,) = PRIOR.complete(given, keys(1)).places
     assert (places >= 0).all() and places[:59].equal(given.places[0, :59])
+    sources = PRIOR.layouts[3][:, 2]  # from which a slot beyond training's is drawn
+    assert torch.cdist(places[59:], places[:59]).min() == torch.cdist(sources, places[:59]).amin(1).max()
+
+
+def test_the_first_candidate_that_is_far_enough_is_taken_not_the_widest():
+    rows = PRIOR.complete(Condition.of_lists([[0, 1]] * 40, 5, [[(0.5, 0.5), None]] * 40), keys(40))
+    gaps = (rows.places[:, 0] - rows.places[:, 1]).norm(dim=1)
+    assert gaps.min() >= PRIOR.nearest() and gaps.max() > gaps.min() + 0.1
 
 
 def test_without_pairs_in_training_objects_are_put_as_far_apart_as_candidates_are():
