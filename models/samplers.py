@@ -117,12 +117,12 @@ def dpm_solver(
         here, there = diffusion.alpha_bar[t], diffusion.alpha_bar[following]
         h = 0.5 * ((there / (1 - there)).log() - (here / (1 - here)).log())
         extrapolated = x0
-        if before is not None and h.isfinite():
-            share = (h / (2 * before[1])).float()  # 1 / (2 r), r = h_before / h
+        if before is not None:
+            share = (h / (2 * before[1])).float()  # 1 / (2 r), r = h_before / h; 0 after a step from pure noise
             extrapolated = x0 + share * (x0 - before[0])
         ratio = ((1 - there) / (1 - here)).sqrt()
         x = ratio.float() * x + (there.sqrt() * (1 - (-h).exp())).float() * extrapolated
-        before = (x0, h) if h.isfinite() else None
+        before = (x0, h)
         yield t, x, x0
 
 
