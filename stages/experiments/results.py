@@ -132,7 +132,7 @@ def _sets(figures: dict) -> dict:
 
 
 def _of_eval(report: dict, source: str) -> dict[str, dict]:
-    """Returns the entries of an evaluation's report.json: its models, its judge and its autoencoder."""
+    """Returns the entries of an evaluation's report.json: its models, judge, autoencoder and reader."""
     provenance = report["provenance"]
     name = provenance["experiment"]
     common = {
@@ -146,8 +146,9 @@ def _of_eval(report: dict, source: str) -> dict[str, dict]:
     found = {f"{name}/{m}": _sets(f) | _trained(provenance, m) | seeds | common for m, f in report["results"].items()}
     real = {"real_accuracy": report["evaluator"]["real_accuracy"]}
     found[f"{name}/evaluator"] = real | _trained(provenance, "evaluator") | common
-    if report.get("vae"):
-        found[f"{name}/vae"] = report["vae"] | _trained(provenance, "vae") | common
+    for stage in ("vae", "reader"):
+        if report.get(stage):
+            found[f"{name}/{stage}"] = report[stage] | _trained(provenance, stage) | common
     return found
 
 

@@ -65,7 +65,7 @@ def test_figures_as_tables_show_them():
 def test_an_evaluation_s_report_becomes_entries(chain):
     found = entries_of(chain / "smoke/eval")
     report = json.loads((chain / "smoke/eval/report.json").read_text())
-    assert found.keys() == {"smoke/ldm", "smoke/gan", "smoke/evaluator", "smoke/vae"}
+    assert found.keys() == {"smoke/ldm", "smoke/gan", "smoke/evaluator", "smoke/vae", "smoke/reader"}
     ldm = found["smoke/ldm"]
     assert ldm["test"]["accuracy"] == report["results"]["ldm"]["test"]["accuracy"]
     assert ldm["steps"] == report["provenance"]["steps"]["ldm"]
