@@ -25,6 +25,7 @@ from stages.engine.log import say
 from stages.engine.machine import describe_device
 from stages.engine.run import Task
 from stages.evaluator import EvaluatorTask
+from stages.experiments.results import said
 from stages.experiments.systems import SYSTEMS
 from stages.models import MODELS
 from stages.reader import EVALUATED
@@ -252,17 +253,17 @@ def table_of(
 
     What rows share comes first. Minutes that are not known are a question mark.
     """
-    lines = [f"{'minutes':>8}  {'row':<36} {'report':<12} {'ours':<12} state"]
+    lines = [f"{'minutes':>8}  {'row':<36} {'report':<13} {'ours':<13} state"]
 
     def line(minutes: float, name: str, reported: str, ours: str, state: str) -> None:
         known = f"{minutes:.1f}" if minutes else "?"
-        lines.append(f"{known:>8}  {name:<36} {reported:<12} {ours:<12} {state}")
+        lines.append(f"{known:>8}  {name:<36} {reported:<13} {ours:<13} {state}")
 
     for each in shared:
         line(each.minutes, each.stage, "-", "-", each.state)
     for row in plan:
-        reported = " / ".join(f"{x:.3f}"[1:] for x in SYSTEMS[row.key].reported_on(sets).values()) or "-"
+        reported = " / ".join(map(said, SYSTEMS[row.key].reported_on(sets).values())) or "-"
         found = results.get(row.key, {}).get("figures", {})
-        ours = " / ".join(f"{found[name]['accuracy']:.3f}"[-4:] for name in sets if name in found) or "-"
+        ours = " / ".join(said(found[name]["accuracy"]) for name in sets if name in found) or "-"
         line(row.minutes, row.key, reported, ours, row.state)
     return "\n".join(lines)

@@ -197,8 +197,9 @@ def test_rows_of_reports_come_first_by_accuracy_per_minute():
 
     small, large, chosen = planned(10.0, 0.2), planned(100.0, 0.9), planned(2.0, 0.0)
     assert sorted([chosen, large, small], key=lambda row: row.rank) == [small, large, chosen]
-    text = table_of([small], {"gan": {"figures": {"test": {"accuracy": 0.7}}}}, ("test", "new_test"))
-    assert text.splitlines()[1].split() == ["10.0", "gan", ".527", "/", ".678", ".700"]
+    figures = {"test": {"accuracy": 0.7}, "new_test": {"accuracy": 1.0}}
+    text = table_of([small], {"gan": {"figures": figures}}, ("test", "new_test"))
+    assert text.splitlines()[1].split() == ["10.0", "gan", ".527", "/", ".678", ".700", "/", "1.000"]
 
 
 def test_a_report_is_compared_by_the_name_of_the_label_sets():
