@@ -31,6 +31,16 @@ def assert_one_line(status, said, *parts):
         assert part in errors[0], errors[0]
 
 
+class Hostile:
+    """An object whose unpickling makes a folder, so that a test sees whether a file's pickle was run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
 def wait_for(condition, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -14,7 +14,7 @@ from stages.engine.export import load_export, save_export
 from stages.engine.lock import locked
 from stages.engine.machine import peak_memory, reset_peak
 from tests.data.folder import write_folder
-from tests.helpers import assert_one_line
+from tests.helpers import Hostile, assert_one_line
 
 
 @pytest.mark.parametrize(
@@ -232,16 +232,11 @@ def test_lpips_without_its_backbone_names_the_file_and_the_key(stage, chain, tmp
     assert_one_line(*stage("vae", *arguments), str(absent), "vae.perceptual.weight=0")
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.system, ("touch /tmp/hostile-evaluator-ran",)
-
-
 @pytest.mark.parametrize(
     ("content", "part"),
     [
         (None, "is missing"),
-        (pickle.dumps(Hostile()), "refused"),
+        (Hostile, "refused"),
         ({"weights": {}}, "'model'"),
         ({"model": {"conv1.weight": torch.zeros(1)}}, "ResNet-18 with 24 outputs"),
         (b"", "damaged"),
@@ -249,10 +244,12 @@ class Hostile:
 )
 def test_a_wrong_lab_checkpoint(stage, chain, tmp_path, content, part):
     path = tmp_path / "checkpoint.pth"
+    if content is Hostile:
+        content = pickle.dumps(Hostile(tmp_path / "ran"))
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
     arguments = (f"root={tmp_path}", f"data.folder={chain}/smoke/render", f"evaluator.checkpoint={path}")
     assert_one_line(*stage("evaluator", *arguments), str(path), part)
-    assert not os.path.exists("/tmp/hostile-evaluator-ran")
+    assert not (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ from stages.engine.checkpoint import Checkpoints, checkpoints_in, step_of
 from stages.engine.errors import Interrupted, UserError
 from stages.engine.export import load_export, read_about, save_export
 from stages.engine.files import read_json, write_atomically
+from tests.helpers import Hostile
 
 
 def checkpoints(folder, keep=2):
@@ -95,18 +96,13 @@ def test_a_stale_temporary_file_is_swept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.system, ("touch /tmp/hostile-pickle-ran",)
-
-
 def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path):
     store, warnings = checkpoints(tmp_path)
     store.save(1, {"weights": torch.ones(2)})
-    store.save(2, {"weights": Hostile()})
+    store.save(2, {"weights": Hostile(tmp_path / "ran")})
     assert store.load_latest()["step"] == 1
     assert "refused" in warnings[0]
-    assert not os.path.exists("/tmp/hostile-pickle-ran")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_export_round_trip_and_damage(tmp_path):
