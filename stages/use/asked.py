@@ -1,7 +1,9 @@
 """Checks what a caller of the library asks for, so that a mistake is one line that names the argument."""
 
+import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 from data.labels import Place, Vocabulary, as_text
 from stages.engine.errors import UserError
@@ -16,6 +18,17 @@ def whole(name: str, value: object, least: int | None = 1) -> int:
     if number is None or isinstance(value, bool) or (least is not None and number < least):
         raise UserError(f"{name} {value!r}: give a whole number" + ("" if least is None else f" of at least {least}"))
     return number
+
+
+def guidance_scale(value: object) -> float:
+    """Returns a number of Python or numpy as float. Raises UserError for another value, infinity, or one below 0."""
+    try:
+        scale = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # a whole number beyond the largest float
+        scale = math.inf
+    if not 0 <= scale < math.inf:
+        raise UserError(f"guidance {value!r}: must be a finite number of at least 0; 1 means no guidance")
+    return scale
 
 
 def require_functions(**functions: object) -> None:

@@ -5,7 +5,6 @@ threads and torch's settings are what they were. Every error of the library is o
 """
 
 import os
-import sys
 import threading
 import time
 from argparse import Namespace
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
 
 import torch
@@ -32,7 +30,7 @@ from stages.engine.rules import refuse_asked_places
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Eval
 from stages.models import MODELS
-from stages.use.asked import require_functions, whole, with_places
+from stages.use.asked import guidance_scale, require_functions, whole, with_places
 from stages.use.exact import exact_float32
 from stages.use.facts import Facts, facts_of
 from stages.use.find import available, configuration_of, is_release, refuse_tampered
@@ -225,8 +223,7 @@ class Experiment:
         count, seed, batch = whole("count", count), whole("seed", seed, least=None), whole("batch", batch)
         if batch > LARGEST:
             raise UserError(f"batch {batch}: must be at most {LARGEST}")
-        if guidance is not None and not (isinstance(guidance, Real) and 0 <= guidance <= sys.float_info.max):
-            raise UserError(f"guidance {guidance!r}: must be a finite number of at least 0; 1 means no guidance")
+        scale = None if guidance is None else guidance_scale(guidance)
         if model not in DIFFUSION and (steps is not None or guidance is not None):
             raise UserError(f"steps and guidance are for diffusion models, which {model} is not; leave them out")
         vocabulary = Vocabulary(about["objects"])
@@ -237,8 +234,8 @@ class Experiment:
         changes: dict[str, object] = {"batch": batch}
         if steps is not None:
             changes["steps"] = whole("steps", steps)
-        if guidance is not None:
-            changes["guidance"] = float(guidance)
+        if scale is not None:
+            changes["guidance"] = scale
         how = self._context.config.eval.model_copy(update=changes)
         with _within_memory():
             condition = Condition.of_lists([objects], len(vocabulary), [where]).repeat(count)

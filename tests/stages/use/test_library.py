@@ -227,6 +227,7 @@ def test_the_device_is_the_configurations_unless_the_call_names_one(chain):
         ({"places": [(torch.ones(2), 0.3)]}, "give (x, y) or None"),
         ({"places": [(10**400, 0.3)]}, "give (x, y) or None"),
         ({"guidance": 10**400}, "must be a finite number"),
+        ({"guidance": np.float32("inf")}, "must be a finite number"),
         ({"places": []}, "give one for each of the 1 objects"),
         ({"labels": "red cube at 0.3 0.6", "places": [None]}, "give them once"),
     ],
