@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.fingerprints import fingerprint
-from data.images import _scene, decode, read_folder, read_test_sets, to_unit
+from data.fingerprints import fingerprint, outline
+from data.images import VERSION, _hold_out, _scene, decode, read_folder, read_test_sets, to_unit
 from data.labels import CLEVR, DataError
 from tests.data.folder import write_folder
 
@@ -54,6 +54,35 @@ def test_a_zip_reads_like_its_folder(tmp_path):
         for path in (folder / "iclevr").iterdir():
             archive.write(path, f"iclevr/{path.name}")
         archive.writestr("__MACOSX/iclevr/._CLEVR_train_000000_0.png", b"junk")
+    assert torch.equal(read_folder(folder, 3).images, expected), "beside the folder that it was unpacked to"
+    shutil.rmtree(folder / "iclevr")
+    assert torch.equal(read_folder(folder, 3).images, expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_suffixes_may_be_capitals_and_folders_of_a_mac_hold_no_pictures(tmp_path, packed):
+    folder = write_folder(tmp_path / "d", places=False)
+    expected = read_folder(folder, 3).images
+    for path in list((folder / "iclevr").iterdir()):
+        path.rename(path.with_suffix(".PNG"))
+    text = (folder / "train.json").read_text()
+    (folder / "train.json").write_text(text.replace(".png", ".PNG"))
+    (folder / "iclevr/__MACOSX").mkdir()
+    (folder / "iclevr/__MACOSX/._x.png").write_bytes(b"junk")
+    if packed:
+        with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
+            for path in (folder / "iclevr").glob("*.PNG"):
+                archive.write(path, f"iclevr/{path.name}")
+        shutil.rmtree(folder / "iclevr")
+    assert torch.equal(read_folder(folder, 3).images, expected)
+
+
+def test_a_zip_made_on_windows_reads_like_its_folder(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    expected = read_folder(folder, 3).images
+    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
+        for path in (folder / "iclevr").iterdir():
+            archive.write(path, f"iclevr\\{path.name}")
     shutil.rmtree(folder / "iclevr")
     assert torch.equal(read_folder(folder, 3).images, expected)
 
@@ -86,6 +115,19 @@ def test_other_modes_are_converted(mode):
     assert colour == pytest.approx(expected, abs=6), mode  # JPEG's rounding, the 1-bit picture's dither
 
 
+def test_a_transparent_colour_that_no_pixel_has_is_no_fault():
+    assert decode(encoded(Image.new("P", (64, 64)), transparency=5), "x").shape == (3, 64, 64)
+
+
+def test_a_picture_that_a_phone_took_on_its_side_is_read_upright():
+    sky_above = Image.new("RGB", (64, 64), (20, 120, 20))
+    sky_above.paste((90, 160, 250), (0, 0, 64, 32))
+    told = Image.Exif()
+    told[0x0112] = 6  # orientation: turn it clockwise by a quarter
+    taken = encoded(sky_above.transpose(Image.Transpose.ROTATE_90), exif=told)
+    assert np.array_equal(decode(taken, "x"), decode(encoded(sky_above), "x"))
+
+
 def png_of_16_bits_a_channel() -> bytes:
     """Returns a grey-blue 8x8 PNG like a scanner's; Pillow reads it and silently drops half of the bits."""
 
@@ -105,6 +147,7 @@ def png_of_16_bits_a_channel() -> bytes:
         (b"not a picture", "not a readable picture"),
         (encoded(Image.new("I;16", (64, 64))), "16 or 32 bits"),
         (encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 90))), "transparent"),
+        (encoded(Image.new("P", (64, 64)), transparency=0), "transparent"),
         (encoded(Image.new("RGB", (9000, 2))), "too many"),
         (
             encoded(Image.new("L", (8, 8)), "WEBP", save_all=True, append_images=[Image.new("L", (8, 8), 255)]),
@@ -164,7 +207,16 @@ def test_errors_name_the_file_and_the_fix(tmp_path, damage, fault):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("member", ["../CLEVR_train_000000_0.png", "/tmp/CLEVR_train_000000_0.png"])
+@pytest.mark.parametrize("every", [1, 20])
+def test_a_split_without_training_or_held_out_pictures_is_one_line(tmp_path, every):
+    with pytest.raises(DataError, match=r"or none are held out; change data\.validation_every"):
+        read_folder(write_folder(tmp_path / "d"), every)
+
+
+@pytest.mark.parametrize(
+    "member",
+    ["../CLEVR_train_000000_0.png", "/tmp/CLEVR_train_000000_0.png", "..\\CLEVR_train_000000_0.png"],
+)
 def test_zip_members_that_point_outside_are_refused(tmp_path, member):
     folder = write_folder(tmp_path / "d")
     with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
@@ -232,6 +284,24 @@ def test_fingerprint_follows_the_content(tmp_path):
         fingerprint(tmp_path / "nowhere", 3)
 
 
+@pytest.mark.parametrize("key", [fingerprint, outline])
+@pytest.mark.parametrize("file", ["objects", "train", "validation", "places", "turns"])
+def test_the_quick_keys_follow_each_file_of_labels(tmp_path, key, file):
+    folder = write_folder(tmp_path / "d")
+    found = set()
+    for content in ("{}", '{"a": 0}'):
+        (folder / f"{file}.json").write_text(content)
+        found.add(key(folder, 3))
+    assert len(found) == 2
+
+
+def test_a_new_version_packs_again(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "d")
+    before = fingerprint(folder, 3), outline(folder, 3)
+    monkeypatch.setattr("data.fingerprints.VERSION", VERSION + 1)
+    assert fingerprint(folder, 3) != before[0] and outline(folder, 3) != before[1]
+
+
 def test_fingerprint_of_a_zip_depends_on_its_content(tmp_path):
     folder = write_folder(tmp_path / "d")
     with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
@@ -288,9 +358,12 @@ def test_pictures_and_labels_belong_together(tmp_path):
 
 
 def test_names_without_scenes_are_split_picture_by_picture():
-    from data.images import _hold_out
-
     assert _hold_out([f"photo_{i:04d}.png" for i in range(40)], 20).sum() == 2
+
+
+def test_the_order_of_a_label_file_does_not_decide_which_scenes_are_held_out():
+    names = [f"CLEVR_train_{scene:06d}_{k}.png" for scene in range(6) for k in range(3)]
+    assert _hold_out(names[::-1], 4).tolist() == _hold_out(names, 4).tolist()[::-1]
 
 
 @pytest.mark.parametrize(
@@ -325,5 +398,10 @@ def test_pictures_of_a_kind_that_is_not_read_are_said_to_be(tmp_path):
     labels["photo.heic"] = labels.pop(name)
     (folder / "places.json").unlink()
     (folder / "train.json").write_text(json.dumps(labels))
-    with pytest.raises(DataError, match=r"photo\.heic is not a picture file that is read here \(\.png"):
+    with pytest.raises(DataError, match=r"train\.json: photo\.heic is not a picture file that is read here \(\.png"):
+        read_folder(folder, 3)
+    apart = {"photo.heic": labels.pop("photo.heic")}
+    for file, content in (("train", labels), ("validation", apart)):
+        (folder / f"{file}.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"validation\.json: photo\.heic is not a picture file"):
         read_folder(folder, 3)
