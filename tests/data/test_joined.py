@@ -34,3 +34,8 @@ def test_a_slice_within_one_part_is_a_view():
     joined = Joined(PARTS)
     assert joined[8:20].data_ptr() == PARTS[3].data_ptr()
     assert joined[6:9].data_ptr() != PARTS[0][6:].data_ptr()
+
+
+def test_many_rows_are_copied_to_their_places():
+    whole = torch.arange(10_000).view(5000, 2)
+    assert torch.equal(Joined([whole[:3000], whole[3000:]]).to(torch.device("cpu")), whole)

@@ -180,6 +180,13 @@ def test_places_are_recovered_from_pictures_of_any_size(size):
     assert size < 64 or torch.equal(found, wanted)
 
 
+def test_places_do_not_depend_on_how_many_pictures_are_compared_at_once(monkeypatch):
+    parts = scenes(*[[(20 + i, 20, RED), (50, 12 + 2 * i, CYAN), (12, 52 - i, RED)] for i in range(10)])
+    expected = recovered(*parts)
+    monkeypatch.setattr("data.places.CHUNK", 7)
+    assert torch.equal(recovered(*parts), expected)
+
+
 def test_a_gray_object_in_front_of_a_coloured_one_is_found_whole():
     discs = [[(20, 20, RED), (28, 24, GREY)], [(40, 40, CYAN), (46, 33, GREY)]]
     places = recovered(*scenes(*discs))
