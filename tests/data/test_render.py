@@ -1,5 +1,6 @@
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 
@@ -9,8 +10,8 @@ from PIL import Image
 
 from data.labels import CLEVR, DataError
 from data.places import read_places, read_turns
-from data.render import RGB, draw_scene, draw_scenes
-from data.scenes import OBJECTS, RADIUS, Item, Layout, Look, layout, picture_name, scene_poses, turns_of
+from data.render import RGB, _cores, draw_scene, draw_scenes
+from data.scenes import OBJECTS, RADIUS, Item, Layout, Look, layout, picture_name, places_of, scene_poses, turns_of
 from data.scenes import test_sets as make_test_sets
 
 LOOK = Look(seed=0, camera_distance=9.5)
@@ -29,6 +30,31 @@ def test_a_scene_follows_from_seed_and_index():
     assert layout(5, LOOK) == layout(5, LOOK)
     assert layout(5, LOOK) != layout(5, replace(LOOK, seed=1))
     assert layout(5, LOOK) != layout(6, LOOK)
+
+
+def test_a_seed_means_the_same_scenes_and_label_sets_in_every_release():
+    """Drawing goes on where it ended, and runs on drawn scenes are known by the settings: neither may mix two sets."""
+    scene, sets = layout(5, LOOK), make_test_sets(0, objects=4)
+    names = ["purple sphere", "brown cube", "brown sphere"]
+    assert [item.name for item in scene.items] == names
+    found = [(item.x, item.y, item.turn, item.roughness) for item in scene.items]
+    wanted = [(-1.7346, -0.823, 282.1, 0.7), (1.2632, 0.5766, 356.15, 0.3), (-2.2229, 2.1996, 40.44, 0.3)]
+    assert [pytest.approx(row, abs=0.01) for row in wanted] == found
+    assert scene.camera == pytest.approx((6.1919, -5.3544, 5.8534), abs=1e-3)
+    assert [strength for _, strength in scene.lamps] == pytest.approx([87.887, 72.046, 55.263], abs=1e-2)
+    last = {name: rows[-1] for name, rows in sets.items()}
+    assert last == {
+        "test": ["green sphere", "yellow cylinder", "yellow sphere"],
+        "new_test": ["purple cylinder", "yellow cylinder", "yellow cube"],
+        "four": ["green cube", "brown cylinder", "cyan cube", "yellow cube"],
+    }
+
+
+def test_no_object_hides_another():
+    for index in range(60):
+        scene = layout(index, LOOK)
+        places = places_of(index, scene, LOOK)[picture_name(index, OBJECTS)]
+        assert min(math.dist(a, b) for a, b in combinations(places, 2)) > 0.25, "an object is about that wide"
 
 
 def test_more_objects_find_room_and_do_not_overlap():
@@ -123,6 +149,21 @@ def test_a_turn_is_as_the_camera_sees_it(tmp_path, monkeypatch):
     assert max(np.abs(other - pictures[0]).mean() for other in pictures[1:]) < 2
 
 
+def test_a_turn_just_below_a_whole_one_is_none():
+    """`turns.json` takes numbers below 1."""
+    scene = Layout((Item("red cube", 0.0, 0.0, 359.9999, 0.7),), (10.0, 0.0, 4.0), ())
+    assert turns_of(0, scene, Look(0, 9.5, 1)) == {picture_name(0, 1): [0.0]}
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("300000 100000", 3), ("50000 100000", 1), ("max 100000", 8), ("990000 1000", 8)]
+)
+def test_scenes_are_drawn_on_the_cores_that_a_container_grants(monkeypatch, quota, cores):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr("data.render.Path.read_text", lambda path: quota)
+    assert _cores() == cores
+
+
 def drawn(scene, folder, monkeypatch):
     """Returns a picture (64, 64, 3) of a scene of one object."""
     import data.render
@@ -142,6 +183,9 @@ def test_test_sets_are_thirty_two_each_and_the_new_ones_are_confusable():
             colour, shape = name.split()
             assert any(set(other.split()) & {colour, shape} for other in names if other != name)
     assert make_test_sets(0) == sets
+    numbers = {name: Counter(map(len, content)) for name, content in sets.items()}
+    assert numbers == {"test": {1: 6, 2: 12, 3: 14}, "new_test": {2: 12, 3: 20}}
+    assert all(len({frozenset(names) for names in content}) == 32 for content in sets.values())
 
 
 def test_scenes_of_more_objects_have_label_sets_of_as_many():
