@@ -1,5 +1,6 @@
 import errno
 import os
+import stat
 
 import pytest
 import torch
@@ -88,6 +89,26 @@ def test_none_readable_is_an_error(tmp_path):
         store.load_latest()
 
 
+@pytest.mark.parametrize(
+    ("refusal", "kind"), [(OSError(errno.EIO, "Input/output error"), UserError), (MemoryError(), MemoryError)]
+)
+def test_one_that_may_be_whole_but_cannot_be_read_now_is_not_passed_over(tmp_path, monkeypatch, refusal, kind):
+    store, warnings = checkpoints(tmp_path)
+    kept = [store.save(step, {}) for step in (1, 2)]
+    read = store._read
+
+    def refused(path):
+        if path == kept[1]:
+            raise refusal
+        return read(path)
+
+    monkeypatch.setattr(store, "_read", refused)
+    with pytest.raises(kind) as fault:
+        store.load_latest()
+    assert kind is MemoryError or f"cannot read {kept[1]}: Input/output error" in str(fault.value)
+    assert sorted(tmp_path.iterdir()) == kept and not warnings
+
+
 def test_a_stale_temporary_file_is_swept(tmp_path):
     store, _ = checkpoints(tmp_path)
     store.save(1, {})
@@ -148,6 +169,19 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_before_the_call_returns(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(number):
+        done.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("named") or replace(*paths))
+    write_atomically(tmp_path / "file", b"new")
+    assert done == ["file", "named", "folder"]
 
 
 def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
