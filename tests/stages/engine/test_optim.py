@@ -46,6 +46,32 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before():
     assert norm.item() == pytest.approx(5.0)
 
 
+def test_what_adam_averages_is_the_clipped_gradient_with_its_own_betas():
+    network = nn.Linear(2, 1, bias=False)
+    optimizer = optimizer_of(network, clip=0.5, betas=(0.8, 0.9))
+    optimizer.update(network(torch.tensor([[3.0, 4.0]])).sum(), 0)
+    (state,) = optimizer.adam.state.values()
+    torch.testing.assert_close(state["exp_avg"], torch.tensor([[0.3, 0.4]]) * 0.2)
+    torch.testing.assert_close(state["exp_avg_sq"], torch.tensor([[0.09, 0.16]]) * 0.1)
+
+
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_weights_decay_and_biases_do_not(kind):
+    network = nn.Conv2d(16, 16, 3)
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer = optimizer_of(network, optimizer=kind, learning_rate=0.125, weight_decay=0.5)
+    optimizer.update(network(torch.ones(1, 16, 3, 3)).sum() * 0, 0)
+    torch.testing.assert_close(network.weight.detach(), before[0] * (1 - 0.125 * 0.5))
+    assert torch.equal(network.bias.detach(), before[1])
+
+
+def test_the_first_bad_step_is_that_of_any_network():
+    made = [optimizer_of(nn.Linear(2, 1)) for _ in range(3)]
+    for optimizer, step in zip(made, (-1, 7, 4), strict=True):
+        optimizer.bad_step.fill_(step)
+    assert (first_bad_step(made), first_bad_step(made[:1])) == (4, None)
+
+
 def test_only_its_own_network_gets_gradients():
     mine, other = nn.Linear(2, 2), nn.Linear(2, 1)
     optimizer_of(mine).update(other(mine(torch.ones(1, 2))).sum(), 0)
