@@ -1,5 +1,8 @@
 """Latents are encoded once: in files of bfloat16, by all processes, and not again after a kill."""
 
+import os
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,6 +66,27 @@ def test_after_a_kill_only_what_is_missing_is_encoded(context, tmp_path):
     packed = from_pack(context, again, IMAGES, PARENTS)
     assert again.pictures == 1100 - 512 and not [*folder.glob(".*.tmp")]
     assert torch.equal(packed[:], in_memory(Encoder(), IMAGES, (3, 1, 1), CPU).to(torch.bfloat16))
+
+
+def test_latents_of_another_precision_are_others(context, tmp_path):
+    encoder = Encoder()
+    for dtype in (torch.float32, torch.bfloat16):
+        from_pack(replace(context, dtype=dtype), encoder, IMAGES, PARENTS)
+    assert encoder.pictures == 2 * 1100 and len([*(tmp_path / "packs").glob("latents-*")]) == 2
+
+
+def test_many_files_are_read_only_when_they_are_new_or_changed(context, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "TRUSTED", 1000)
+    from_pack(context, Encoder(), IMAGES, PARENTS)
+    (path,) = (tmp_path / "packs").glob("latents-*/000001.safetensors")
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    from_pack(context, Encoder(), IMAGES, PARENTS)  # trusted: what a failing disk does is not seen
+    os.utime(path, (1, 1))
+    with pytest.raises(UserError, match=r"000001\.safetensors is damaged"):
+        from_pack(context, Encoder(), IMAGES, PARENTS)
 
 
 def test_a_damaged_file_is_one_line(context, tmp_path):
