@@ -312,7 +312,7 @@ def test_a_configuration_extends_another(tmp_path):
     from stages.engine.config import load
 
     (tmp_path / "a.yaml").write_text("extends: b.yaml\nldm: {steps: 7}\n")
-    (tmp_path / "b.yaml").write_text((HERE / SMOKE).read_text())
+    (tmp_path / "b.yaml").write_text("name: other\n" + (HERE / SMOKE).read_text())
     config = load(tmp_path / "a.yaml")
     assert (config.name, config.ldm.steps, config.ldm.batch) == ("a", 7, 8)
 

@@ -52,6 +52,8 @@ def test_text_values_are_taken_as_written():
         ("eval.interval=[0.9, 0.1]", "two rising numbers"),
         ("ldm.network.heads=2", "give one of"),
         ("name=../x", "plain folder name"),
+        ("name=packs", "'packs', is the name of a folder with another use"),
+        ("name=reproduce", "'reproduce', is the name of a folder with another use"),
         ("ldm.network.channels=17", "must be even"),
         ("ldm.network.head_width=5", "heads must divide"),
         ("ldm.betas=[0.9, 1.5]", "ldm.betas"),
@@ -101,6 +103,8 @@ def test_neutral_keys_are_no_part_of_a_runs_identity():
     flat = flatten(load(SMOKE).ldm, "ldm.")
     assert flat["ldm.network.channels"] == 16
     assert not any(key.endswith(("_every", "keep", "NEUTRAL")) for key in flat)
+    every = {key for key in flatten(load(SMOKE).ddpm, "ddpm.") if key.endswith(("_every", "keep"))}
+    assert every == {"ddpm.preview_every"}, "its previews decide when the learning rate falls"
 
 
 PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]

@@ -41,6 +41,10 @@ CONFIG = HERE / SMOKE
             "ldm.network.turns=true needs ldm.network.places=true",
         ),
         (["vae.unquantized=1.0"], "teaches the decoder no codes"),
+        (["data.conditions=[test,train]"], "data.conditions lists 'train', which names no file of label sets"),
+        (["data.conditions=[held_out]"], "data.conditions lists 'held_out'"),
+        (["ldm.network.condition=vector"], "ldm.network.condition=vector is one token for the whole set"),
+        (["ddpm.network=patches", "ddpm.places=true"], "for patches set ddpm.unet.places=true"),
         (["vae.codebook.codes=1"], "vae.codebook.codes should be greater than or equal to 2"),
         (["vae.residual.codes=1"], "vae.residual.codes should be greater than or equal to 2"),
         (["ldm.network.head_width=12", "ldm.network.channels=16"], "head_width (12) must divide"),
@@ -60,6 +64,20 @@ def test_what_means_nothing_is_refused(overrides, words):
     with pytest.raises(UserError) as fault:
         load(CONFIG, overrides)
     assert words in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["models=[ddpm]", "eval.sampler=ancestral", "eval.steps=50"],  # it takes all of its 12 timesteps
+        ["models=[gan]", "eval.steps=101"],
+        ["models=[gan]", "ldm.label_dropout=0.0"],
+        ["vae.unquantized=1.0", "vae.decodes=latents"],
+        ["ldm.network.condition=vector", "ldm.network.order=false", "ldm.network.places=false"],
+    ],
+)
+def test_what_other_settings_make_harmless_is_accepted(overrides):
+    load(CONFIG, overrides)
 
 
 @pytest.mark.parametrize(
