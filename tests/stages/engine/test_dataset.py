@@ -173,6 +173,14 @@ def test_what_is_withheld_is_withheld_of_pictures_and_conditions_alike(tmp_path)
     assert seen.sha256 == f"{every.sha256} withhold 0.5"
 
 
+def test_withholding_every_picture_is_one_line(tmp_path):
+    folder = write_folder(tmp_path / "d", places=False)
+    labels = json.loads((folder / "train.json").read_text())
+    (folder / "train.json").write_text(json.dumps({name: ["red cube", "gray cube"] for name in labels}))
+    with pytest.raises(UserError, match=rf"data\.withhold=1 leaves no picture of {folder} to train on; lower it"):
+        opened(folder, "data.withhold=1.0")
+
+
 @pytest.mark.parametrize("chunk", [7, 2**20])
 def test_the_pictures_whose_objects_keep_a_distance(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(dataset, "CHUNK", chunk)
@@ -270,5 +278,8 @@ def test_drawn_scenes_are_known_apart_from_the_bits_of_their_pictures(tmp_path):
     assert opened(folder, "data.withhold=0.5").scenes == f"{found.scenes} withhold 0.5"
     (folder / "render.json").write_text(json.dumps(settings | {"seed": 1}))
     assert opened(folder).scenes not in ("", found.scenes) and opened(folder).sha256 == found.sha256
+    other = write_folder(tmp_path / "e", scenes=7)
+    (other / "render.json").write_text(json.dumps(settings))
+    assert opened(folder, f"data.folder=[{folder},{other}]").scenes == "", "of several folders it is not known"
     (folder / "render.json").write_text("[]")
     assert opened(folder).scenes == ""
