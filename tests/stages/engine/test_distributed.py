@@ -4,6 +4,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from models.evaluator import Evaluator
 from stages.engine import distributed
@@ -38,3 +39,16 @@ def test_rows_are_gathered_from_all_processes_in_their_order(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_gather", all_gather)
     assert distributed.gathered(mine).tolist() == [[1.0, 2.0], [3.0, 4.0], [11.0, 12.0], [13.0, 14.0]]
+
+
+def test_batch_norm_over_processes_keeps_the_averages_that_torch_keeps(monkeypatch):
+    monkeypatch.setattr(distributed, "all_reduce", lambda values: values)
+    plain = nn.BatchNorm2d(3)
+    with monkeypatch.context() as under_torchrun:
+        under_torchrun.setattr(distributed.dist, "is_initialized", lambda: True)
+        ours = distributed.with_global_batch_norms(copy.deepcopy(plain))
+    for seed in range(3):
+        x = 2 + 3 * torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(ours(x), plain(x))
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict())
+    torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
