@@ -1,6 +1,8 @@
 """A compiled network computes the same as before, in training and in sampling."""
 
+import shlex
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from models.layouts import LayoutPrior
 from models.unet import UNet
 from stages.diffusion import DiffusionSampler
 from stages.engine.command import Context
-from stages.engine.compiled import compile_network, of_the_compiler
+from stages.engine.compiled import compile_network, missing_compiler, of_the_compiler
 from stages.engine.config import load
 from stages.engine.errors import UserError
 from tests.conftest import SMOKE
@@ -124,3 +126,11 @@ def test_graphs_do_not_add_gradients_up():
     for refused in (["ldm.compile=cuda-graphs", "ldm.batch=8", "ldm.accumulate=2"], ["eval.compile=graphs"]):
         with pytest.raises(UserError, match="compile"):
             load(SMOKE, refused)
+
+
+@pytest.mark.parametrize(("device", "variable"), [("cpu", "CXX"), ("cuda", "CC")])
+def test_the_compiler_that_is_looked_for_is_the_one_that_the_environment_names(monkeypatch, device, variable):
+    monkeypatch.setenv(variable, "no-such-compiler -m64")
+    assert missing_compiler(torch.device(device)) == "no-such-compiler"
+    monkeypatch.setenv(variable, f"{shlex.quote(sys.executable)} -m64")
+    assert missing_compiler(torch.device(device)) is None

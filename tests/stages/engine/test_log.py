@@ -1,8 +1,10 @@
 import json
 
+import pytest
 import torch
 
-from stages.engine.log import MetricsLog, read_metrics
+from stages.engine.log import MetricsLog, _clock, progress, read_metrics
+from stages.engine.sums import Sums
 
 
 def test_a_metric_that_begins_within_an_interval_is_the_mean_of_its_own_steps(tmp_path):
@@ -41,3 +43,25 @@ def test_lines_that_are_no_metrics_are_passed_over(tmp_path):
     log.begin(1)
     log.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_sums_are_by_name_though_a_step_brings_a_name_or_leaves_one_out():
+    sums = Sums()
+    for values in ({"a": 1.0}, {"b": 2.0}, {}, {"b": 3.0, "a": 4.0}):
+        sums.add({name: torch.tensor(value) for name, value in values.items()})
+    assert {name: total.item() for name, total in sums.by_name().items()} == {"a": 5, "b": 5}
+
+
+def test_a_long_loop_says_each_quarter_where_no_terminal_is(capsys):
+    said = []
+    for _ in progress(range(8), "packing"):
+        said.append(capsys.readouterr().err)
+    quarters = {0: "packing ...\n", 2: "packing: 25 %\n", 4: "packing: 50 %\n", 6: "packing: 75 %\n"}
+    assert said == [quarters.get(done, "") for done in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(9.9, "0:09"), (3599, "59:59"), (3600, "1:00:00"), (100 * 3600 + 65, "100:01:05")]
+)
+def test_the_time_that_is_left_in_hours_minutes_and_seconds(seconds, words):
+    assert _clock(seconds) == words

@@ -1,4 +1,4 @@
-"""Captions say what was asked for, and only what the judge missed is red."""
+"""Captions say what was asked for, and only what the judge missed is red; grids have their pictures in order."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.engine.pictures import captioned, png
+from stages.engine.pictures import captioned, cell_of, grid, page_scale, png
 
 
 def test_only_what_the_judge_missed_is_red():
@@ -18,3 +18,18 @@ def test_only_what_the_judge_missed_is_red():
     assert columns.min() > 72, "the first picture's caption is not red"
     assert rows.min() >= 72 and rows.max() < 95, "the caption is below its picture, in the first row"
     assert (sheet[8:72, 8:72] == 128).all(), "the picture itself is untouched"
+
+
+def test_a_grid_is_filled_row_by_row_and_its_cells_are_found_again():
+    levels = torch.arange(10) / 16
+    images = (2 * levels - 1).view(10, 1, 1, 1).expand(10, 3, 64, 64)
+    sheet = grid(images)
+    assert sheet.shape == (3, 2 * 66, 8 * 66)
+    for place, level in enumerate(levels):
+        top, left = place // 8 * 66, place % 8 * 66
+        assert (sheet[:, top : top + 64, left : left + 64] == level).all(), place
+        assert (sheet[:, top + 64, left : left + 66] == 1).all() and (sheet[:, top : top + 66, left + 64] == 1).all()
+    assert (sheet[:, 66:, 2 * 66 :] == 1).all(), "what is left of the last row is white"
+    scale = page_scale(64)
+    for place in (0, 7, 9):
+        assert cell_of(png(sheet, scale), place, 64) == png((images[place] + 1) / 2, scale), place
