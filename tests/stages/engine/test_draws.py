@@ -44,6 +44,13 @@ def test_beyond_sixteen_million_pictures_epochs_are_computed_and_laid_end_to_end
     assert last.unique().numel() == 64 and last.min() >= 0 and last.max() < 10**8
 
 
+def test_the_order_of_pictures_is_the_same_in_every_release():
+    """A run that goes on with a newer release must not draw some pictures twice and others never."""
+    generator = torch.Generator().manual_seed(seed_of(0, "x", "order", 1))
+    assert torch.equal(batch_indices(0, "x", 1, 10, 10), torch.randperm(10, generator=generator))
+    assert computed_order(torch.arange(6), 1000, 0, "x", 1).tolist() == [592, 115, 449, 818, 191, 625]
+
+
 def test_a_batch_larger_than_the_set_wraps():
     assert len(batch_indices(0, "x", 0, 25, 10)) == 25
 
