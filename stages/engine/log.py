@@ -39,11 +39,11 @@ def progress(items, title: str, total: int | None = None):
         return
     total = len(items) if total is None else total
     say(f"{title} ...")
-    marks = {total * quarter // 4: quarter for quarter in (1, 2, 3)}
+    marks = {-(-total * quarter // 4) for quarter in (1, 2, 3)}
     for done, item in enumerate(items, 1):
         yield item
         if done in marks:
-            say(f"{title}: {25 * marks[done]} %")
+            say(f"{title}: {100 * done // total} %")
 
 
 def read_metrics(path: Path) -> list[dict]:

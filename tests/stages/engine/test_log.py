@@ -61,6 +61,16 @@ def test_a_long_loop_says_each_quarter_where_no_terminal_is(capsys):
 
 
 @pytest.mark.parametrize(
+    ("total", "parts"),
+    [(0, []), (1, [100]), (2, [50, 100]), (3, [33, 66, 100]), (6, [33, 50, 83]), (6003, [25, 50, 75])],
+)
+def test_a_loop_says_no_more_than_is_done(capsys, total, parts):
+    for _ in progress(range(total), "packing"):
+        pass
+    assert capsys.readouterr().err == "packing ...\n" + "".join(f"packing: {part} %\n" for part in parts)
+
+
+@pytest.mark.parametrize(
     ("seconds", "words"), [(9.9, "0:09"), (3599, "59:59"), (3600, "1:00:00"), (100 * 3600 + 65, "100:01:05")]
 )
 def test_the_time_that_is_left_in_hours_minutes_and_seconds(seconds, words):
