@@ -61,6 +61,12 @@ def test_a_set_that_fits_into_memory_is_read_where_it_is_asked_for():
     assert rows.reads == ["MainThread"]
 
 
+@pytest.mark.parametrize(("memory", "on_disk"), [(2 * SET.nbytes, False), (2 * SET.nbytes - 1, True)])
+def test_a_set_stays_on_the_disk_if_it_takes_more_than_half_of_the_memory(monkeypatch, memory, on_disk):
+    monkeypatch.setattr(ahead, "memory", lambda: memory)
+    assert (Batches(SET, CPU).ahead is not None) == on_disk
+
+
 def test_an_error_of_the_thread_is_the_step_s(monkeypatch):
     monkeypatch.setattr(ahead, "memory", lambda: 100)
     batches = Batches(SET[:5], CPU)

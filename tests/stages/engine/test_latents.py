@@ -40,6 +40,8 @@ def test_where_they_are_kept_follows_from_their_bytes_or_the_key(tmp_path):
     for kind, count, expected in (
         ("auto", 18_000, False),
         ("auto", 10**8, True),
+        ("auto", 2**31 // (4 * 6 * 8 * 8), False),  # the last that fits into 2 GiB of float32
+        ("auto", 2**31 // (4 * 6 * 8 * 8) + 1, True),
         ("memory", 10**8, False),
         ("pack", 8, True),
     ):

@@ -266,6 +266,18 @@ def test_a_large_pack_s_pictures_are_read_only_when_it_is_new_or_changed(tmp_pat
         opened(tmp_path, folder)
 
 
+def test_where_no_note_can_be_left_a_large_file_is_checked_at_each_start(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"content")
+    packs.note_checked(path)
+    assert packs.was_checked(path)
+    path.write_bytes(b"other content")
+    (tmp_path / ".x.safetensors.checked").unlink()
+    (tmp_path / ".x.safetensors.checked").mkdir()  # in its way, as a read-only folder is
+    packs.note_checked(path)
+    assert not packs.was_checked(path)
+
+
 @pytest.mark.parametrize("value", ["[1, 2]", "[]", "[a, a]"])
 def test_a_wrong_list_of_folders_is_one_line(value):
     with pytest.raises(UserError, match=r"data\.folder should"):

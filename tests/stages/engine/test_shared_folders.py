@@ -1,5 +1,6 @@
 """Several commands in one folder: the second says whom it waits for, both may write one file, a run may move on."""
 
+import errno
 import os
 import threading
 from types import SimpleNamespace
@@ -30,6 +31,15 @@ def test_who_waits_for_another_command_s_packing_says_for_whom(tmp_path, capsys)
         assert not entered.is_set()
     waiting.join()
     assert entered.is_set()
+
+
+def test_a_file_system_without_locks_is_no_reason_not_to_run(tmp_path, monkeypatch):
+    def refused(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with locked(tmp_path / "vae"):
+        assert (tmp_path / ".vae.lock").read_text() == str(os.getpid())
 
 
 def test_two_commands_that_write_one_picture_at_once_both_end(tmp_path, monkeypatch):
