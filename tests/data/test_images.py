@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import shutil
 import struct
 import zipfile
@@ -11,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.fingerprints import fingerprint, outline
-from data.images import VERSION, _hold_out, _scene, decode, read_folder, read_test_sets, to_unit
+from data.images import _hold_out, _scene, decode, read_folder, read_test_sets, to_unit
 from data.labels import CLEVR, DataError
 from tests.data.folder import write_folder
 
@@ -263,61 +261,6 @@ def test_pictures_may_be_in_sub_folders_of_images(tmp_path, form):
 def test_pictures_of_one_name_in_two_sub_folders_are_two_and_of_two_scenes():
     assert _scene("a/x_0.png") == _scene("a/x_1.png") != _scene("b/x_1.png")
     assert _scene("CLEVR_train_002066_1.png") == "CLEVR_train_002066"
-
-
-def test_two_folders_of_pictures_are_one_too_many(tmp_path):
-    folder = write_folder(tmp_path / "d")
-    (folder / "images.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"holds both images\.zip and iclevr; remove"):
-        fingerprint(folder, 3)
-
-
-def test_fingerprint_follows_the_content(tmp_path):
-    folder = write_folder(tmp_path / "d")
-    before = fingerprint(folder, 3)
-    assert fingerprint(folder, 3) == before
-    assert fingerprint(folder, 4) != before
-    assert fingerprint(folder, 3, 64) == before != fingerprint(folder, 3, 128)
-    damage_labels(["gray cube"])(folder)
-    assert fingerprint(folder, 3) != before
-    with pytest.raises(DataError, match="no such data folder"):
-        fingerprint(tmp_path / "nowhere", 3)
-
-
-@pytest.mark.parametrize("key", [fingerprint, outline])
-@pytest.mark.parametrize("file", ["objects", "train", "validation", "places", "turns"])
-def test_the_quick_keys_follow_each_file_of_labels(tmp_path, key, file):
-    folder = write_folder(tmp_path / "d")
-    found = set()
-    for content in ("{}", '{"a": 0}'):
-        (folder / f"{file}.json").write_text(content)
-        found.add(key(folder, 3))
-    assert len(found) == 2
-
-
-def test_a_new_version_packs_again(tmp_path, monkeypatch):
-    folder = write_folder(tmp_path / "d")
-    before = fingerprint(folder, 3), outline(folder, 3)
-    monkeypatch.setattr("data.fingerprints.VERSION", VERSION + 1)
-    assert fingerprint(folder, 3) != before[0] and outline(folder, 3) != before[1]
-
-
-def test_fingerprint_of_a_zip_depends_on_its_content(tmp_path):
-    folder = write_folder(tmp_path / "d")
-    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
-        for path in sorted((folder / "iclevr").iterdir()):
-            archive.write(path, path.name)
-    shutil.rmtree(folder / "iclevr")
-    before = fingerprint(folder, 3)
-    os.utime(folder / "iclevr.zip", (0, 0))
-    assert fingerprint(folder, 3) == before
-    assert fingerprint(shutil.copytree(folder, tmp_path / "elsewhere"), 3) == before
-    with zipfile.ZipFile(folder / "iclevr.zip") as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
-        for name in content:  # every picture becomes the last one, so that names and sizes may agree
-            archive.writestr(name, content[max(content)])
-    assert fingerprint(folder, 3) != before
 
 
 def test_pictures_are_scaled_to_the_size_that_is_asked_for(tmp_path):
