@@ -30,7 +30,8 @@ def label_sets(every: Tensor, vocabulary: Vocabulary, share: float, seed: int) -
     left out: their accuracy is 1 for any picture. Raises UserError where no sets are withheld, or all.
     """
     rng = random.Random(f"{seed}/held out")
-    several = torch.unique(every[every.sum(1) > 1], dim=0)
+    counts = every.sum(1)
+    several = torch.unique(every[(counts > 1) & (counts < len(vocabulary))], dim=0)
     hidden = withheld(Condition.of_labels(several).objects, share)
     if not hidden.any() or hidden.all():
         raise UserError(

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from data.labels import CLEVR, Vocabulary
+from data.labels import CLEVR, Vocabulary, withheld
 from stages.engine.errors import UserError
 from stages.experiments.held_out import label_sets
 from tests.data.folder import write_folder
@@ -25,6 +25,14 @@ def test_sets_of_all_names_are_not_asked_for(names, larger):
     for name in larger:
         count = {"four objects": 4, "five objects": 5}[name]
         assert (sets[name].labels.sum(1) == count).all() and len(sets[name]) == 64
+
+
+def test_neither_are_they_where_training_has_them():
+    with pytest.raises(UserError, match="of 0 label sets of two or more objects"):
+        label_sets(torch.ones(1, 2), Vocabulary(CLEVR.names[:2]), 0.5, 0)
+    sets = label_sets(all_sets(3), Vocabulary(CLEVR.names[:3]), 0.5, 0)
+    assert list(sets) == ["seen", "withheld"]
+    assert all((asked.labels.sum(1) == 2).all() for asked in sets.values())
 
 
 def test_where_nothing_is_withheld_it_says_what_to_do():
@@ -53,3 +61,13 @@ def test_four_names_are_enough(stage, tmp_path):
     assert "held_out" in json.loads((tmp_path / "smoke/eval/report.json").read_text())["results"]["ldm"]
     result = json.loads((tmp_path / "smoke/held-out/report.json").read_text())
     assert [*result["ldm"]] == [*result["gan"]] == ["seen", "withheld"]
+
+
+def test_what_is_called_withheld_is_what_training_leaves_out():
+    """Otherwise the accuracy on sets never seen would be that on seen ones."""
+    every = all_sets(6)
+    sets = label_sets(torch.cat([every, torch.eye(6)]), Vocabulary(CLEVR.names[:6]), 0.5, 0)
+    seen, hidden = ({tuple(row) for row in sets[name].labels.tolist()} for name in ("seen", "withheld"))
+    assert all(withheld(sets["withheld"].objects, 0.5)) and not any(withheld(sets["seen"].objects, 0.5))
+    assert len(seen) + len(hidden) == len(every) and not seen & hidden
+    assert seen | hidden == {tuple(row) for row in every.tolist()}, "pairs and triples, each once"
