@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import stages.diffusion
 from models.condition import Condition
 from models.diffusion import Diffusion
 from models.evaluator import Evaluator
@@ -205,3 +206,58 @@ def test_every_weight_gets_a_gradient_under_autocast(judged, monkeypatch, tmp_pa
     monkeypatch.setattr(Optimizer, "take", looked_at)
     task.step(0, Draws(0, "test", 0, 8, DEVICE))
     assert without == []
+
+
+@pytest.fixture
+def trained_on(monkeypatch):
+    """What the steps of tasks are trained on: (t, condition, keep, errors) of each batch, and the losses."""
+    seen, losses, errors_of, add = [], [], stages.diffusion.denoising_errors, Optimizer.add
+
+    def errors(context, network, diffusion, x0, noise, t, condition, keep, first):
+        found = errors_of(context, network, diffusion, x0, noise, t, condition, keep, first)
+        seen.append((t, condition, keep, found.detach()))
+        return found
+
+    def added(self, loss, *parts, **more):
+        losses.append(loss.item())
+        return add(self, loss, *parts, **more)
+
+    monkeypatch.setattr(stages.diffusion, "denoising_errors", errors)
+    monkeypatch.setattr(Optimizer, "add", added)
+    return seen, losses
+
+
+def placed(dataset):
+    places = torch.rand(8, 1, 2, generator=torch.Generator().manual_seed(0))
+    return replace(dataset, conditions=dataset.conditions.with_places(places), places_sha256="some")
+
+
+def test_the_shares_of_conditions_and_of_places_that_are_dropped(judged, trained_on, tmp_path):
+    changes = ("ldm.batch=128", "ldm.label_dropout=0.1", "ldm.place_dropout=0.3")
+    task = task_of("ldm", context_with(*changes), placed(noise_pictures(tmp_path)))
+    for step in range(4):
+        task.step(step, Draws(0, "ldm", step, 128, DEVICE))
+    keep = torch.cat([keep for _, _, keep, _ in trained_on[0]])
+    told = torch.cat([condition.placed[:, 0] for _, condition, _, _ in trained_on[0]])
+    assert keep.float().mean().item() == pytest.approx(0.9, abs=0.04)
+    assert told.float().mean().item() == pytest.approx(0.7, abs=0.06)
+    assert told[~keep].any() and not told[keep].all(), "one apart from the other"
+
+
+@pytest.mark.parametrize("drawn", ["uniform", "weighted"])
+def test_an_error_has_its_timestep_s_weight_once(judged, trained_on, tmp_path, drawn):
+    """Timesteps that are drawn by their weights have one weight, the mean of all."""
+    changes = ("ldm.batch=64", f"ldm.timestep_draws={drawn}", "ldm.log_snr=null", "ldm.min_snr=5.0")
+    task = task_of("ldm", context_with(*changes), noise_pictures(tmp_path))
+    metrics = task.step(0, Draws(0, "ldm", 0, 64, DEVICE))
+    ((t, _, _, errors),), (loss,) = trained_on
+    of_each = task.weights[t] if drawn == "uniform" else task.weights.mean().expand(64)
+    assert task.weights.std() > 0.1 and loss == pytest.approx((of_each * errors).mean().item(), rel=1e-5)
+    assert metrics["loss"].item() == pytest.approx(loss, rel=1e-5)
+    share = task.weights[t].mean() / task.weights.mean()
+    assert (share > 1.2) == (drawn == "weighted"), "heavy timesteps are drawn more often, or not"
+    sums, counts = zip(*(metrics[f"error_q{q}"] for q in (1, 2, 3, 4)), strict=True)
+    for quarter in range(4):
+        own = (t >= 25 * quarter) & (t < 25 * quarter + 25)
+        assert counts[quarter] == own.sum()
+        assert sums[quarter].item() == pytest.approx(errors[own].sum().item(), rel=1e-4)
