@@ -93,6 +93,30 @@ def test_the_auxiliary_schedule_is_the_generator_s_alone(task_of):
     assert not torch.equal(generators["constant"], generators["rising"])
 
 
+def test_gamma_goes_from_its_first_to_its_last_value_along_half_a_cosine(task_of, monkeypatch):
+    task, seen, loss_of = task_of("gan.loss=r3gan", "gan.gamma=[2.0,0.5]", "gan.steps=12"), [], stages.gan.critic_loss
+    monkeypatch.setattr(stages.gan, "critic_loss", lambda *given: seen.append(given[5].gamma) or loss_of(*given))
+    index = torch.arange(4)
+    for step in (0, 4, 6, 12):
+        of_the_step = draws(task)
+        task._critic_step(step, of_the_step, index, *task._fakes([index], of_the_step))
+    assert seen == pytest.approx([2.0, 1.625, 1.25, 0.5])
+
+
+@pytest.mark.parametrize(("share", "rows"), [(1.0, 4), (0.5, 2), (0.01, 1)])
+def test_the_penalty_is_measured_on_its_share_of_the_batch(task_of, monkeypatch, share, rows):
+    task, seen, loss_of = task_of(f"gan.penalty_share={share}"), [], stages.gan.critic_loss
+    monkeypatch.setattr(stages.gan, "critic_loss", lambda *given: seen.append(given[8]) or loss_of(*given))
+    critic_step(task)
+    assert seen == [rows]
+
+
+def test_the_critic_may_have_a_learning_rate_of_its_own(task_of):
+    for change, expected in (("gan.critic_learning_rate=null", 1e-3), ("gan.critic_learning_rate=4e-3", 4e-3)):
+        task = task_of("gan.learning_rate=1e-3", change)
+        assert [optimizer.settings.learning_rate for optimizer in task.optimizers] == [1e-3, expected]
+
+
 @pytest.mark.parametrize(
     ("condition", "heads"),
     [

@@ -2,6 +2,8 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +17,11 @@ from stages.engine.export import load_export, save_export
 from stages.engine.run import Run
 from stages.evaluate import main as evaluate
 from stages.ldm import load_sampler
-from stages.onestep import OnestepTask, load_onestep, made_pairs, pairs_of, parents_of
+from stages.onestep import OnestepTask, load_onestep, made_pairs, make_part, pairs_of, parents_of
 from tests.conftest import make
 from tests.helpers import assert_one_line, digest, lines
 from tests.stages.distilled import context_of, distil
-from tests.stages.handful import DEVICE
+from tests.stages.handful import DEVICE, context_with, noise_pictures
 
 
 def run_of(context):
@@ -91,6 +93,23 @@ def test_a_teacher_that_is_told_turns_teaches_them(root, stage, monkeypatch):
     assert torch.equal(told[0].turns[:2], told[-1].turns[:2]) and told[0].turned[:2, 0].all()
     older = {"noise": pairs.noise, "latents": pairs.latents, "objects": pairs.conditions.objects}
     assert not pairs_of({**older, "places": pairs.conditions.places}, dataset, context).conditions.turned.any()
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.25, 50, 90), (1.0, 256, 256)])
+def test_that_share_of_the_pairs_has_chosen_places_and_the_rest_their_picture_s(tmp_path, share, least, most):
+    dataset, context = noise_pictures(tmp_path), context_with(f"onestep.chosen_places={share}")
+    places = torch.rand(8, 1, 2, generator=torch.Generator().manual_seed(0))
+    dataset, asked = replace(dataset, conditions=dataset.conditions.with_places(places)), []
+    teacher = SimpleNamespace(
+        shape=(6, 8, 8),
+        completed=lambda condition, keys, how: asked.append(condition) or condition,
+        undecoded=lambda condition, keys, how: torch.zeros(len(condition), 6, 8, 8),
+    )
+    rows = torch.arange(256) % 8
+    make_part(context, teacher, dataset, rows, 0)
+    known = asked[0].placed[:, 0]
+    assert least <= (~known).sum() <= most
+    assert torch.equal(asked[0].places[known], places[rows][known])
 
 
 def distilled_sampler(context):
