@@ -9,7 +9,7 @@ from stages.engine.dataset import load_dataset
 from stages.experiments.pace import figure as figure_of_pace
 from stages.experiments.pace import sets_of
 from stages.experiments.samplers import figure as figure_of_samplers
-from stages.experiments.systems_page import _row
+from stages.experiments.systems_page import _row, mean_of
 from tests.data.folder import write_folder
 from tests.helpers import assert_one_line
 from tests.stages.handful import context_with
@@ -58,3 +58,16 @@ def test_a_row_of_the_reports_systems_has_a_cell_for_each_label_set():
     assert [cell["figure"] for cell in row["ours"]] == ["0.500 ± 0.100", "–"] and row["others"] == ["–", "–"]
     failed = _row(context_with(), "ldm", {"fault": "not run"}, ("one",))
     assert (len(failed["ours"]), failed["short"], failed.keys()) == (1, "not run", row.keys())
+
+
+def test_a_row_s_further_judges_and_their_agreement_are_beside_ours():
+    def figures(accuracy, others, agreement):
+        return {"accuracy": accuracy, "std": 0.0, "by_other_judges": {"accuracy": others, "agreement": agreement}}
+
+    made = {"figures": {"test": figures(0.5, 0.6, 0.8), "new_test": figures(0.7, 0.9, 0.9)}, "steps": 1200}
+    made |= {"minutes": 1.5, "device": "d", "judge": "trained", "seeds": [4, 5, 6]}
+    row = _row(context_with(), "gan", made, ("test", "new_test"))
+    assert row["others"] == ["0.600", "0.900"] and row["agreement"] == pytest.approx(0.85)
+    assert (row["seeds"], row["steps"], row["minutes"], row["reported"]) == (3, "1,200", "1.5", "0.527 / 0.678")
+    assert mean_of(made, ("test", "new_test")) == pytest.approx(0.6) and mean_of({}, ("test",)) == -1
+    assert _row(context_with(), "gan", made, ("new_test", "test"))["reported"] == "0.678 / 0.527"

@@ -76,3 +76,14 @@ def test_cells_follow_the_head():
     found = figures(real, real)
     assert cells(found) == ["0.0", 1.0, 1.0, 1.0] or cells(found)[0] == "-0.0"
     assert cells(None) == [None] * len(FIGURES)
+
+
+def test_precision_is_of_what_is_made_and_recall_and_coverage_are_of_what_is_real():
+    """On a line: real samples are at 0 to 9, made ones at 0 to 3.6, and two far away from all."""
+    real, made = torch.zeros(10, 2), torch.zeros(12, 2)
+    real[:, 0], made[:10, 0] = torch.arange(10.0), torch.arange(10.0) * 0.4
+    made[10:, 0] = torch.tensor([60.0, 61.0])
+    found = figures(real, made)
+    assert found["precision"] == pytest.approx(10 / 12), "two are far from every real one"
+    assert found["recall"] == 1, "the third neighbour of a far one is farther than every real one"
+    assert found["coverage"] == pytest.approx(7 / 10), "7, 8 and 9 have their fifth neighbours nearer than 3.6"

@@ -76,6 +76,31 @@ def test_an_evaluation_s_report_becomes_entries(chain):
         entries_of(chain / "smoke/ldm/config.yaml")
 
 
+def test_an_entry_has_its_own_training_and_says_it_in_minutes_and_cores(tmp_path):
+    stages = {"ldm": (4000, 3069.0, 1), "evaluator": (900, 90.0, 2), "vae": (800, 660.0, 4)}
+    provenance = {"experiment": "mine", "date": "2026-12-01", "configuration_sha256": "c", "code_sha256": "d"}
+    provenance |= {"seeds": [0, 1], "steps": {stage: steps for stage, (steps, _, _) in stages.items()}}
+    provenance |= {"seconds": {stage: seconds for stage, (_, seconds, _) in stages.items()}}
+    made = {n: f"A CPU, {n} thread{'s' * (n > 1)}" for n in (1, 2, 4)}
+    provenance["made_with"] = {stage: {"device": made[threads]} for stage, (_, _, threads) in stages.items()}
+    figures = {"accuracy": 0.9, "std": 0.01, "by_objects": {"1": 0.9}, "per_seed": [0.9]}
+    figures["by_other_judges"] = {"accuracy": 0.8, "agreement": 0.7, "per_judge": {}}
+    report = {"provenance": provenance, "evaluator": {"kind": "trained", "real_accuracy": 0.99}, "reader": None}
+    report |= {"results": {"ldm": {"test": figures}}, "vae": {"psnr": 30.5}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    found = entries_of(tmp_path)
+    assert found.keys() == {"mine/ldm", "mine/evaluator", "mine/vae"}
+    shown = {name: [module.figure_of(found, name, field) for field in ("budget", "cores")] for name in found}
+    assert shown["mine/ldm"] == ["4,000 steps, 51.1 min", "one core"]
+    assert shown["mine/evaluator"] == ["900 steps, 1.5 min", "two cores"]
+    assert shown["mine/vae"] == ["800 steps, 11.0 min", "four cores"]
+    assert module.figure_of(found, "mine/ldm", "minutes.whole") == "51 min"
+    ldm = found["mine/ldm"]["test"]
+    assert (ldm["accuracy"], ldm["other_judges"], ldm["agreement"]) == (0.9, 0.8, 0.7)
+    assert found["mine/evaluator"]["real_accuracy"] == 0.99 and found["mine/vae"]["psnr"] == 30.5
+    assert module._cores("A CPU, 16 threads") == "16 cores" and module._cores("NVIDIA H200") == "NVIDIA H200"
+
+
 def test_a_row_that_no_table_names_is_added(tmp_path):
     judged = {"accuracy": 0.5, "std": 0.01, "by_objects": {}, "by_other_judges": {"accuracy": 0.6, "agreement": 0.9}}
     sets = {name: judged for name in ("test", "new_test")}
