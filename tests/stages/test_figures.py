@@ -7,8 +7,9 @@ import torch
 
 import stages.judge
 from models.condition import Condition
+from stages.evaluate import _captioned
 from stages.judge import evaluate_set
-from tests.stages.handful import context_with
+from tests.stages.handful import context_with, noise_pictures
 
 ASKED = Condition.of_lists([[0], [1], [0, 1], [2, 3]], 6)
 # the hits of each picture: of the first seed none, of the second all but the last pair's second object
@@ -62,3 +63,14 @@ def test_the_speed_counts_the_pictures_of_all_seeds(monkeypatch):
     monkeypatch.setattr(stages.judge, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
     found, _ = evaluate_set(Sampler(), Judge(HITS), "test", ASKED, context_with("eval.seeds=[3,8]"))
     assert found["images_per_second"] == 2 * 4 / 2
+
+
+def test_a_caption_marks_the_objects_that_the_judge_found(tmp_path):
+    class Fixed(torch.nn.Module):
+        def logits(self, images):
+            return torch.tensor([[0.0, 5, 4], [1, 0, 0]])
+
+    labels = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
+    first, second = _captioned(torch.zeros(2, 3, 64, 64), labels, Fixed(), noise_pictures(tmp_path), context_with())
+    assert first["labels"] == [{"name": "red cube", "hit": False}, {"name": "cyan sphere", "hit": True}]
+    assert second["labels"] == [{"name": "red cube", "hit": True}] and first["png"].startswith(b"\x89PNG")

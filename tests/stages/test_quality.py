@@ -86,4 +86,4 @@ def test_precision_is_of_what_is_made_and_recall_and_coverage_are_of_what_is_rea
     found = figures(real, made)
     assert found["precision"] == pytest.approx(10 / 12), "two are far from every real one"
     assert found["recall"] == 1, "the third neighbour of a far one is farther than every real one"
-    assert found["coverage"] == pytest.approx(7 / 10), "7, 8 and 9 have their fifth neighbours nearer than 3.6"
+    assert found["coverage"] == pytest.approx(7 / 10), "3.6 is farther from 7, 8 and 9 than their fifth neighbours"

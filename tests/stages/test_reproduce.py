@@ -267,6 +267,17 @@ def test_minutes_are_steps_previews_and_network_calls(context, chain, tmp_path):
     assert many == pytest.approx(one * row.config.ldm.timesteps / calls, rel=0.05)
 
 
+def test_an_evaluation_draws_every_set_by_every_seed_and_what_quality_and_placing_need(context):
+    changes = ("eval.batch=4", "eval.seeds=[0,1,2]", "eval.steps=5", "ldm.steps=6", "ldm.preview_every=3")
+    row = context.derived("row", *changes)
+    dataset = Namespace(test_sets={"test": range(5), "new_test": range(4)}, held_out_images=range(200))
+    found = estimate(row, row, "ldm", Pace(step=0.0, call=60.0), dataset)
+    assert found.training == pytest.approx(2 * 3 * 5 + START_UP), "two previews of three batches in five calls"
+    pictures = 100 + 2 * 64  # a half of those held out, and placing by names and with places
+    assert found.evaluation == pytest.approx((3 * 3 + pictures / 4) * 5 + START_UP)
+    assert found.minutes == found.training + found.evaluation
+
+
 def test_a_row_whose_configuration_is_not_valid_says_why(context):
     """Not a KeyError of the table of homes, in which it is missing."""
     impossible = context.derived(context.config.name, "gan.auxiliary=0", "gan.critic.condition=projection")

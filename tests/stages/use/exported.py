@@ -13,7 +13,7 @@ onnx, onnxscript, onnxruntime, huggingface_hub = (
 )
 
 from stages.use import graphs, hub  # noqa: E402, F401 (after what skips)
-from stages.use.export import add_model  # noqa: E402, F401
+from stages.use.export import _layouts_of, add_model  # noqa: E402, F401
 from stages.use.folder import Folder  # noqa: E402, F401
 
 SIZES = ((1, 1), (2, 3), (5, 4))  # rows and slots

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.condition import Condition, unknown_turns
+from models.layouts import LayoutPrior
 from stages.engine.command import context_of
 from stages.engine.config import load
 from stages.engine.draws import sample_generator
@@ -34,6 +35,7 @@ from tests.stages.handful import context_with
 from tests.stages.use.exported import (
     SIZES,
     Folder,
+    _layouts_of,
     add_model,
     drawn_by_the_script,
     drawn_inputs,
@@ -285,6 +287,15 @@ def test_without_a_trained_model_one_line_says_what_to_run(stage, tmp_path):
 def test_a_model_without_a_graph_is_left_out_with_a_line(capsys):
     assert add_model(None, None, "another", object(), {}, None) is None
     assert "another is left out" in capsys.readouterr().err
+
+
+def test_the_layouts_that_are_written_are_those_that_a_sampling_chooses_from():
+    near, far = [(0.1, 0.1), (0.2, 0.1)], [(0.1, 0.1), (0.9, 0.9)]
+    sampler = Namespace(takes_places=True, layouts=LayoutPrior({2: torch.tensor([near, far])}))
+    assert torch.equal(_layouts_of(sampler, context_with("eval.apart=0.3")).layouts[2], torch.tensor([far]))
+    assert len(_layouts_of(sampler, context_with()).layouts[2]) == 2
+    assert _layouts_of(sampler, context_with("eval.places=unknown")) is None
+    assert _layouts_of(Namespace(takes_places=False, layouts=sampler.layouts), context_with()) is None
 
 
 def test_a_failure_leaves_no_folder(tmp_path):

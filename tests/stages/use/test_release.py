@@ -13,7 +13,7 @@ from stages import UserError, load
 from stages.engine.config import load as config_of
 from stages.engine.export import load_export, read_about, save_export
 from stages.use import release
-from stages.use.card import _drawn_otherwise, as_range, write_card
+from stages.use.card import _drawn_otherwise, as_range, figures_of, write_card
 from stages.use.find import FIGURES, MANIFEST, SHIPPED, SHIPPED_FROM, STAGES, refuse_tampered, sha256_of_file
 from tests.conftest import HERE, SMOKE
 from tests.helpers import assert_one_line
@@ -96,6 +96,20 @@ def test_the_figures_for_programs_are_those_of_the_card(chain, released):
         assert of["sets"].keys() >= {"test", "new_test"}
         for name, shown in of["sets"].items():
             assert shown == {key: report["results"][model][name][key] for key in ("accuracy", "std")}
+
+
+def test_of_several_reports_a_model_s_figures_are_of_the_first_that_has_them():
+    def report(seeds, **accuracies):
+        results = {model: {"test": {"accuracy": a, "std": 0.1}, "held_out": {}} for model, a in accuracies.items()}
+        return {"results": results, "seeds": seeds, "parents": {model: f"{model} before" for model in accuracies}}
+
+    reports = [report([0, 1], ldm=0.9), report([0, 1, 2], ldm=0.8, gan=0.7, ddpm=0.6)]
+    found = figures_of(reports, {"ldm": "ldm after", "gan": "gan after"})
+    ldm, gan = ({"test": {"accuracy": a, "std": 0.1}} for a in (0.9, 0.7))
+    assert found == {
+        "ldm": {"export": "ldm after", "measured": "ldm before", "seeds": 2, "sets": ldm},
+        "gan": {"export": "gan after", "measured": "gan before", "seeds": 3, "sets": gan},
+    }
 
 
 @pytest.mark.parametrize(
