@@ -68,9 +68,9 @@ def test_the_speed_counts_the_pictures_of_all_seeds(monkeypatch):
 def test_a_caption_marks_the_objects_that_the_judge_found(tmp_path):
     class Fixed(torch.nn.Module):
         def logits(self, images):
-            return torch.tensor([[0.0, 5, 4], [1, 0, 0]])
+            return torch.tensor([[5.0, 0, 4], [1, 0, 0]])
 
-    labels = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
+    labels = torch.tensor([[0.0, 1, 1], [1, 0, 0]])
     first, second = _captioned(torch.zeros(2, 3, 64, 64), labels, Fixed(), noise_pictures(tmp_path), context_with())
-    assert first["labels"] == [{"name": "red cube", "hit": False}, {"name": "cyan sphere", "hit": True}]
+    assert first["labels"] == [{"name": "cyan sphere", "hit": False}, {"name": "gray cylinder", "hit": True}]
     assert second["labels"] == [{"name": "red cube", "hit": True}] and first["png"].startswith(b"\x89PNG")
