@@ -68,7 +68,8 @@ def main(context: Context) -> None:
     refuse_other_pictures(context, {"evaluator": about}, dataset)
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")
-    count = min(context.arguments.pictures, len(dataset.held_out_images))
+    if (count := min(context.arguments.pictures, len(dataset.held_out_images))) < 2:
+        raise UserError(f"{dataset.folder} holds out {count} picture, and a distance needs two; hold out more")
     real = features(judge.features, dataset.held_out_images[:count], context)
     quality = load_quality(context, dataset, judge, count)
     first, asked = next(iter(dataset.test_sets.items()))

@@ -10,7 +10,8 @@ import torch
 from models.condition import Condition
 from models.distances import mean_pairwise_distance
 from stages.engine.config import derive
-from stages.experiments import ablations, pace
+from stages.engine.errors import UserError
+from stages.experiments import ablations, compare, pace
 from stages.experiments.ablations import spread
 from stages.experiments.compare import ALIKE, _row, alike_sets, diversity
 from stages.experiments.samplers import choices
@@ -31,6 +32,16 @@ def test_diversity_is_the_mean_over_label_sets_of_pictures_of_one_set(tmp_path):
     wanted = [mean_pairwise_distance(sample(asked[[i]].repeat(ALIKE), range(ALIKE), None)) for i in (0, 2, 4, 6, 8)]
     assert found == pytest.approx(sum(wanted) / len(wanted))
     assert mean_pairwise_distance(pictures) == pytest.approx(wanted[0])
+
+
+def test_a_single_held_out_picture_is_too_few_for_a_distance(monkeypatch, tmp_path):
+    pictures = noise_pictures(tmp_path)
+    dataset = replace(pictures, held_out_images=pictures.images[:1], held_out_conditions=pictures.conditions[:1])
+    for name, made in (("load_dataset", dataset), ("load_evaluator", (None, {})), ("trained_models", ["ldm"])):
+        monkeypatch.setattr(compare, name, lambda *given, made=made: made)
+    monkeypatch.setattr(compare, "refuse_other_pictures", lambda *given: None)
+    with pytest.raises(UserError, match="holds out 1 picture, and a distance needs two"):
+        compare.main(replace(context_with(), arguments=SimpleNamespace(pictures=300)))
 
 
 def test_a_row_of_the_comparison_has_minutes_and_the_time_of_one_picture():
