@@ -109,7 +109,10 @@ def test_a_sampler_that_gives_the_real_pictures_is_judged_as_they_are(tmp_path):
         def logits(self, images):
             return dataset.held_out_conditions[rows].labels
 
-    found = evaluate_held_out(Sampler(), Judge(), reader, dataset.held_out_conditions[rows], context)
+    shown = dataset.held_out_conditions[rows]
+    turned = shown.with_turns(torch.where(shown.present, 0.25, -1.0))
+    found = evaluate_held_out(Sampler(), Judge(), reader, turned, context)
+    assert not any(condition.turned.any() for condition in asked), "how objects are turned is not told"
     assert (found["accuracy_given"], found["accuracy_chosen"]) == (1, 1)
     assert {key: found[key] for key in own.keys() - {"accuracy", "pictures"}} == {
         key: own[key] for key in own.keys() - {"accuracy", "pictures"}
