@@ -110,7 +110,7 @@ def still(out: str, pictures: Sequence["Image.Image"]) -> None:
 
 
 def moving(out: str, frames: Sequence["Frame"]) -> None:
-    """Writes the denoising as an animation that repeats: at most 60 frames in two seconds, the last one longer."""
+    """Writes the denoising as an animation that repeats: at most 60 frames in 2 to 2.4 seconds, the last one longer."""
     _write(Path(out), sheets(frames))
 
 
