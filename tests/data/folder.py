@@ -1,6 +1,7 @@
 """Small data folders in the lab's layout, for tests."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,11 @@ def write_folder(folder: Path, scenes: int = 6, size: tuple[int, int] = (64, 64)
     for name in ("test", "new_test"):
         (folder / f"{name}.json").write_text(json.dumps([["red cube"], ["cyan sphere", "gray cube"]]))
     return folder
+
+
+def zip_pictures(folder: Path, above: str = "iclevr/") -> None:
+    """Writes the pictures of a `write_folder` into a zip beside them, `above` before each name."""
+    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
+        for path in sorted((folder / "iclevr").iterdir()):
+            if path.is_file():
+                archive.write(path, above + path.name)

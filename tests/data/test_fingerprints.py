@@ -10,7 +10,7 @@ import pytest
 from data.fingerprints import fingerprint, outline
 from data.images import VERSION
 from data.labels import DataError
-from tests.data.folder import write_folder
+from tests.data.folder import write_folder, zip_pictures
 
 
 def test_two_folders_of_pictures_are_one_too_many(tmp_path):
@@ -53,9 +53,7 @@ def test_a_new_version_packs_again(tmp_path, monkeypatch):
 
 def test_fingerprint_of_a_zip_depends_on_its_content(tmp_path):
     folder = write_folder(tmp_path / "d")
-    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
-        for path in sorted((folder / "iclevr").iterdir()):
-            archive.write(path, path.name)
+    zip_pictures(folder, "")
     shutil.rmtree(folder / "iclevr")
     before = fingerprint(folder, 3)
     os.utime(folder / "iclevr.zip", (0, 0))

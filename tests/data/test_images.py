@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.images import _hold_out, _scene, decode, read_folder, read_test_sets, to_unit
 from data.labels import CLEVR, DataError
-from tests.data.folder import write_folder
+from tests.data.folder import write_folder, zip_pictures
 
 
 def encoded(picture, kind="PNG", **options):
@@ -48,9 +48,8 @@ def test_turns_are_read_for_the_pictures_that_have_them(tmp_path):
 def test_a_zip_reads_like_its_folder(tmp_path):
     folder = write_folder(tmp_path / "d")
     expected = read_folder(folder, 3).images
-    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
-        for path in (folder / "iclevr").iterdir():
-            archive.write(path, f"iclevr/{path.name}")
+    zip_pictures(folder)
+    with zipfile.ZipFile(folder / "iclevr.zip", "a") as archive:
         archive.writestr("__MACOSX/iclevr/._CLEVR_train_000000_0.png", b"junk")
     assert torch.equal(read_folder(folder, 3).images, expected), "beside the folder that it was unpacked to"
     shutil.rmtree(folder / "iclevr")
@@ -68,9 +67,7 @@ def test_suffixes_may_be_capitals_and_folders_of_a_mac_hold_no_pictures(tmp_path
     (folder / "iclevr/__MACOSX").mkdir()
     (folder / "iclevr/__MACOSX/._x.png").write_bytes(b"junk")
     if packed:
-        with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
-            for path in (folder / "iclevr").glob("*.PNG"):
-                archive.write(path, f"iclevr/{path.name}")
+        zip_pictures(folder)
         shutil.rmtree(folder / "iclevr")
     assert torch.equal(read_folder(folder, 3).images, expected)
 
@@ -78,9 +75,7 @@ def test_suffixes_may_be_capitals_and_folders_of_a_mac_hold_no_pictures(tmp_path
 def test_a_zip_made_on_windows_reads_like_its_folder(tmp_path):
     folder = write_folder(tmp_path / "d")
     expected = read_folder(folder, 3).images
-    with zipfile.ZipFile(folder / "iclevr.zip", "w") as archive:
-        for path in (folder / "iclevr").iterdir():
-            archive.write(path, f"iclevr\\{path.name}")
+    zip_pictures(folder, "iclevr\\")
     shutil.rmtree(folder / "iclevr")
     assert torch.equal(read_folder(folder, 3).images, expected)
 
