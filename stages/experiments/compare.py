@@ -69,7 +69,8 @@ def main(context: Context) -> None:
     if not models:
         raise UserError(f"nothing to compare: run {context.make('eval')} first")
     if (count := min(context.arguments.pictures, len(dataset.held_out_images))) < 2:
-        raise UserError(f"{dataset.folder} holds out {count} picture, and a distance needs two; hold out more")
+        fix = "lower data.validation_every or add pictures to validation.json"
+        raise UserError(f"{dataset.folder} holds out {count} picture, and a distance needs two; {fix}")
     real = features(judge.features, dataset.held_out_images[:count], context)
     quality = load_quality(context, dataset, judge, count)
     first, asked = next(iter(dataset.test_sets.items()))
