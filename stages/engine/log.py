@@ -39,7 +39,7 @@ def progress(items, title: str, total: int | None = None):
         return
     total = len(items) if total is None else total
     say(f"{title} ...")
-    marks = {-(-total * quarter // 4) for quarter in (1, 2, 3)}
+    marks = {-(-total * quarter // 4) for quarter in (1, 2, 3)}  # rounded up: a quarter is said once it is done
     for done, item in enumerate(items, 1):
         yield item
         if done in marks:
