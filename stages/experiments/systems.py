@@ -174,6 +174,14 @@ SYSTEMS: dict[str, System] = {
         recipe="configs/gan-small.yaml",
         report=1,
     ),
+    "gan-projection": System(
+        "WGAN-GP on pixels in the report's form, told the label set alone",
+        "gan",
+        (),
+        *FIRST_GAN,
+        recipe="configs/gan-projection-small.yaml",
+        report=1,
+    ),
     "gan-auxiliary": System(
         "auxiliary-classifier WGAN-GP, told the label set alone",
         "gan",

@@ -205,7 +205,7 @@ def test_a_map_takes_a_width_fewer_than_a_vector(widths, made):
 
 @pytest.mark.parametrize("size", [32, 128, 256])
 @pytest.mark.parametrize("form", [POOLED, PLACED], ids=["pooled", "placed"])
-@pytest.mark.parametrize("space, stem", [("pixels", 1), ("pixels", 2), ("pixels", 4), ("latents", 1)])
+@pytest.mark.parametrize("space, stem", [("pixels", 1), ("pixels", 2), ("pixels", 4), ("pixels", 8), ("latents", 1)])
 def test_both_networks_follow_the_size_of_the_pictures(form, stem, size, space):
     """A section that suffices for 64 suffices for any size; maps of places have a cell for 8x8 pixels."""
     widths = ["gan.generator.channels=[16,8,8,8,8]", "gan.critic.channels=[8,8,8,8,16]"]

@@ -341,7 +341,7 @@ def test_the_page_sorts_by_report_and_accuracy_and_says_what_is_short(context, c
     groups = ordered({"gan": row(0.5), "ldm": row(0.9), "ldm-guided": {"fault": "x"}}, sets)
     assert [*groups][:4] == ["The first report", "The second report", "The third report", "This project's own"]
     assert groups["The first report"] == [
-        *("ldm", "gan", "ldm-guided", "ldm-told-the-set", "ldm-told-the-set-apart", "gan-pixels"),
+        *("ldm", "gan", "ldm-guided", "ldm-told-the-set", "ldm-told-the-set-apart", "gan-pixels", "gan-projection"),
     ]
     assert {key for keys in groups.values() for key in keys} == SYSTEMS.keys()
     assert short_of("ldm", row(0.9), sets) == "reached"

@@ -42,7 +42,7 @@ class Gan(Model):
     body: Body = "residual"
     attention: bool = False  # self-attention at 8x8 in both networks; not with entry=map or read=places
     space: Literal["pixels", "latents"] = "pixels"
-    stem: Literal[1, 2, 4] = 1  # in pixel space: pixels a side of the squares that both networks work on
+    stem: Literal[1, 2, 4, 8] = 1  # in pixel space: pixels a side of the squares that both networks work on
     generator: Generator = Generator()
     critic: Critic = Critic()
     critic_learning_rate: Annotated[float, Field(gt=0)] | None = None  # null: the generator's; all else is alike
