@@ -3,36 +3,28 @@
 import io
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.conftest import HERE, SMOKE
+from tests.stages.browsing import CHROMIUM, DRAWN, chromium, drag, faking, labels, pictures, settled, watched
 from tests.stages.playing import serving
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
-sync_api = pytest.importorskip("playwright.sync_api", reason="the extra [browser] is not installed: make browser")
+pytest.importorskip("playwright.sync_api", reason="the extra [browser] is not installed: make browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: THE PAGE IS NOT TESTED; apt-get install chromium")
 
-QUIET = ("gpu", "quic", "background-networking", "component-update", "sync", "dev-shm-usage")  # what it must not use
-DRAWN = 120_000  # ms that a drawing may take on a loaded machine
 LINK = "#objects=red cube at 0.300 0.600, cyan sphere&models=ldm,gan&steps=3&guidance=1.5&seed=7&count=8&marks=1"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    # Chromium's sandbox needs user namespaces, which root and many containers lack; it loads this machine's page alone
-    switches = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
-    with sync_api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=switches)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -45,59 +37,10 @@ def address(chain) -> Iterator[str]:
         yield f"http://localhost:{port}/"
 
 
-@contextmanager
-def watched(browser, address: str):
-    """Yields what opens pages, and fails if one says anything in its console or asks for anything elsewhere."""
-    contexts, faults = [], []
-
-    def open_page(link: str = "", **options):
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
-        context.set_default_timeout(DRAWN)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: faults.append(message.text))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda one: one.url.startswith((address, "data:", "blob:")) or faults.append(one.url))
-        page.goto(address + link)
-        page.wait_for_selector("body[data-ready]")
-        return page
-
-    try:
-        yield open_page
-    finally:
-        for context in contexts:
-            context.close()
-    assert faults == []
-
-
 @pytest.fixture
 def opened(browser, address):
     with watched(browser, address) as open_page:
         yield open_page
-
-
-def settled(page):
-    """Waits until a drawing has ended well."""
-    page.wait_for_selector("#status:has-text('Done'), #error:not(:empty)")
-    assert page.text_content("#error") == ""
-
-
-def drag(page, source: str, x: float, y: float) -> None:
-    """Drags an element to a place on the floor, in parts of its side."""
-    box = page.locator("#floor").bounding_box()
-    page.hover(source)
-    page.mouse.down()
-    for part in (0.5, 1.0):
-        page.mouse.move(box["x"] + box["width"] * x * part, box["y"] + box["height"] * y, steps=3)
-    page.mouse.up()
-
-
-def labels(page, where: str = "#placed") -> list[str]:
-    return [one.get_attribute("aria-label").split(".  ")[0] for one in page.locator(f"{where} [data-name]").all()]
-
-
-def pictures(page, model: str) -> list[str]:
-    return [one.get_attribute("src") for one in page.locator(f"[data-model={model}] img").all()]
 
 
 def test_objects_are_dragged_drawn_judged_and_come_back_with_the_link(opened):
@@ -223,25 +166,6 @@ def test_no_text_of_a_link_becomes_part_of_the_page(opened):
     assert page.locator("img[src=x]").count() == 0 and page.text_content("#how-many") == "1 of 5"
     assert labels(page)[0].startswith("red cube at 1.00 1.00") and page.input_value("#steps") == "100"
     settled(page)
-
-
-FAKE = {"name": "fake", "title": "Fake", "places": True, "guidance": None, "steps": 10, "most_steps": 10}
-
-
-def faking(seconds: float = 0.0, **facts):
-    """A painter that draws nothing, with what the page needs to know of it."""
-    from tests.stages.playing import FakePainter
-
-    painter = FakePainter(seconds)
-    painter.about = {
-        "name": "fake",
-        "size": 64,
-        "command": "make sample CONFIG=mine.yaml",
-        "objects": [{"name": "red cube"}, {"name": "cyan sphere"}, {"name": "a thing of another data set"}],
-        "models": [FAKE | facts],
-        "limits": {"objects": 5, "count": 8, "steps": 100, "guidance": 20, "seed": 9},
-    }
-    return painter
 
 
 def test_a_gif_shows_the_picture_of_its_card_whatever_the_scene_is_now(browser):
