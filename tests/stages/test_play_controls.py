@@ -1,0 +1,37 @@
+"""The controls of the page of `make play` in a real browser, for hands, keys and screen readers. Nothing is drawn."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from tests.stages.browsing import CHROMIUM, chromium, faking, watched
+from tests.stages.playing import serving
+
+pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
+pytest.importorskip("playwright.sync_api", reason="the extra [browser] is not installed: make browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: THE PAGE IS NOT TESTED; apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page_of(browser):
+    """Opens the page of a painter."""
+    with ExitStack() as stack:
+
+        def open_page(painter, link: str = "", **options):
+            port = stack.enter_context(serving(painter))
+            return stack.enter_context(watched(browser, f"http://localhost:{port}/"))(link, **options)
+
+        yield open_page
+
+
+def test_a_screen_reader_is_told_each_controls_name_and_value(page_of):
+    said = page_of(faking(guidance=2)).locator("#controls").aria_snapshot()
+    for words in ('slider "Steps": "10"', 'slider "Guidance": "2"', 'spinbutton "Seed": "0"', 'button "Another seed"'):
+        assert words in said
+    assert said.count("- status") == 1  # the one that says how it goes
