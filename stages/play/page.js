@@ -142,6 +142,7 @@ async function run(asked, each) {
   complain("");
   $("draw").textContent = "Stop";
   $("draw").classList.add("stops");
+  $("draw").formNoValidate = true; // it stops whatever the fields hold by now
   document.body.setAttribute("aria-busy", "true");
   try {
     for await (const event of events(asked, stop.signal)) {
@@ -160,6 +161,7 @@ async function run(asked, each) {
     running = null;
     $("draw").textContent = "Draw";
     $("draw").classList.remove("stops");
+    $("draw").formNoValidate = false;
     document.body.removeAttribute("aria-busy");
     refresh();
   }

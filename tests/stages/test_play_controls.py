@@ -35,3 +35,14 @@ def test_a_screen_reader_is_told_each_controls_name_and_value(page_of):
     for words in ('slider "Steps": "10"', 'slider "Guidance": "2"', 'spinbutton "Seed": "0"', 'button "Another seed"'):
         assert words in said
     assert said.count("- status") == 1  # the one that says how it goes
+
+
+def test_a_drawing_can_be_stopped_while_the_seed_is_being_typed(page_of):
+    painter = faking(seconds=2.0)
+    page = page_of(painter, "#objects=red cube&models=fake")
+    page.wait_for_selector("#draw:has-text('Stop')")
+    page.fill("#seed", "")
+    page.click("#draw")
+    page.wait_for_selector("#status:has-text('Stopped')")
+    page.click("#draw")  # a request must have a seed
+    assert page.text_content("#draw") == "Draw"
