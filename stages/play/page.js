@@ -58,8 +58,10 @@ function fromHash() {
     }
   };
   for (const id of ["steps", "guidance", "seed"]) number(id, hash.get(id));
+  $("seed").value = Math.round($("seed").value);
   const models = (hash.get("models") ?? "").split(",").filter(facts);
-  for (const box of $("models").querySelectorAll("input")) if (models.length) box.checked = models.includes(box.value);
+  const said = models.length > 0 || hash.get("models") === ""; // that there is none is said too
+  for (const box of $("models").querySelectorAll("input")) if (said) box.checked = models.includes(box.value);
   $("eight").checked = Number(hash.get("count")) > 1;
   $("rings").checked = hash.get("marks") === "1";
   $("noise").checked = hash.get("noise") === "1";

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.stages.browsing import CHROMIUM, chromium, faking, watched
+from tests.stages.browsing import CHROMIUM, chromium, faking, labels, settled, watched
 from tests.stages.playing import serving
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
@@ -46,3 +46,13 @@ def test_a_drawing_can_be_stopped_while_the_seed_is_being_typed(page_of):
     page.wait_for_selector("#status:has-text('Stopped')")
     page.click("#draw")  # a request must have a seed
     assert page.text_content("#draw") == "Draw"
+
+
+def test_a_link_gives_a_seed_that_can_be_drawn_and_may_choose_no_model(page_of):
+    page = page_of(faking(), "#objects=red cube&models=fake&seed=1.6")
+    settled(page)
+    assert page.input_value("#seed") == "2"
+    page.uncheck("#models [value=fake]")
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert labels(page, "#tray")[0].startswith("red cube") and not page.is_checked("#models [value=fake]")
