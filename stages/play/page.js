@@ -6,7 +6,9 @@ import { Scene } from "./scene.js";
 const $ = (id) => document.getElementById(id);
 const TRIES = 5; // of a request that is told to come back
 const RANDOM_OBJECTS = 3;
+const PAUSE = 400; // ms between two changes of the address: browsers take 100 in 30 s (Safari) or 200 in 10 s
 
+const address = { last: -PAUSE, timer: 0 };
 let experiment, scene, running = null;
 const cards = new Map(); // model -> Card
 
@@ -38,14 +40,24 @@ function state() {
   return asked;
 }
 
-function toHash() {
+/** Returns the address that brings the whole state back. */
+function link() {
   const { objects, models, count, seed } = state();
   const hash = new URLSearchParams({ objects: written(objects), models: models.join(","), count, seed });
   hash.set("steps", $("steps").value);
   hash.set("guidance", $("guidance").value);
   if ($("rings").checked) hash.set("marks", "1");
   if ($("noise").checked) hash.set("noise", "1");
-  history.replaceState(null, "", `#${hash}`);
+  return `${location.href.split("#")[0]}#${hash}`;
+}
+
+/** Writes the state into the address: at once, but soon after another time only after a pause, as it is then. */
+function toAddress() {
+  clearTimeout(address.timer);
+  const rest = address.last + PAUSE - performance.now();
+  if (rest > 0) return void (address.timer = setTimeout(toAddress, rest));
+  address.last = performance.now();
+  history.replaceState(null, "", link());
 }
 
 /** Takes the state over from the link. Values that make no sense are left at the defaults. Returns whether there was one. */
@@ -86,7 +98,7 @@ function refresh() {
   const labels = written(places ? objects : objects.map(({ name }) => ({ name }))); // else the command refuses them
   const how = takes.steps ? ` FLAGS="${flags}"` : "";
   $("command").textContent = `${experiment.command} LABELS="${labels}" MODEL=${model} COUNT=${count} SEED=${seed}${how}`;
-  toHash();
+  toAddress();
 }
 
 const say = (words) => ($("status").textContent = words);
@@ -262,9 +274,8 @@ async function start() {
   $("surprise").addEventListener("click", surprise);
   $("clear").addEventListener("click", () => (scene.set([]), say("Cleared"), refresh()));
   $("link").addEventListener("click", async () => {
-    toHash();
     try {
-      await navigator.clipboard.writeText(location.href);
+      await navigator.clipboard.writeText(link());
       say("Link copied");
     } catch {
       say("The link is in the address bar");

@@ -1,5 +1,6 @@
 """The controls of the page of `make play` in a real browser, for hands, keys and screen readers. Nothing is drawn."""
 
+import re
 from contextlib import ExitStack
 
 import pytest
@@ -56,3 +57,22 @@ def test_a_link_gives_a_seed_that_can_be_drawn_and_may_choose_no_model(page_of):
     page.reload()
     page.wait_for_selector("body[data-ready]")
     assert labels(page, "#tray")[0].startswith("red cube") and not page.is_checked("#models [value=fake]")
+
+
+def test_hundreds_of_changes_in_a_moment_are_all_in_the_link(page_of):
+    page = page_of(faking(guidance=1))
+    page.evaluate(
+        "window.calls = 0; const { replaceState } = history;"
+        "history.replaceState = (...all) => (window.calls++, replaceState.apply(history, all));"
+        "navigator.clipboard.writeText = async (text) => void (window.copied = text);"
+    )
+    page.evaluate(
+        "for (let i = 0; i < 500; i++) {"
+        " document.getElementById('guidance').value = i % 80 / 10;"
+        " document.getElementById('guidance').dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
+    page.click("#link")
+    page.wait_for_selector("#status:has-text('Link copied')")
+    assert "guidance=1.9" in page.evaluate("window.copied")
+    page.wait_for_url(re.compile("guidance=1.9"))
+    assert page.evaluate("window.calls") < 50  # browsers refuse a hundred
