@@ -115,9 +115,10 @@ export class Scene {
         else if (this.find(name)?.place) this.remove(name);
       };
       const listen = (type, handler) => window.addEventListener(type, handler, { signal: over.signal });
-      listen("pointermove", move);
-      listen("pointerup", end);
-      listen("pointercancel", end);
+      const own = (handler) => (event) => event.pointerId === down.pointerId && handler(event); // not another finger's
+      listen("pointermove", own(move));
+      listen("pointerup", own(end));
+      listen("pointercancel", own(end));
       listen("keydown", (event) => event.key === "Escape" && end(event));
     });
     element.addEventListener("click", (event) => event.detail === 0 && click()); // by keyboard: no pointer

@@ -76,3 +76,27 @@ def test_hundreds_of_changes_in_a_moment_are_all_in_the_link(page_of):
     assert "guidance=1.9" in page.evaluate("window.copied")
     page.wait_for_url(re.compile("guidance=1.9"))
     assert page.evaluate("window.calls") < 50  # browsers refuse a hundred
+
+
+def test_two_fingers_drag_two_objects(page_of):
+    page = page_of(faking(), has_touch=True)
+    names = ("red cube", "cyan sphere")
+    for name in names:
+        page.click(f"#palette [data-name='{name}']")
+    boxes = [page.locator(f"#tray [data-name='{name}']").bounding_box() for name in names]
+    floor = page.locator("#floor").bounding_box()
+    start = [(box["x"] + 12, box["y"] + 12) for box in boxes]
+    end = [(floor["x"] + x * floor["width"], floor["y"] + y * floor["height"]) for x, y in ((0.2, 0.3), (0.8, 0.7))]
+    session = page.context.new_cdp_session(page)
+    for kind, points in (
+        ("touchStart", {0: start[0]}),
+        ("touchStart", {0: start[0], 1: start[1]}),
+        ("touchMove", {0: end[0], 1: end[1]}),
+        ("touchEnd", {1: end[1]}),  # the first finger is lifted
+        ("touchEnd", {}),
+    ):
+        touches = [{"x": x, "y": y, "id": i} for i, (x, y) in points.items()]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+    page.wait_for_selector("#placed [data-name='cyan sphere']")
+    first, second = labels(page)
+    assert first.startswith("red cube at 0.20 0.30.") and second.startswith("cyan sphere at 0.80 0.70.")
