@@ -138,6 +138,12 @@ export class Scene {
     }
   }
 
+  /** Removes an object whose element has the focus, which goes to the palette: else it would be lost. */
+  #removeFocused(name) {
+    this.remove(name);
+    this.palette.querySelector(`[data-name="${CSS.escape(name)}"]`).focus({ preventScroll: true });
+  }
+
   #focus(name) {
     this.placed.querySelector(`[data-name="${CSS.escape(name)}"]`)?.focus({ preventScroll: true });
   }
@@ -145,8 +151,7 @@ export class Scene {
   #keys(event, name) {
     const object = this.find(name);
     if (event.key === "Delete" || event.key === "Backspace") {
-      this.remove(name);
-      this.palette.querySelector(`[data-name="${CSS.escape(name)}"]`).focus({ preventScroll: true });
+      this.#removeFocused(name);
     } else if (event.key in ARROWS) {
       const step = event.shiftKey ? 5 * STEP : STEP;
       const [x, y] = object.place ?? MIDDLE;
@@ -204,7 +209,7 @@ export class Scene {
     remove.className = "remove";
     remove.textContent = "×";
     remove.setAttribute("aria-label", `Remove ${name}`);
-    remove.addEventListener("click", () => this.remove(name));
+    remove.addEventListener("click", () => this.#removeFocused(name));
     chip.append(body, remove);
     return chip;
   }

@@ -100,3 +100,12 @@ def test_two_fingers_drag_two_objects(page_of):
     page.wait_for_selector("#placed [data-name='cyan sphere']")
     first, second = labels(page)
     assert first.startswith("red cube at 0.20 0.30.") and second.startswith("cyan sphere at 0.80 0.70.")
+
+
+@pytest.mark.parametrize("element", ["[data-name]", ".remove"])
+def test_after_an_object_is_removed_by_keyboard_the_focus_is_on_its_choice(page_of, element):
+    page = page_of(faking())
+    page.click("#palette [data-name='cyan sphere']")
+    page.press(f"#tray {element}", "Enter" if element == ".remove" else "Delete")
+    assert labels(page, "#tray") == []
+    assert page.evaluate("document.activeElement.matches('#palette [data-name=\"cyan sphere\"]')")
