@@ -80,8 +80,8 @@ export class Scene {
     return button;
   }
 
-  /** Makes an element drag `name` onto the floor or off it; `click()` if it was only touched. */
-  #draggable(element, name, click) {
+  /** Makes an element drag `name` onto the floor or off it; `click()` if it was only touched, `press()` without a pointer. */
+  #draggable(element, name, click, press = click) {
     element.addEventListener("pointerdown", (down) => {
       if (down.button !== 0) return;
       down.preventDefault();
@@ -121,7 +121,7 @@ export class Scene {
       listen("pointercancel", own(end));
       listen("keydown", (event) => event.key === "Escape" && end(event));
     });
-    element.addEventListener("click", (event) => event.detail === 0 && click()); // by keyboard: no pointer
+    element.addEventListener("click", (event) => event.detail === 0 && press()); // by keyboard or a screen reader
   }
 
   #ghost(name) {
@@ -145,7 +145,7 @@ export class Scene {
   }
 
   #focus(name) {
-    this.placed.querySelector(`[data-name="${CSS.escape(name)}"]`)?.focus({ preventScroll: true });
+    document.querySelector(`:is(#placed, #tray) [data-name="${CSS.escape(name)}"]`)?.focus({ preventScroll: true });
   }
 
   #keys(event, name) {
@@ -159,11 +159,15 @@ export class Scene {
       this.put(name, [x + dx * step, y + dy * step]);
       this.#focus(name);
     } else if (event.key === "Enter" || event.key === " ") {
-      this.put(name, object.place ? null : MIDDLE);
-      if (object.place) this.#focus(name);
-      else this.tray.querySelector(`[data-name="${CSS.escape(name)}"]`)?.focus({ preventScroll: true });
+      this.#toggle(name);
     } else return;
     event.preventDefault();
+  }
+
+  /** Puts an object onto the floor, or lets the program choose its place. */
+  #toggle(name) {
+    this.put(name, this.find(name).place ? null : MIDDLE);
+    this.#focus(name);
   }
 
   #show() {
@@ -190,7 +194,7 @@ export class Scene {
     const group = svg("g", { class: "object", tabindex: "0", role: "button", "data-name": name }, body);
     group.setAttribute("aria-label", `${where}. Arrow keys move it, Delete removes it, Enter lets the program choose.`);
     group.addEventListener("keydown", (event) => this.#keys(event, name));
-    this.#draggable(group, name, () => {});
+    this.#draggable(group, name, () => {}, () => this.#toggle(name));
     return group;
   }
 
@@ -205,7 +209,7 @@ export class Scene {
     body.append(icon(this.known.get(name)), name);
     body.setAttribute("aria-label", `${name}, anywhere. Arrow keys or Enter put it on the floor, Delete removes it.`);
     body.addEventListener("keydown", (event) => this.#keys(event, name));
-    this.#draggable(body, name, () => {});
+    this.#draggable(body, name, () => {}, () => this.#toggle(name));
     remove.className = "remove";
     remove.textContent = "×";
     remove.setAttribute("aria-label", `Remove ${name}`);

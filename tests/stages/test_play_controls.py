@@ -109,3 +109,13 @@ def test_after_an_object_is_removed_by_keyboard_the_focus_is_on_its_choice(page_
     page.press(f"#tray {element}", "Enter" if element == ".remove" else "Delete")
     assert labels(page, "#tray") == []
     assert page.evaluate("document.activeElement.matches('#palette [data-name=\"cyan sphere\"]')")
+
+
+def test_a_click_without_a_pointer_puts_an_object_onto_the_floor_and_back(page_of):
+    page = page_of(faking(), "#objects=red cube")
+    for before, after in (("#tray", "#placed"), ("#placed", "#tray")):
+        page.dispatch_event(f"{before} [data-name]", "click")  # as a screen reader sends it, without a key
+        assert labels(page, before) == [] and labels(page, after)[0].startswith("red cube")
+    for key, where in (("Space", "#placed"), ("Enter", "#tray"), ("Enter", "#placed"), ("Space", "#tray")):
+        page.keyboard.press(key)  # not once more by the click that a button makes of it
+        assert labels(page, where)[0].startswith("red cube")
