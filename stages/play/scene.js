@@ -112,7 +112,7 @@ export class Scene {
         if (!drag.ghost) return click();
         const { place, inside } = within(event);
         if (inside) this.put(name, place) && this.#focus(name);
-        else if (this.find(name)?.place) this.remove(name);
+        else if (element.matches(".object")) this.remove(name); // not for a hand that slipped on the palette
       };
       const listen = (type, handler) => window.addEventListener(type, handler, { signal: over.signal });
       const own = (handler) => (event) => event.pointerId === down.pointerId && handler(event); // not another finger's

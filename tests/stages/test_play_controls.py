@@ -119,3 +119,15 @@ def test_a_click_without_a_pointer_puts_an_object_onto_the_floor_and_back(page_o
     for key, where in (("Space", "#placed"), ("Enter", "#tray"), ("Enter", "#placed"), ("Space", "#tray")):
         page.keyboard.press(key)  # not once more by the click that a button makes of it
         assert labels(page, where)[0].startswith("red cube")
+
+
+def test_only_what_is_dragged_off_the_floor_is_removed(page_of):
+    page = page_of(faking(), "#objects=red cube at 0.3 0.4")
+    chosen = page.locator("#palette [data-name='red cube']").bounding_box()
+    beside = (chosen["x"] + chosen["width"] / 2 + 20, chosen["y"] + chosen["height"] / 2)
+    for source, left in (("#palette [data-name='red cube']", 1), ("#placed [data-name]", 0)):
+        page.hover(source)
+        page.mouse.down()
+        page.mouse.move(*beside, steps=3)
+        page.mouse.up()
+        assert len(labels(page)) == left
