@@ -10,6 +10,7 @@ const PAUSE = 400; // ms between two changes of the address: browsers take 100 i
 
 const address = { last: -PAUSE, timer: 0 };
 let experiment, scene, running = null;
+let again = false; // whether to draw when what runs has ended
 const cards = new Map(); // model -> Card
 
 const chosenModels = () => [...$("models").querySelectorAll("input:checked")].map((box) => box.value);
@@ -181,6 +182,17 @@ async function run(asked, each) {
   }
 }
 
+/** Draws what the page shows now, instead of what is being drawn. */
+function drawNow() {
+  again = Boolean(running);
+  running ? running.abort() : draw();
+}
+
+/** Begins the drawing that was asked for while another ran. */
+function next() {
+  if (again) drawNow();
+}
+
 async function draw() {
   const asked = state();
   performance.clearMarks();
@@ -204,6 +216,7 @@ async function draw() {
   });
   if (finished) say(`Done: ${[...cards.values()].map((card) => card.summary).join("; ")}`);
   for (const card of cards.values()) card.settle();
+  next();
 }
 
 /** Draws a card's picture again, for its GIF: the same bits, and the page need not encode one itself. */
@@ -214,6 +227,7 @@ async function gif(card) {
     if (event.gif) save(event.gif, `${card.fileName}.gif`);
   });
   if (made) say("The GIF is downloaded");
+  next();
 }
 
 function save(url, name) {
@@ -228,7 +242,7 @@ function surprise() {
   scene.set(chosen.map((name) => ({ name, place: null })));
   $("seed").value = random(100000);
   refresh();
-  if (!running && chosenModels().length) draw();
+  if (chosenModels().length) drawNow();
 }
 
 function modelChoice(model) {
@@ -263,7 +277,7 @@ async function start() {
   const restore = () => {
     const drawn = fromHash();
     refresh();
-    if (drawn && chosenModels().length && !running) draw();
+    if (drawn && chosenModels().length) drawNow();
   };
   $("controls").addEventListener("submit", (event) => {
     event.preventDefault();

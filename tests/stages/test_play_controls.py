@@ -131,3 +131,23 @@ def test_only_what_is_dragged_off_the_floor_is_removed(page_of):
         page.mouse.move(*beside, steps=3)
         page.mouse.up()
         assert len(labels(page)) == left
+
+
+def test_a_link_opened_or_a_surprise_during_a_drawing_is_drawn_instead(page_of):
+    painter = faking(seconds=0.5)
+    painter.about["objects"].pop()  # which the fake server does not know
+    page = page_of(painter, "#objects=red cube&models=fake&seed=1")
+    page.wait_for_selector("#draw:has-text('Stop')")
+    with page.expect_request("**/api/draw") as asked:
+        page.evaluate("location.hash = 'objects=cyan sphere&models=fake&seed=2'")
+    assert asked.value.post_data_json["seed"] == 2
+    page.wait_for_selector("#status:has-text('step')")
+    with page.expect_request("**/api/draw") as asked:
+        page.click("#surprise")
+    objects = asked.value.post_data_json["objects"]
+    painter.seconds = 0.0
+    settled(page)
+    names = ", ".join(one["name"] for one in objects)
+    assert page.get_attribute("[data-model=fake] .large", "alt") == f"Fake: {names}"
+    assert painter.drawn == 1 and painter.most == 1  # the others were stopped
+    assert page.text_content("#draw") == "Draw" and page.locator("progress").is_hidden()
