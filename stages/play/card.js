@@ -37,7 +37,7 @@ export class Card {
     this.verdict = element("ul", { className: "verdict" });
     this.total = element("p", { className: "total" });
     this.png = this.#button("PNG", () => this.#savePng());
-    this.gif = this.#button("GIF", () => gif(this));
+    this.gif = this.#button("GIF", () => this.gif.getAttribute("aria-disabled") === "true" || gif(this));
     this.gif.hidden = true; // until there is a denoising to show
     const figure = element("div", { className: "figure" }, this.image, this.#rings());
     const foot = element("div", { className: "row foot" }, this.total, this.png, this.gif);
@@ -86,9 +86,10 @@ export class Card {
     this.element.classList.toggle("unfinished", this.pictures === null);
   }
 
-  /** Whether steps show the noisy sample, or the picture predicted from it. */
-  mode(noise) {
+  /** Whether steps show the noisy sample, or the picture predicted from it, and whether the server draws for this page. */
+  mode(noise, draws) {
     this.noise = noise;
+    this.gif.setAttribute("aria-disabled", String(draws)); // `disabled` would take the focus away
     this.#paint();
   }
 

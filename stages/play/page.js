@@ -92,7 +92,7 @@ function refresh() {
   }
   $("draw").disabled = !running && !(objects.length && models.length);
   document.body.classList.toggle("rings", $("rings").checked);
-  for (const card of cards.values()) card.mode($("noise").checked);
+  for (const card of cards.values()) card.mode($("noise").checked, running !== null);
   const model = models[0] ?? "MODEL";
   const { places = true, ...takes } = facts(model) ?? {};
   const flags = `--steps ${steps}${takes.guidance === null ? "" : ` --guidance ${guidance}`}`;
@@ -158,7 +158,8 @@ async function run(asked, each) {
   $("draw").textContent = "Stop";
   $("draw").classList.add("stops");
   $("draw").formNoValidate = true; // it stops whatever the fields hold by now
-  document.body.setAttribute("aria-busy", "true");
+  $("results").setAttribute("aria-busy", "true"); // not the page: a reader may be silent about what is busy
+  refresh();
   try {
     for await (const event of events(asked, stop.signal)) {
       if (event.event === "queued") say(event.ahead ? `Waiting: ${event.ahead} before you` : "Starting");
@@ -177,7 +178,7 @@ async function run(asked, each) {
     $("draw").textContent = "Draw";
     $("draw").classList.remove("stops");
     $("draw").formNoValidate = false;
-    document.body.removeAttribute("aria-busy");
+    $("results").removeAttribute("aria-busy");
     refresh();
   }
 }
@@ -201,7 +202,6 @@ async function draw() {
   cards.clear();
   for (const name of asked.models) cards.set(name, new Card(facts(name), asked, gif));
   $("results").replaceChildren(...[...cards.values()].map((card) => card.element));
-  refresh();
   if (matchMedia("(max-width: 820px)").matches) $("results").scrollIntoView({ block: "nearest" });
   const finished = await run(asked, (event) => {
     const card = cards.get(event.model);
@@ -221,7 +221,6 @@ async function draw() {
 
 /** Draws a card's picture again, for its GIF: the same bits, and the page need not encode one itself. */
 async function gif(card) {
-  if (running) return;
   say("Making the GIF");
   const made = await run({ ...card.asked, models: [card.model.name], gif: true }, (event) => {
     if (event.gif) save(event.gif, `${card.fileName}.gif`);

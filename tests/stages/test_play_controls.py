@@ -151,3 +151,20 @@ def test_a_link_opened_or_a_surprise_during_a_drawing_is_drawn_instead(page_of):
     assert page.get_attribute("[data-model=fake] .large", "alt") == f"Fake: {names}"
     assert painter.drawn == 1 and painter.most == 1  # the others were stopped
     assert page.text_content("#draw") == "Draw" and page.locator("progress").is_hidden()
+
+
+def test_while_the_server_draws_a_gif_is_not_offered_and_the_status_is_read_out(page_of):
+    painter = faking()
+    page = page_of(painter, "#objects=red cube&models=fake")
+    settled(page)
+    painter.seconds = 0.5
+    gif = page.locator("[data-model=fake] button:has-text('GIF')")
+    assert gif.is_enabled()
+    gif.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#results[aria-busy=true]")
+    assert gif.is_disabled() and gif.evaluate("it => it === document.activeElement")
+    assert page.locator("[aria-busy] #status, [aria-busy] #error").count() == 0
+    painter.seconds = 0.0
+    page.wait_for_selector("#status:has-text('The GIF is downloaded')")
+    assert gif.is_enabled() and page.locator("[aria-busy]").count() == 0
