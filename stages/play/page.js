@@ -15,6 +15,7 @@ const cards = new Map(); // model -> Card
 
 const chosenModels = () => [...$("models").querySelectorAll("input:checked")].map((box) => box.value);
 const facts = (name) => experiment.models.find((model) => model.name === name);
+const takes = (models, setting) => models.some((name) => (facts(name)[setting] ?? null) !== null);
 const random = (below) => Math.floor(Math.random() * below);
 
 /** Writes objects as LABELS of `make sample`: "red cube at 0.300 0.600, cyan sphere". */
@@ -34,10 +35,7 @@ function state() {
   const models = chosenModels();
   const objects = structuredClone(scene.objects); // a request asks for the scene as it was, whatever is moved later
   const asked = { objects, models, count: $("eight").checked ? experiment.limits.count : 1, seed: Number($("seed").value) };
-  if (models.some((name) => facts(name).steps)) {
-    asked.steps = Number($("steps").value);
-    asked.guidance = Number($("guidance").value);
-  }
+  for (const id of ["steps", "guidance"]) if (takes(models, id)) asked[id] = Number($(id).value);
   return asked;
 }
 
@@ -85,19 +83,18 @@ function fromHash() {
 /** Brings everything that follows from the state up to date. */
 function refresh() {
   const { objects, models, count, seed, steps, guidance } = state();
-  const denoises = models.some((name) => facts(name).steps);
   for (const id of ["steps", "guidance"]) {
-    $(id).disabled = !denoises;
-    $(`${id}-shown`).textContent = denoises ? $(id).value : "–";
+    $(id).disabled = !takes(models, id);
+    $(`${id}-shown`).textContent = $(id).disabled ? "–" : $(id).value;
   }
   $("draw").disabled = !running && !(objects.length && models.length);
   document.body.classList.toggle("rings", $("rings").checked);
   for (const card of cards.values()) card.mode($("noise").checked, running !== null);
   const model = models[0] ?? "MODEL";
-  const { places = true, ...takes } = facts(model) ?? {};
-  const flags = `--steps ${steps}${takes.guidance === null ? "" : ` --guidance ${guidance}`}`;
+  const { places = true, ...first } = facts(model) ?? {};
+  const flags = `--steps ${steps}${first.guidance === null ? "" : ` --guidance ${guidance}`}`;
   const labels = written(places ? objects : objects.map(({ name }) => ({ name }))); // else the command refuses them
-  const how = takes.steps ? ` FLAGS="${flags}"` : "";
+  const how = first.steps ? ` FLAGS="${flags}"` : "";
   $("command").textContent = `${experiment.command} LABELS="${labels}" MODEL=${model} COUNT=${count} SEED=${seed}${how}`;
   toAddress();
 }
@@ -258,10 +255,11 @@ function limits() {
   const diffusion = experiment.models.filter((model) => model.steps);
   const most = Math.min(steps, ...diffusion.map((model) => model.most_steps));
   Object.assign($("steps"), { max: diffusion.length ? most : 1 });
-  Object.assign($("guidance"), { max: Math.min(8, guidance) });
+  const usual = diffusion.find((model) => model.guidance !== null)?.guidance ?? 1;
+  Object.assign($("guidance"), { max: Math.min(Math.max(8, usual), guidance) });
   $("seed").max = seed;
   $("steps").value = diffusion[0]?.steps ?? 1;
-  $("guidance").value = diffusion[0]?.guidance ?? 1;
+  $("guidance").value = usual;
   $("seed").value = 0;
 }
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.stages.browsing import CHROMIUM, chromium, faking, labels, settled, watched
+from tests.stages.browsing import CHROMIUM, FAKE, chromium, faking, labels, settled, watched
 from tests.stages.playing import serving
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
@@ -168,3 +168,17 @@ def test_while_the_server_draws_a_gif_is_not_offered_and_the_status_is_read_out(
     painter.seconds = 0.0
     page.wait_for_selector("#status:has-text('The GIF is downloaded')")
     assert gif.is_enabled() and page.locator("[aria-busy]").count() == 0
+
+
+def test_a_setting_that_no_chosen_model_takes_is_not_offered(page_of):
+    painter = faking(guidance=None)
+    painter.about["models"].append(FAKE | {"name": "steppless", "guidance": 11.5})
+    page = page_of(painter, "#objects=red cube&models=fake")
+    settled(page)
+    assert page.is_disabled("#guidance") and page.text_content("#guidance-shown") == "–" and page.is_enabled("#steps")
+    page.check("#models [value=steppless]")
+    assert page.text_content("#guidance-shown") == "11.5"  # the experiment's own, beyond what the slider has for others
+    page.uncheck("#models [value=fake]")
+    with page.expect_request("**/api/draw") as asked:
+        page.click("#draw")
+    assert asked.value.post_data_json["guidance"] == 11.5
