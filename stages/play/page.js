@@ -6,6 +6,7 @@ import { Scene } from "./scene.js";
 const $ = (id) => document.getElementById(id);
 const TRIES = 5; // of a request that is told to come back
 const RANDOM_OBJECTS = 3;
+const HERE = ["localhost", "127.0.0.1", "[::1]"];
 const PAUSE = 400; // ms between two changes of the address: browsers take 100 in 30 s (Safari) or 200 in 10 s
 
 const address = { last: -PAUSE, timer: 0 };
@@ -267,7 +268,8 @@ async function start() {
   const answer = await fetch("/api/experiment").catch(lost);
   if (!answer.ok) throw new Error(await refusal(answer));
   experiment = await answer.json();
-  $("experiment").textContent = `${experiment.name}, ${experiment.size}×${experiment.size} pixels, on this machine`;
+  const where = HERE.includes(location.hostname) ? "this machine" : location.hostname; // HOST lets others in
+  $("experiment").textContent = `${experiment.name}, ${experiment.size}×${experiment.size} pixels, on ${where}`;
   $("models").append(...experiment.models.map((model) => modelChoice(model)));
   limits();
   scene = new Scene(experiment.objects, experiment.limits.objects, (words) => (say(words), refresh()));

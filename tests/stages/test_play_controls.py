@@ -24,9 +24,9 @@ def page_of(browser):
     """Opens the page of a painter."""
     with ExitStack() as stack:
 
-        def open_page(painter, link: str = "", **options):
-            port = stack.enter_context(serving(painter))
-            return stack.enter_context(watched(browser, f"http://localhost:{port}/"))(link, **options)
+        def open_page(painter, link: str = "", host: str = "localhost", **options):
+            port = stack.enter_context(serving(painter, hosts=None))
+            return stack.enter_context(watched(browser, f"http://{host}:{port}/"))(link, **options)
 
         yield open_page
 
@@ -182,3 +182,9 @@ def test_a_setting_that_no_chosen_model_takes_is_not_offered(page_of):
     with page.expect_request("**/api/draw") as asked:
         page.click("#draw")
     assert asked.value.post_data_json["guidance"] == 11.5
+
+
+def test_the_page_says_which_machine_draws(page_of):
+    assert page_of(faking()).text_content("#experiment") == "fake, 64×64 pixels, on this machine"
+    others = page_of(faking(), host="studio.localhost")  # a name that every browser takes for this machine's
+    assert others.text_content("#experiment") == "fake, 64×64 pixels, on studio.localhost"
