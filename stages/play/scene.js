@@ -189,7 +189,7 @@ export class Scene {
     const [x, y] = place;
     const size = 100 * radius(y);
     const body = svg("g", { transform: `translate(${100 * x} ${100 * y}) scale(${size})` }, shape(this.known.get(name)));
-    body.append(svg("circle", { r: "1.12", class: "focus" }));
+    for (const ring of ["focus under", "focus"]) body.append(svg("circle", { r: "1.12", class: ring })); // black and white
     const where = `${name} at ${x.toFixed(2)} ${y.toFixed(2)}`;
     const group = svg("g", { class: "object", tabindex: "0", role: "button", "data-name": name }, body);
     group.setAttribute("aria-label", `${where}. Arrow keys move it, Delete removes it, Enter lets the program choose.`);

@@ -188,3 +188,34 @@ def test_the_page_says_which_machine_draws(page_of):
     assert page_of(faking()).text_content("#experiment") == "fake, 64×64 pixels, on this machine"
     others = page_of(faking(), host="studio.localhost")  # a name that every browser takes for this machine's
     assert others.text_content("#experiment") == "fake, 64×64 pixels, on studio.localhost"
+
+
+SHADES = """() => {
+  const shades = [...document.querySelectorAll("#light stop")].map((stop) => getComputedStyle(stop).stopColor);
+  const of = (what, key) => getComputedStyle(document.querySelector(what))[key];
+  document.querySelector("#placed .object").focus();
+  return { floor: shades, hint: of("#hint", "fill"), rings: [of(".under", "stroke"), of(".under ~ .focus", "stroke")],
+    small: [of(".chip .remove", "color"), of(".chip", "backgroundColor")] };
+}"""
+
+
+def contrast(one: str, other: str) -> float:
+    """Returns the ratio of two colours "rgb(r, g, b)" as WCAG 2.2 defines it, 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        shares = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+        return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_and_the_ring_of_the_focus_are_seen_on_their_ground(page_of, scheme):
+    page = page_of(faking(), "#objects=red cube at 0.5 0.5, cyan sphere", color_scheme=scheme)
+    page.press("#placed .object", "ArrowUp")  # a key shows the focus
+    shades = page.evaluate(SHADES)
+    assert all(contrast(shades["hint"], shade) >= 4.5 for shade in shades["floor"][:2])  # the middle, where it stands
+    assert all(max(contrast(ring, shade) for ring in shades["rings"]) >= 3 for shade in shades["floor"])
+    assert contrast(*shades["small"]) >= 4.5
