@@ -1,6 +1,7 @@
-"""Limits clients: each must send whole requests, soon, and over few connections.
+"""Limits clients: each must send whole requests, and take the answers, soon and over few connections.
 
-uvicorn waits forever for the head of a request, and counts such a connection as active.
+uvicorn waits forever for the head of a request and for a client that reads nothing, and counts such a connection as
+active.
 """
 
 import asyncio
@@ -19,13 +20,16 @@ IDLE = 30  # seconds that a connection may stay open between two requests
 class Connection(H11Protocol):
     """uvicorn's HTTP/1.1, but a connection is closed if its client takes longer than SLOW to send a request.
 
-    Between an answer and the next request the limit is IDLE, which uvicorn enforces.
+    So it is if the client takes longer to accept what has been written. Between an answer and the next request the
+    limit is IDLE, which uvicorn enforces.
     """
 
     deadline: asyncio.TimerHandle | None = None
+    stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # writing pauses while anything waits for the client
         clients = [getattr(other, "client", None) for other in self.connections]  # (address, port)
         address = self.client and self.client[0]
         if sum(client is not None and client[0] == address for client in clients) > PER_ADDRESS:
@@ -40,6 +44,20 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unwatch()
+        self._moves()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.stalled = self.loop.call_later(SLOW, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._moves()
+
+    def _moves(self) -> None:
+        if self.stalled is not None:
+            self.stalled.cancel()
+            self.stalled = None
 
     def _watch(self) -> None:
         """Sets a deadline while the server waits for the client. Further bytes do not extend it."""
