@@ -60,7 +60,7 @@ class Asked(_Strict):
 def read(body: bytes, names: Sequence[str], most_steps: Mapping[str, int | None]) -> Asked:
     """Reads a request about objects of these `names`. Raises Refused.
 
-    `most_steps`: the models of the experiment, each with the most sampling steps it takes, None for one without.
+    `most_steps`: the models of the experiment, each with the most sampling steps it takes, None if one takes no number.
     """
     try:
         asked = Asked.model_validate_json(body)

@@ -16,7 +16,7 @@ const cards = new Map(); // model -> Card
 
 const chosenModels = () => [...$("models").querySelectorAll("input:checked")].map((box) => box.value);
 const facts = (name) => experiment.models.find((model) => model.name === name);
-const takes = (models, setting) => models.some((name) => (facts(name)[setting] ?? null) !== null);
+const takes = (models, setting) => models.some((name) => (facts(name)?.[setting] ?? null) !== null);
 const random = (below) => Math.floor(Math.random() * below);
 
 /** Writes objects as LABELS of `make sample`: "red cube at 0.300 0.600, cyan sphere". */
@@ -83,7 +83,7 @@ function fromHash() {
 
 /** Brings everything that follows from the state up to date. */
 function refresh() {
-  const { objects, models, count, seed, steps, guidance } = state();
+  const { objects, models, count, seed } = state();
   for (const id of ["steps", "guidance"]) {
     $(id).disabled = !takes(models, id);
     $(`${id}-shown`).textContent = $(id).disabled ? "–" : $(id).value;
@@ -92,10 +92,10 @@ function refresh() {
   document.body.classList.toggle("rings", $("rings").checked);
   for (const card of cards.values()) card.mode($("noise").checked, running !== null);
   const model = models[0] ?? "MODEL";
-  const { places = true, ...first } = facts(model) ?? {};
-  const flags = `--steps ${steps}${first.guidance === null ? "" : ` --guidance ${guidance}`}`;
+  const { places = true } = facts(model) ?? {};
+  const flags = ["steps", "guidance"].filter((id) => takes([model], id)).map((id) => `--${id} ${$(id).value}`).join(" ");
   const labels = written(places ? objects : objects.map(({ name }) => ({ name }))); // else the command refuses them
-  const how = first.steps ? ` FLAGS="${flags}"` : "";
+  const how = flags && ` FLAGS="${flags}"`;
   $("command").textContent = `${experiment.command} LABELS="${labels}" MODEL=${model} COUNT=${count} SEED=${seed}${how}`;
   toAddress();
 }
@@ -256,7 +256,7 @@ function limits() {
   const diffusion = experiment.models.filter((model) => model.steps);
   const most = Math.min(steps, ...diffusion.map((model) => model.most_steps));
   Object.assign($("steps"), { max: diffusion.length ? most : 1 });
-  const usual = diffusion.find((model) => model.guidance !== null)?.guidance ?? 1;
+  const usual = experiment.models.find((model) => model.guidance !== null)?.guidance ?? 1;
   Object.assign($("guidance"), { max: Math.min(Math.max(8, usual), guidance) });
   $("seed").max = seed;
   $("steps").value = diffusion[0]?.steps ?? 1;

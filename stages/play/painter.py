@@ -67,7 +67,7 @@ class LibraryPainter:
 
     def _described(self, model: str) -> dict[str, Any]:
         facts = self.models[model]
-        steps = {"steps": min(facts.steps, STEPS), "most_steps": facts.most_steps} if facts.steps else {}
+        steps = {"steps": self._steps(model), "most_steps": facts.most_steps} if facts.most_steps else {}
         return {
             "name": model,
             "title": facts.title,
@@ -76,13 +76,18 @@ class LibraryPainter:
             **steps,
         }
 
+    def _steps(self, model: str, asked: int | None = None) -> int | None:
+        """Returns the sampling steps to ask a model for: those wanted or its own, but None if their number is fixed."""
+        facts = self.models[model]
+        return (asked or min(facts.steps or 1, STEPS)) if facts.most_steps else None
+
     def read(self, body: bytes) -> Asked:
         return read(body, self.experiment.objects, {model: facts.most_steps for model, facts in self.models.items()})
 
     def warm_up(self) -> None:
         """Draws once by each model and judges it: the first drawing takes longer than the next ones."""
         for model in self.experiment.models:
-            steps = 1 if self.models[model].steps else None
+            steps = self._steps(model, 1)
             pictures = self.experiment.draw(self.experiment.objects[0], 1, model=model, steps=steps, batch=1)
             self.experiment.judge(pictures, self.experiment.objects[0])
 
@@ -128,5 +133,5 @@ class LibraryPainter:
 
         guidance = asked.guidance if facts.guidance is not None else None
         return self.experiment.denoising(
-            labels, asked.count, asked.seed, None, model, asked.steps, guidance, on_frame, batch
+            labels, asked.count, asked.seed, None, model, self._steps(model, asked.steps), guidance, on_frame, batch
         )

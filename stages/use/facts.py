@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from models.samplers import SAMPLERS
 from stages.diffusion import DiffusionSampler
 from stages.engine.sampling import Sampler
 from stages.engine.schema import Config
@@ -12,8 +13,9 @@ from stages.models import title
 class Facts:
     """What a model of an experiment can do.
 
-    `title`: its name for people. `takes_places`: whether it reads places. `steps`: its sampling steps by default,
-    `most_steps` the most it takes; None for a model of one step. `guidance`: by default; None if it has none.
+    `title`: its name for people. `takes_places`: whether it reads places. `steps`: its sampling steps by default; None
+    for a model of one step. `most_steps`: the most that can be asked for; None if their number is fixed. `guidance`: by
+    default; None if it has none.
     """
 
     title: str
@@ -27,6 +29,7 @@ def facts_of(model: str, sampler: Sampler, config: Config) -> Facts:
     """Returns what a loaded model can do, with the configuration's steps and guidance."""
     if not isinstance(sampler, DiffusionSampler):
         return Facts(title(model, config), sampler.takes_places)
-    steps, most = len(sampler.times(config.eval)), len(sampler.diffusion)
+    steps = len(sampler.times(config.eval))
+    most = None if SAMPLERS[config.eval.sampler].every_timestep else len(sampler.diffusion)
     guidance = config.eval.guidance if sampler.knows_no_labels else None
     return Facts(title(model, config), sampler.takes_places, steps, most, guidance)

@@ -317,3 +317,22 @@ def test_a_wish_that_the_models_cannot_fulfil_is_refused(playing, chain):
     assert [model["places"] for model in about["models"]] == [True, False]
     assert about["command"] == f"make sample CONFIG={SMOKE} SET=root={chain}"
     assert about["objects"][1] == {"name": "red cube", "shape": "cube", "colour": "#ad2323"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "described", "drawn"),
+    [("eval.steps=150", {"steps": 100, "most_steps": 1000}, 100), ("eval.sampler=ancestral", {}, 1000)],
+)
+def test_steps_are_bounded_and_not_offered_where_their_number_is_fixed(setting, described, drawn):
+    from stages import load
+    from stages.play.painter import LibraryPainter
+    from stages.play.server import Stopped
+
+    painter = LibraryPainter(load("scenes", setting, device="cpu"))
+    ldm = painter.about["models"][0]
+    assert {key: ldm[key] for key in ldm if "steps" in key} == described
+    told = []
+    with pytest.raises(Stopped):
+        asked = painter.read(b'{"objects": [{"name": "red cube"}], "models": ["ldm"]}')
+        painter.draw(asked, told.append, lambda: bool(told))
+    assert [(one["step"], one["of"]) for one in told] == [(1, drawn)]

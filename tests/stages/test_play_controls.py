@@ -219,3 +219,13 @@ def test_words_and_the_ring_of_the_focus_are_seen_on_their_ground(page_of, schem
     assert all(contrast(shades["hint"], shade) >= 4.5 for shade in shades["floor"][:2])  # the middle, where it stands
     assert all(max(contrast(ring, shade) for ring in shades["rings"]) >= 3 for shade in shades["floor"])
     assert contrast(*shades["small"]) >= 4.5
+
+
+def test_the_command_of_a_model_with_a_fixed_number_of_steps_has_its_guidance_alone(page_of):
+    painter = faking(guidance=2)
+    for key in ("steps", "most_steps"):
+        del painter.about["models"][0][key]
+    page = page_of(painter, "#objects=red cube&models=fake&guidance=3")
+    settled(page)
+    assert page.is_disabled("#steps") and page.is_enabled("#guidance")
+    assert page.text_content("#command").endswith(' SEED=0 FLAGS="--guidance 3"')
