@@ -257,7 +257,8 @@ function limits() {
   const most = Math.min(steps, ...diffusion.map((model) => model.most_steps));
   Object.assign($("steps"), { max: diffusion.length ? most : 1 });
   const usual = experiment.models.find((model) => model.guidance !== null)?.guidance ?? 1;
-  Object.assign($("guidance"), { max: Math.min(Math.max(8, usual), guidance) });
+  const step = Number(usual.toFixed(1)) === usual ? 0.1 : 0.001; // so that the usual one is a step of the slider
+  Object.assign($("guidance"), { max: Math.min(Math.max(8, usual), guidance), step });
   $("seed").max = seed;
   $("steps").value = diffusion[0]?.steps ?? 1;
   $("guidance").value = usual;

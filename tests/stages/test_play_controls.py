@@ -229,3 +229,8 @@ def test_the_command_of_a_model_with_a_fixed_number_of_steps_has_its_guidance_al
     settled(page)
     assert page.is_disabled("#steps") and page.is_enabled("#guidance")
     assert page.text_content("#command").endswith(' SEED=0 FLAGS="--guidance 3"')
+
+
+def test_an_experiments_guidance_is_the_pages_too(page_of):
+    assert page_of(faking(guidance=1.25)).text_content("#guidance-shown") == "1.25"
+    assert page_of(faking(guidance=1.3)).get_attribute("#guidance", "step") == "0.1"
