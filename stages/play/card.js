@@ -121,7 +121,14 @@ export class Card {
     return frame && (this.noise ? frame.noisy : frame.pictures);
   }
 
+  /** Says which step is seen: the slider counts the frames, and of many steps only some have one. */
+  #sayStep() {
+    const frame = this.frames[Number(this.scrub.value) - 1];
+    if (frame) this.scrub.setAttribute("aria-valuetext", `step ${frame.step} of ${frame.of}`);
+  }
+
   #paint(frame) {
+    this.#sayStep();
     const pictures = this.#shown(frame) ?? this.pictures;
     if (!pictures) return;
     this.image.src = pictures[this.at];

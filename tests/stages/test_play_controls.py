@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.stages.browsing import CHROMIUM, FAKE, chromium, faking, labels, settled, watched
-from tests.stages.playing import serving
+from tests.stages.playing import PIXEL, serving
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
 pytest.importorskip("playwright.sync_api", reason="the extra [browser] is not installed: make browser")
@@ -234,3 +234,21 @@ def test_the_command_of_a_model_with_a_fixed_number_of_steps_has_its_guidance_al
 def test_an_experiments_guidance_is_the_pages_too(page_of):
     assert page_of(faking(guidance=1.25)).text_content("#guidance-shown") == "1.25"
     assert page_of(faking(guidance=1.3)).get_attribute("#guidance", "step") == "0.1"
+
+
+def test_a_screen_reader_is_told_which_of_many_steps_is_seen(page_of):
+    painter = faking()
+    event = {"event": "step", "model": "fake", "of": 50, "pictures": [PIXEL], "noisy": [PIXEL]}
+
+    def draw(asked, tell, stop):
+        for step in (1, 20, 50):  # of many steps only some are shown
+            tell(event | {"step": step})
+        tell({"event": "done", "model": "fake", "seconds": 0.1, "pictures": [PIXEL]})
+
+    painter.draw = draw
+    page = page_of(painter, "#objects=red cube&models=fake")
+    settled(page)
+    scrub = page.locator("[data-model=fake] .scrub")
+    for place, words in (("3", "step 50 of 50"), ("2", "step 20 of 50")):
+        scrub.fill(place)
+        assert scrub.get_attribute("aria-valuetext") == words
