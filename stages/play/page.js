@@ -23,6 +23,13 @@ const random = (below) => Math.floor(Math.random() * below);
 const written = (objects) =>
   objects.map(({ name, place }) => name + (place ? ` at ${place.map((v) => v.toFixed(3)).join(" ")}` : "")).join(", ");
 
+/** Quotes LABELS for the shell. What the shell would replace is also kept from Make and from the recipe's own quotes. */
+function quoted(labels) {
+  if (!/["$`\\!]/.test(labels)) return `"${labels}"`;
+  const inRecipe = labels.replace(/["$`\\]/g, "\\$&").replaceAll("$", "$$$$"); // the last are $$
+  return `'${inRecipe.replaceAll("'", "'\\''")}'`;
+}
+
 /** Reads what `written` wrote. Whatever it is, only known names and numbers come out. */
 function readObjects(text) {
   return (text ?? "").split(",").map((part) => part.trim()).filter(Boolean).map((part) => {
@@ -96,7 +103,7 @@ function refresh() {
   const flags = ["steps", "guidance"].filter((id) => takes([model], id)).map((id) => `--${id} ${$(id).value}`).join(" ");
   const labels = written(places ? objects : objects.map(({ name }) => ({ name }))); // else the command refuses them
   const how = flags && ` FLAGS="${flags}"`;
-  $("command").textContent = `${experiment.command} LABELS="${labels}" MODEL=${model} COUNT=${count} SEED=${seed}${how}`;
+  $("command").textContent = `${experiment.command} LABELS=${quoted(labels)} MODEL=${model} COUNT=${count} SEED=${seed}${how}`;
   toAddress();
 }
 

@@ -1,10 +1,13 @@
 """The controls of the page of `make play` in a real browser, for hands, keys and screen readers. Nothing is drawn."""
 
 import re
+import shlex
+import subprocess
 from contextlib import ExitStack
 
 import pytest
 
+from tests.conftest import make
 from tests.stages.browsing import CHROMIUM, FAKE, chromium, faking, labels, settled, watched
 from tests.stages.playing import PIXEL, serving
 
@@ -252,3 +255,14 @@ def test_a_screen_reader_is_told_which_of_many_steps_is_seen(page_of):
     for place, words in (("3", "step 50 of 50"), ("2", "step 20 of 50")):
         scrub.fill(place)
         assert scrub.get_attribute("aria-valuetext") == words
+
+
+@pytest.mark.parametrize("name", ['a "large" thing', "of 5$ $HOME", "a `pwd` $(pwd)", "it's 5$ \\"])
+def test_a_pasted_command_asks_for_a_name_with_signs_of_the_shell(page_of, name):
+    painter = faking()
+    painter.about |= {"objects": [{"name": name}], "command": "make sample"}
+    page = page_of(painter)
+    page.click("#palette button")
+    recipe = make("-n", *shlex.split(page.text_content("#command"))[1:]).stdout
+    run = f'set -- {recipe.rpartition("--labels ")[2]}printf %s "$1"'  # as the recipe's shell reads it
+    assert subprocess.run(["sh", "-c", run], capture_output=True, text=True).stdout == name
