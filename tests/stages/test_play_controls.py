@@ -3,12 +3,13 @@
 import re
 import shlex
 import subprocess
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, closing
 
 import pytest
 
 from tests.conftest import make
-from tests.stages.browsing import CHROMIUM, FAKE, chromium, faking, labels, settled, watched
+from tests.stages.browsing import CHROMIUM, DRAWN, FAKE, chromium, faking, labels, settled, watched
 from tests.stages.playing import PIXEL, serving
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
@@ -266,3 +267,30 @@ def test_a_pasted_command_asks_for_a_name_with_signs_of_the_shell(page_of, name)
     recipe = make("-n", *shlex.split(page.text_content("#command"))[1:]).stdout
     run = f'set -- {recipe.rpartition("--labels ")[2]}printf %s "$1"'  # as the recipe's shell reads it
     assert subprocess.run(["sh", "-c", run], capture_output=True, text=True).stdout == name
+
+
+def test_a_full_server_is_asked_again_after_the_time_it_names(browser):
+    painter, asked = faking(), []
+
+    def answer(route):
+        asked.append(time.monotonic())
+        busy = {"status": 503, "headers": {"retry-after": "1"}, "json": {"error": "busy; try again"}}
+        route.continue_() if len(asked) == 3 else route.fulfill(**busy)
+
+    with serving(painter) as port, closing(browser.new_page()) as page:
+        page.set_default_timeout(DRAWN)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.route("**/api/draw", answer)
+        page.click("#palette [data-name='red cube']")
+        page.click("#draw")
+        page.wait_for_selector("#status:has-text('next try in 1 s')")
+        settled(page)
+        assert len(asked) == 3 and asked[1] - asked[0] > 0.9 and painter.drawn == 1
+        page.click("#draw")
+        page.wait_for_selector("#error:has-text('busy; try again')")  # it gives up some time
+        assert len(asked) == 8
+        page.click("#draw")
+        page.wait_for_selector("#status:has-text('next try')")
+        page.click("#draw")  # a pause can be stopped too
+        page.wait_for_selector("#status:has-text('Stopped')")
+        assert len(asked) == 9
