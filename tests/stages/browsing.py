@@ -1,9 +1,9 @@
 """Helpers for tests of the page of `make play` in Chromium."""
 
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from tests.stages.playing import FakePainter
+from tests.stages.playing import FakePainter, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync", "dev-shm-usage")  # what it must not use
@@ -47,6 +47,18 @@ def watched(browser, address: str):
         for context in contexts:
             context.close()
     assert faults == []
+
+
+@contextmanager
+def opening(browser):
+    """Yields what opens the page of a painter."""
+    with ExitStack() as stack:
+
+        def open_page(painter, link: str = "", host: str = "localhost", **options):
+            port = stack.enter_context(serving(painter, hosts=None))
+            return stack.enter_context(watched(browser, f"http://{host}:{port}/"))(link, **options)
+
+        yield open_page
 
 
 def settled(page):

@@ -4,12 +4,12 @@ import re
 import shlex
 import subprocess
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 import pytest
 
 from tests.conftest import make
-from tests.stages.browsing import CHROMIUM, DRAWN, FAKE, chromium, faking, labels, settled, watched
+from tests.stages.browsing import CHROMIUM, DRAWN, FAKE, chromium, faking, labels, opening, settled
 from tests.stages.playing import PIXEL, serving
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
@@ -25,13 +25,7 @@ def browser():
 
 @pytest.fixture
 def page_of(browser):
-    """Opens the page of a painter."""
-    with ExitStack() as stack:
-
-        def open_page(painter, link: str = "", host: str = "localhost", **options):
-            port = stack.enter_context(serving(painter, hosts=None))
-            return stack.enter_context(watched(browser, f"http://{host}:{port}/"))(link, **options)
-
+    with opening(browser) as open_page:
         yield open_page
 
 
