@@ -7,9 +7,11 @@ const $ = (id) => document.getElementById(id);
 const TRIES = 5; // of a request that is told to come back
 const RANDOM_OBJECTS = 3;
 const HERE = ["localhost", "127.0.0.1", "[::1]"];
-const PAUSE = 400; // ms between two changes of the address: browsers take 100 in 30 s (Safari) or 200 in 10 s
+// Browsers take 100 changes of the address in 30 s (Safari) or 200 in 10 s: BURST at once, then one each PAUSE ms.
+const BURST = 20;
+const PAUSE = 400;
 
-const address = { last: -PAUSE, timer: 0 };
+const address = { next: -Infinity, timer: 0 };
 let experiment, scene, running = null;
 let again = false; // whether to draw when what runs has ended
 const cards = new Map(); // model -> Card
@@ -58,12 +60,12 @@ function link() {
   return `${location.href.split("#")[0]}#${hash}`;
 }
 
-/** Writes the state into the address: at once, but soon after another time only after a pause, as it is then. */
+/** Writes the state into the address: at once, but after many times only after a pause, as it is then. */
 function toAddress() {
   clearTimeout(address.timer);
-  const rest = address.last + PAUSE - performance.now();
-  if (rest > 0) return void (address.timer = setTimeout(toAddress, rest));
-  address.last = performance.now();
+  const now = performance.now();
+  if (address.next > now) return void (address.timer = setTimeout(toAddress, address.next - now));
+  address.next = Math.max(address.next, now - BURST * PAUSE) + PAUSE;
   history.replaceState(null, "", link());
 }
 
