@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 
 
@@ -36,6 +37,12 @@ class Line:
             self.turns[0].set()
 
 
+def call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Calls in the loop's thread, from another one; not if the loop has ended, as the server's may in a drawing."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)
+
+
 class Worker:
     """Runs what the server's event loop gives it, in the thread that calls `run`."""
 
@@ -53,7 +60,7 @@ class Worker:
 
         def whole() -> None:
             job()
-            loop.call_soon_threadsafe(done.set)
+            call_soon(loop, done.set)
 
         self._jobs.put(whole)
         await done.wait()

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.engine.errors import UserError, is_out_of_memory
 from stages.play.asked import BODY, Asked, Refused
-from stages.play.line import Line, Stop, Worker
+from stages.play.line import Line, Stop, Worker, call_soon
 
 ROOM = 24  # drawings that wait or run; the next one is told to come back
 PATIENCE = 60.0  # seconds that a request may wait for its turn
@@ -162,7 +162,7 @@ class Drawing:
         loop, began = asyncio.get_running_loop(), time.monotonic()
 
         def tell(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            call_soon(loop, lambda: events.put_nowait(event))
 
         try:
             if await self._turn(turn, tell, stop):

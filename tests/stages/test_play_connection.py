@@ -1,5 +1,6 @@
 """`make play`: how long a client may hold a connection, and how many."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -8,6 +9,7 @@ from contextlib import closing, suppress
 
 import pytest
 
+from stages.play.line import call_soon
 from tests.stages.playing import HEAD, RED, FakePainter, ask, events_of, serving
 
 pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
@@ -86,3 +88,14 @@ def test_the_connection_of_a_client_that_takes_nothing_is_closed(monkeypatch, se
                 break
             assert time.monotonic() < limit
             time.sleep(0.1)
+
+
+def test_a_drawing_that_outlives_the_server_does_not_fail():
+    """What it tells then reaches nobody, and the thread that draws goes on."""
+    loop, told = asyncio.new_event_loop(), []
+    call_soon(loop, lambda: told.append("while it runs"))
+    call_soon(loop, loop.stop)
+    loop.run_forever()
+    loop.close()
+    call_soon(loop, lambda: told.append("after its end"))
+    assert told == ["while it runs"]
