@@ -2,26 +2,10 @@
 
 import pytest
 
-from tests.stages.browsing import CHROMIUM, DRAWN, chromium, faking, labels, opening, pictures, settled
+from tests.stages.browsing import DRAWN, faking, labels, pictures, settled
 from tests.stages.playing import PIXEL, serving
 
-pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
-pytest.importorskip("playwright.sync_api", reason="the extra [browser] is not installed: make browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: THE PAGE IS NOT TESTED; apt-get install chromium")
-
 TWO = "#objects=red cube at 0.2 0.3, cyan sphere&models=fake&seed=4"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def page_of(browser):
-    with opening(browser) as open_page:
-        yield open_page
 
 
 def told(*events: dict):

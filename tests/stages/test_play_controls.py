@@ -9,24 +9,8 @@ from contextlib import closing
 import pytest
 
 from tests.conftest import make
-from tests.stages.browsing import CHROMIUM, DRAWN, FAKE, chromium, faking, labels, opening, settled
+from tests.stages.browsing import DRAWN, FAKE, faking, labels, settled
 from tests.stages.playing import PIXEL, serving
-
-pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
-pytest.importorskip("playwright.sync_api", reason="the extra [browser] is not installed: make browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: THE PAGE IS NOT TESTED; apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def page_of(browser):
-    with opening(browser) as open_page:
-        yield open_page
 
 
 def test_a_screen_reader_is_told_each_controls_name_and_value(page_of):

@@ -11,20 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import HERE, SMOKE
-from tests.stages.browsing import CHROMIUM, DRAWN, chromium, drag, faking, labels, pictures, settled, watched
+from tests.stages.browsing import DRAWN, drag, faking, labels, pictures, settled, watched
 from tests.stages.playing import serving
 
-pytest.importorskip("uvicorn", reason="the extra [play] is not installed: make play")
-pytest.importorskip("playwright.sync_api", reason="the extra [browser] is not installed: make browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: THE PAGE IS NOT TESTED; apt-get install chromium")
-
 LINK = "#objects=red cube at 0.300 0.600, cyan sphere&models=ldm,gan&steps=3&guidance=1.5&seed=7&count=8&marks=1"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
