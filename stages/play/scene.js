@@ -7,6 +7,8 @@ const STEP = 0.02; // of the floor's side; five times as far with Shift
 const CLICK = 6; // pixels that a pointer may move and still click
 const MIDDLE = [0.5, 0.5];
 
+const NEAR_MIDDLE = Array.from({ length: 81 }, (_, i) => [0.1 + 0.1 * (i % 9), 0.1 + 0.1 * Math.floor(i / 9)]);
+
 const clamp = (value) => Math.round(Math.min(1, Math.max(0, value)) * 1000) / 1000;
 
 /** Radius of an object on the floor, in parts of its side: farther up is farther away, as in the training pictures. */
@@ -76,7 +78,7 @@ export class Scene {
     button.setAttribute("aria-label", object.name);
     button.append(icon(object));
     if (!object.shape) button.append(object.name);
-    this.#draggable(button, object.name, () => this.put(object.name, null));
+    this.#draggable(button, object.name, () => (this.find(object.name) ? this.remove(object.name) : this.put(object.name, null)));
     return button;
   }
 
@@ -154,7 +156,7 @@ export class Scene {
       this.#removeFocused(name);
     } else if (event.key in ARROWS) {
       const step = event.shiftKey ? 5 * STEP : STEP;
-      const [x, y] = object.place ?? MIDDLE;
+      const [x, y] = object.place ?? this.#free();
       const [dx, dy] = object.place ? ARROWS[event.key] : [0, 0];
       this.put(name, [x + dx * step, y + dy * step]);
       this.#focus(name);
@@ -166,8 +168,17 @@ export class Scene {
 
   /** Puts an object onto the floor, or lets the program choose its place. */
   #toggle(name) {
-    this.put(name, this.find(name).place ? null : MIDDLE);
+    this.put(name, this.find(name).place ? null : this.#free());
     this.#focus(name);
+  }
+
+  /** Returns the place nearest to the middle at which an object covers no other, or else the one with the most room. */
+  #free() {
+    const room = ([x, y]) =>
+      Math.min(0, ...this.objects.filter(({ place }) => place).map(({ place }) =>
+        Math.hypot(x - place[0], y - place[1]) - radius(y) - radius(place[1])));
+    const far = ([x, y]) => Math.hypot(x - MIDDLE[0], y - MIDDLE[1]);
+    return NEAR_MIDDLE.toSorted((one, other) => room(other) - room(one) || far(one) - far(other))[0];
   }
 
   #show() {

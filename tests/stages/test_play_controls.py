@@ -1,5 +1,7 @@
 """The controls of the page of `make play` in a real browser, for hands, keys and screen readers. Nothing is drawn."""
 
+import itertools
+import math
 import re
 import shlex
 import subprocess
@@ -101,6 +103,31 @@ def test_a_click_without_a_pointer_puts_an_object_onto_the_floor_and_back(page_o
     for key, where in (("Space", "#placed"), ("Enter", "#tray"), ("Enter", "#placed"), ("Space", "#tray")):
         page.keyboard.press(key)  # not once more by the click that a button makes of it
         assert labels(page, where)[0].startswith("red cube")
+
+
+def test_objects_that_enter_puts_on_the_floor_do_not_cover_each_other(page_of):
+    names = ("red cube", "cyan sphere", "blue cube", "gray cylinder", "green cube")
+    painter = faking()
+    painter.about["objects"] = [{"name": name} for name in names]
+    page = page_of(painter, f"#objects={','.join(names)}&models=")  # nothing is drawn
+    for name in names:
+        page.focus(f"#tray [data-name='{name}']")
+        page.keyboard.press("Enter")
+    places = [[float(word) for word in re.findall(r"\d\.\d\d", label)] for label in labels(page)]
+    assert [0.5, 0.5] in places and len(places) == 5
+    boxes = [page.locator(f"#placed [data-name='{name}'] .under").bounding_box() for name in names]
+    for one, other in itertools.combinations(boxes, 2):  # circles around the objects
+        middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in (one, other)]
+        assert math.dist(*middles) > (one["width"] + other["width"]) / 2 / 1.12
+
+
+def test_a_choice_that_is_pressed_again_is_removed(page_of):
+    page = page_of(faking(), "#objects=red cube at 0.3 0.4")
+    choice = page.locator("#palette [data-name='red cube']")
+    for pressed in ("false", "true", "false"):
+        choice.click()
+        assert choice.get_attribute("aria-pressed") == pressed
+    assert page.text_content("#how-many") == "0 of 5" and page.text_content("#status") == "red cube removed"
 
 
 def test_only_what_is_dragged_off_the_floor_is_removed(page_of):
