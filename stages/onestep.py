@@ -142,9 +142,6 @@ def made_pairs(run: Run, teacher: DiffusionSampler, dataset: Dataset) -> Pairs:
     folder, identity = run.folder / "pairs", {k: v for k, v in run.identity.items() if k.startswith(OF_PAIRS)}
     firsts = range(0, settings.pairs, PART)
     paths = [folder / f"{first:08d}-{min(first + PART, settings.pairs):08d}.safetensors" for first in firsts]
-    if distributed.is_main():
-        for stale in folder.glob(".*.tmp"):  # left by a killed command: this one holds the folder
-            stale.unlink()
     for path in filter(lambda path: path.exists(), paths):
         run.refuse_other(run.identity | read_about(path, "")["pairs"])
     drawn, device = Drawn(dataset.conditions, settings.picture_draws), dataset.conditions.device

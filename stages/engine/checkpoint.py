@@ -49,9 +49,6 @@ class Checkpoints:
         Damaged newer ones are renamed with a warning, so that `keep` does not count them. If none can be read, or the
         system refuses to read one that may be intact, nothing changes and UserError is raised.
         """
-        if distributed.is_main():
-            for stale in self.folder.glob(".*.tmp"):
-                stale.unlink(missing_ok=True)
         passed: list[tuple[Path, str]] = []
         for path in reversed(checkpoints_in(self.folder)):
             try:

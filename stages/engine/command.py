@@ -21,6 +21,7 @@ from stages.engine.arguments import Command, make_command, read_arguments, read_
 from stages.engine.compiled import of_the_compiler
 from stages.engine.config import Config, derive
 from stages.engine.errors import Interrupted, UserError, is_out_of_memory, of_the_system, oneline
+from stages.engine.files import remove_temporary
 from stages.engine.learnable import refuse_unlearnable, starts_from_a_picture
 from stages.engine.lock import locked
 from stages.engine.rules import ignored
@@ -86,11 +87,17 @@ class Context:
         return replace(self, config=derive(c, settings), began=time.perf_counter(), is_variant=True)
 
     def hold(self, stage: str) -> Path:
-        """Locks the stage's folder until this command ends and returns it. Raises UserError if another one holds it."""
+        """Locks the stage's folder until this command ends and returns it. Raises UserError if another one holds it.
+
+        Temporary files that a killed command left there are removed.
+        """
         folder = self.folder(stage)
         if folder not in self.holding:
             self.held.enter_context(locked(folder))
             self.holding.add(folder)
+            if distributed.is_main():
+                for part in folder.glob("*/"):  # previews/, pairs/
+                    remove_temporary(part)
         return folder
 
     def make(self, words: str) -> str:

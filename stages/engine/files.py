@@ -38,6 +38,13 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
             os.close(folder)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Removes what a killed command had not written whole. Only for who holds the folder: another may be writing."""
+    for stale in folder.glob(".*.tmp"):
+        with suppress(OSError):  # it does no harm
+            stale.unlink()
+
+
 @contextmanager
 def made_whole(folder: Path) -> Iterator[Path]:
     """Context manager: a folder beside `folder` to fill, which gets its name at the end. A failure leaves nothing.

@@ -58,8 +58,6 @@ def from_pack(context: Context, encode: Encode, images: Rows, parents: dict[str,
     with locked(folder, wait=True):  # another command may encode the same; the main process holds it for all
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            for stale in folder.glob(".*.tmp"):  # left by a killed command
-                stale.unlink()
         together()
         mine = [(n, path) for n, path in enumerate(paths) if n % distributed.world_size() == distributed.rank()]
         missing = [(n, path) for n, path in mine if not path.exists()]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.engine import distributed
 from stages.engine.errors import UserError
+from stages.engine.files import remove_temporary
 from stages.engine.log import say
 
 
@@ -18,7 +19,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     The main process holds it for all.
 
     The lock file is beside the folder, `.vae.lock` for `vae/`, so that the folder can be moved aside while it is
-    locked. The system releases the lock when the process ends for any reason: none can be left behind.
+    locked. The system releases the lock when the process ends for any reason: none can be left behind. Whoever gets
+    it removes the temporary files that a killed command left in the folder.
     """
     if not distributed.is_main():
         yield
@@ -42,4 +44,5 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        remove_temporary(folder)
         yield

@@ -153,8 +153,6 @@ def say_unused_latents(packs: Path) -> None:
 
 
 def _write(path: Path, config: Config, folder: Path) -> None:
-    for stale in path.parent.glob(".*.tmp"):  # left by a killed command: this one holds the lock
-        stale.unlink()
     images = read_folder(
         folder,
         config.data.validation_every,

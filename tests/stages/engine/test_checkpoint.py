@@ -109,14 +109,6 @@ def test_one_that_may_be_whole_but_cannot_be_read_now_is_not_passed_over(tmp_pat
     assert sorted(tmp_path.iterdir()) == kept and not warnings
 
 
-def test_a_stale_temporary_file_is_swept(tmp_path):
-    store, _ = checkpoints(tmp_path)
-    store.save(1, {})
-    (tmp_path / ".step-00000002.ckpt.tmp").write_bytes(b"half")
-    store.load_latest()
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
-
-
 def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path):
     store, warnings = checkpoints(tmp_path)
     store.save(1, {"weights": torch.ones(2)})

@@ -5,6 +5,7 @@ import os
 import threading
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from stages.engine import files
@@ -31,6 +32,32 @@ def test_who_waits_for_another_command_s_packing_says_for_whom(tmp_path, capsys)
         assert not entered.is_set()
     waiting.join()
     assert entered.is_set()
+
+
+def temporary_files(root, *folders):
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / ".name.suffix.1.tmp").write_bytes(b"half")
+    return {path.parent.relative_to(root).as_posix() for path in root.rglob("*.tmp")}
+
+
+def test_who_gets_a_folder_removes_what_a_killed_command_left_in_it(tmp_path):
+    temporary_files(tmp_path, "packs", "packs/latents-1", "smoke/vae", "smoke/onestep", "smoke/onestep/pairs")
+    context = context_with(f"root={tmp_path}")
+    with locked(tmp_path / "packs"), context.held:
+        context.hold("onestep")
+        assert temporary_files(tmp_path) == {"packs/latents-1", "smoke/vae"}  # those may be held by others
+        temporary_files(tmp_path, "smoke/onestep")  # its own, which it is writing
+        context.hold("onestep")
+        assert "smoke/onestep" in temporary_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["render", "evaluate"])
+def test_scenes_and_reports_too_are_made_again_without_leftovers(stage, chain_copy, name):
+    folder = chain_copy / "smoke" / {"evaluate": "eval"}.get(name, name)
+    temporary_files(folder, ".")
+    assert stage(name, f"root={chain_copy}")[0] == 0
+    assert temporary_files(folder) == set()
 
 
 def test_a_file_system_without_locks_is_no_reason_not_to_run(tmp_path, monkeypatch):
