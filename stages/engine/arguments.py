@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from stages import started_module
 from stages.engine.config import Config, load
-from stages.engine.errors import UserError
+from stages.engine.errors import UserError, of_the_system
 
 
 def add_fresh(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,8 @@ def answer_early(command: Command) -> None:
     arguments = read_arguments(command)
     try:
         read_configuration(command, arguments)
-    except UserError as error:
+    except (UserError, OSError) as fault:  # of the system: a folder that may not be read
+        error = of_the_system(fault) if isinstance(fault, OSError) else fault
         if int(os.environ.get("RANK", "0")) > 0:
             time.sleep(2)  # the main process reports for all, and torchrun ends this one
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -43,7 +43,7 @@ def outcome(root, stage) -> dict:
     pictures = {p.name: p.read_bytes() for p in folder.rglob("*.png")}
     if stage == "evaluate":
         results = json.loads((folder / "report.json").read_text())["results"]
-        figures = {m: {n: f["per_seed"] for n, f in sets.items()} for m, sets in results.items()}
+        figures = {m: {n: f.get("per_seed", f) for n, f in sets.items()} for m, sets in results.items()}
         return {"figures": figures, **pictures}
     return {"export": digest(folder), "curve": lines(folder), **pictures}
 
