@@ -73,8 +73,10 @@ def _serve(server: Any, listening: socket.socket) -> None:
 
 def announce(listening: socket.socket, host: str) -> None:
     """Prints where the page is, and who can reach it."""
-    name = f"[{host}]" if ":" in host else host
-    print(f"play at http://{name}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+    name, port, others = f"[{host}]" if ":" in host else host, listening.getsockname()[1], ""
+    if ipaddress.ip_address(listening.getsockname()[0]).is_unspecified:  # 0.0.0.0 is no address to open
+        name, others = "localhost", f", from other machines at http://{socket.gethostname()}:{port}"
+    print(f"play at http://{name}:{port}{others}  (Ctrl-C ends it)", flush=True)
     if not is_local(listening):
         words = "everyone who reaches this machine can use the page, and it asks for no password"
         print(f"warning: HOST={host}: {words}", file=sys.stderr, flush=True)

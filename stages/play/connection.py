@@ -12,8 +12,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from stages.play.server import SLOW
 
-CONNECTIONS = 512  # at most; requests over further ones are answered 503 by uvicorn itself
-PER_ADDRESS = 128  # of them at most from one address, which may be that of a proxy; further ones are closed
+CONNECTIONS = 512  # at most; further ones are closed (uvicorn's own limit would refuse requests over the old ones too)
+PER_ADDRESS = 128  # of them at most from one address, which may be that of a proxy
 IDLE = 30  # seconds that a connection may stay open between two requests
 
 
@@ -32,7 +32,8 @@ class Connection(H11Protocol):
         transport.set_write_buffer_limits(high=0)  # writing pauses while anything waits for the client
         clients = [getattr(other, "client", None) for other in self.connections]  # (address, port)
         address = self.client and self.client[0]
-        if sum(client is not None and client[0] == address for client in clients) > PER_ADDRESS:
+        alike = sum(client is not None and client[0] == address for client in clients)
+        if alike > PER_ADDRESS or len(self.connections) > CONNECTIONS:
             transport.abort()
         else:
             self._watch()
@@ -83,5 +84,4 @@ def settings(app: Any) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=IDLE,
-        limit_concurrency=CONNECTIONS,
     )

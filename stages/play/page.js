@@ -69,6 +69,13 @@ function toAddress() {
   history.replaceState(null, "", link());
 }
 
+/** Lets the browser's Back bring the scene back that is about to go. */
+function keep() {
+  if (!scene.objects.length) return;
+  history.replaceState(null, "", link());
+  history.pushState(null, "", link());
+}
+
 /** Takes the state over from the link. Values that make no sense are left at the defaults. Returns whether there was one. */
 function fromHash() {
   const hash = new URLSearchParams(location.hash.slice(1));
@@ -242,6 +249,7 @@ function save(url, name) {
 }
 
 function surprise() {
+  keep();
   const names = [...scene.known.keys()];
   const count = 1 + random(Math.min(RANDOM_OBJECTS, names.length));
   const chosen = Array.from({ length: count }, () => names.splice(random(names.length), 1)[0]);
@@ -295,7 +303,7 @@ async function start() {
   $("controls").addEventListener("input", refresh);
   $("dice").addEventListener("click", () => (($("seed").value = random(100000)), refresh()));
   $("surprise").addEventListener("click", surprise);
-  $("clear").addEventListener("click", () => (scene.set([]), say("Cleared"), refresh()));
+  $("clear").addEventListener("click", () => (keep(), scene.set([]), say("Cleared"), refresh()));
   $("link").addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(link());

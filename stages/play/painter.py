@@ -133,5 +133,5 @@ class LibraryPainter:
 
         guidance = asked.guidance if facts.guidance is not None else None
         return self.experiment.denoising(
-            labels, asked.count, asked.seed, None, model, self._steps(model, asked.steps), guidance, on_frame, batch
+            labels, asked.count, asked.seed, None, self._steps(model, asked.steps), guidance, on_frame, model, batch
         )

@@ -151,6 +151,7 @@ export class Scene {
   }
 
   #keys(event, name) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own: Alt+Left goes back
     const object = this.find(name);
     if (event.key === "Delete" || event.key === "Backspace") {
       this.#removeFocused(name);

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -29,8 +28,9 @@ from stages.play.line import Line, Stop, Worker, call_soon
 ROOM = 24  # drawings that wait or run; the next one is told to come back
 PATIENCE = 60.0  # seconds that a request may wait for its turn
 LONGEST = 120.0  # seconds that a drawing may take
-SLOW = 10.0  # seconds that a client may take to send its request, or to take one event
+SLOW = 10.0  # seconds that a client may take to send its request, or to take a PIECE of the answer
 BEAT = 0.5  # seconds between two words to a client that waits
+PIECE = 2**16  # bytes that a client must take within SLOW
 
 SCRIPTS = ("page.js", "scene.js", "card.js", "shapes.js")
 FILES = {  # path: file of this folder, media type
@@ -209,8 +209,10 @@ async def _send(events: asyncio.Queue, send: Send) -> None:
     head = [(b"content-type", b"application/x-ndjson")]
     await send({"type": "http.response.start", "status": 200, "headers": head})
     while (event := await events.get()) is not None:
-        async with asyncio.timeout(SLOW):
-            await send({"type": "http.response.body", "body": one_line(event), "more_body": True})
+        line = one_line(event)
+        for first in range(0, len(line), PIECE):
+            async with asyncio.timeout(SLOW):
+                await send({"type": "http.response.body", "body": line[first : first + PIECE], "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -220,7 +222,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def application(painter: Painter, worker: Worker, hosts: frozenset[str] | None, room: int = ROOM) -> Starlette:
+def application(painter: Painter, worker: Worker, hosts: frozenset[str] | None, room: int = ROOM) -> ASGIApp:
     """Returns the ASGI application. `hosts`: the names it may be called by, None for any."""
     folder = Path(__file__).parent
     files = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
@@ -251,8 +253,7 @@ def application(painter: Painter, worker: Worker, hosts: frozenset[str] | None, 
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, hosts=hosts)],
         exception_handlers={Refused: refused, HTTPException: http_error, Exception: failed},
     )
     app.router.redirect_slashes = False  # a redirect would repeat the request's Host
-    return app
+    return Guard(app, hosts)  # from outside: Starlette sends the answer of `failed` past its middleware

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -31,7 +31,7 @@ def write_card(
     context: Context,
     folder: Path,
     exports: dict[str, dict],
-    hashes: Mapping[str, Set[str]],
+    hashes: Mapping[str, tuple[str, str]],
     kind: torch.dtype,
     losses: dict[torch.dtype, float],
 ) -> list[dict]:
@@ -64,6 +64,7 @@ def write_card(
         "kind": DTYPES[kind],
         "losses": {DTYPES[one]: f"{loss:.1e}" for one, loss in losses.items()},
         "reports": reports,
+        "of_these": lambda report, stage: report["parents"].get(stage) == hashes[stage][1],
         "otherwise": {stage: _drawn_otherwise(about, config) for stage, about in exports.items()},
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -134,7 +135,7 @@ def reports_of(context: Context) -> list[Path]:
     return [*([own] if own.is_file() else []), *others]
 
 
-def read_report(path: Path, context: Context, hashes: Mapping[str, Set[str]]) -> dict:
+def read_report(path: Path, context: Context, hashes: Mapping[str, tuple[str, str]]) -> dict:
     """Reads what the card shows of a report.json of `make eval`. Raises UserError, also if it is of other weights."""
     try:
         report = from_json(path.read_text(encoding="utf-8"))

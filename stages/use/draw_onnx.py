@@ -35,14 +35,17 @@ def read(labels, names):
     """Reads "red cube at 0.3 0.6, cyan sphere" as indices into `names` and places, None where none is given."""
     known = {" ".join(name.lower().split()): i for i, name in enumerate(names)}
     objects, places = [], []
-    for part in (" ".join(part.split()) for part in labels.lower().split(",")):
+    for part in filter(None, (" ".join(part.split()) for part in labels.lower().split(","))):
         name, _, words = (part, "", "") if part in known or " at " not in part else part.rpartition(" at ")
+        name = name if name in known else name.replace("grey", "gray")
         if name not in known:
             raise ValueError(f"unknown object {name!r}; choose from {', '.join(names)}")
         if known[name] in objects:
             raise ValueError(f"{name!r} appears twice; name it once")
         objects.append(known[name])
         places.append(place_of(words) if words else None)
+    if not objects:
+        raise ValueError(f"no object is asked for; name at least one of {', '.join(names)}")
     return objects, places
 
 

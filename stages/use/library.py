@@ -38,6 +38,7 @@ from stages.use.verdict import Judge, Verdict
 
 BATCH = 8  # pictures drawn at once: one size, so that picture i is the same for any count
 LARGEST = 4096  # the largest batch: every batch is filled to its size, so a single picture would cost as much
+FEWER, FREE = "ask for fewer pictures, or a smaller batch", "free some, or use another device"  # where memory is short
 Pictures = list[Image.Image]
 OnStep = Callable[[int, int, Pictures], object]
 
@@ -87,10 +88,10 @@ class Experiment:
         count: int = 8,
         seed: int = 0,
         places: Sequence[Place | None] | None = None,
-        model: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         on_step: OnStep | None = None,
+        model: str | None = None,
         batch: int = BATCH,
     ) -> Pictures:
         """Draws `count` pictures of the objects in `labels`: Pillow images of `size` x `size`, RGB.
@@ -105,7 +106,7 @@ class Experiment:
 
         Raises UserError.
         """
-        images = self.sample(labels, count, seed, places, model, steps, guidance, on_step, batch)
+        images = self.sample(labels, count, seed, places, steps, guidance, on_step, model, batch)
         return _images(images)
 
     def sample(
@@ -114,10 +115,10 @@ class Experiment:
         count: int = 8,
         seed: int = 0,
         places: Sequence[Place | None] | None = None,
-        model: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         on_step: OnStep | None = None,
+        model: str | None = None,
         batch: int = BATCH,
     ) -> Tensor:
         """Does what `draw` does and returns a tensor (count, 3, s, s), float32 in [-1, 1], on the device."""
@@ -145,10 +146,10 @@ class Experiment:
         count: int = 1,
         seed: int = 0,
         places: Sequence[Place | None] | None = None,
-        model: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         on_frame: Callable[[Frame], object] | None = None,
+        model: str | None = None,
         batch: int = BATCH,
     ) -> list[Frame]:
         """Draws as `draw` does and returns a Frame for each step; the last one's `x` are the pictures of `draw`.
@@ -184,7 +185,7 @@ class Experiment:
         `pictures`: Pillow images (another size is scaled) or a tensor (n, 3, s, s), uint8 or in [-1, 1]. `labels`: one
         text as in `draw` for all of them, or one for each picture. Raises UserError.
         """
-        with _turn, _in_one_line(), _environment(), exact_float32():
+        with _within_memory("judge fewer pictures at a time"), _turn, _in_one_line(), _environment(), exact_float32():
             return self._judge.verdicts(pictures, labels)
 
     def facts(self, model: str | None = None) -> Facts:
@@ -201,7 +202,7 @@ class Experiment:
         name = self.model if model is None else model
         if not isinstance(name, str) or name not in self._askable:
             raise UserError(f"model {name!r}: {self.name} has no such model; choose from {', '.join(self.models)}")
-        with _turn, _in_one_line(), _environment():
+        with _within_memory(FREE), _turn, _in_one_line(), _environment():
             if name not in self._loaded:
                 self._loaded[name] = MODELS[name].load(self._context)
             return name, *self._loaded[name]
@@ -237,14 +238,14 @@ class Experiment:
         if scale is not None:
             changes["guidance"] = scale
         how = self._context.config.eval.model_copy(update=changes)
-        with _within_memory():
+        with _within_memory(FEWER):
             condition = Condition.of_lists([objects], len(vocabulary), [where]).repeat(count)
             return condition, [(seed, "sample", i) for i in range(count)], how
 
     def _sampled(
         self, sampler: Sampler, condition: Condition, keys: list[tuple], how: Eval, watch: Watch | None = None
     ) -> Tensor:
-        with _within_memory(), _turn, exact_float32():
+        with _within_memory(FEWER), _turn, exact_float32():
             if isinstance(sampler, DiffusionSampler):
                 return sampler.sample(condition, keys, how, watch)
             return sampler.sample(condition, keys, how)
@@ -265,7 +266,7 @@ def load(
     for words in settings:
         if not isinstance(words, str):
             raise UserError(f'setting {words!r}: give a text, such as "eval.steps=20"')
-    with _in_one_line():
+    with _within_memory(FREE), _in_one_line():
         config, file = configuration_of(experiment, settings)
         # torch.compile would start processes and leave settings behind
         config = derive(config, ["eval.compile=false", *([] if device is None else [f"device={device}"])])
@@ -298,14 +299,14 @@ def _in_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def _within_memory() -> Iterator[None]:
-    """Reports that memory ran out as a UserError."""
+def _within_memory(fix: str) -> Iterator[None]:
+    """Reports that memory ran out as a UserError that ends with `fix`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"out of memory ({oneline(error)[:100]}); ask for fewer pictures, or a smaller batch") from None
+        raise UserError(f"out of memory ({oneline(error)[:100]}); {fix}") from None
 
 
 def _images(pictures: Tensor) -> Pictures:

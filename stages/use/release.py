@@ -98,7 +98,7 @@ def main(context: Context) -> None:
             stage: save_export(partly / stage / "export.safetensors", tensors, about)
             for stage, (tensors, about) in rounded(exports, kind).items()
         }
-        hashes = {stage: {about["sha256"], new[stage]} for stage, (_, about) in exports.items()}
+        hashes = {stage: (about["sha256"], new[stage]) for stage, (_, about) in exports.items()}
         named = derive(config, [f"name={to.name}", f"root={to.parent.as_posix()}", "uses={}", "device=auto"])
         text = yaml.safe_dump(named.model_dump(mode="json"), sort_keys=False)
         write_atomically(partly / "config.yaml", text.encode())

@@ -12,7 +12,7 @@ from torch import Tensor
 from data.labels import Place, Vocabulary
 from models.reader import Found
 from stages.engine.command import Context
-from stages.engine.errors import UserError
+from stages.engine.errors import UserError, oneline
 from stages.judge import load_evaluator, load_reader, read, scores
 
 ROUNDING = 0.01  # by which floats may leave [-1, 1]
@@ -117,7 +117,16 @@ class Judge:
         every: list = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
         if not all(isinstance(one, Image.Image) for one in every):
             raise UserError("pictures: give Pillow images, or a tensor (n, 3, s, s)")
-        # scaled as a data folder's pictures are (data/images.py)
-        sized = (one.convert("RGB").resize((side, side), Image.Resampling.BILINEAR) for one in every)
+        sized = [_scaled(one, side, number) for number, one in enumerate(every)]
         arrays = [rearrange(torch.from_numpy(np.array(one)), "h w c -> c h w") for one in sized]
         return torch.stack(arrays) if arrays else torch.zeros(0, 3, side, side)
+
+
+def _scaled(picture: Image.Image, side: int, number: int) -> Image.Image:
+    """Scales a picture as a data folder's are (data/images.py). Raises UserError, which names it by its number."""
+    try:  # an opened file is decoded only here
+        return picture.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise many kinds of exception on damaged files
+        raise UserError(f"picture {number}: it cannot be read ({oneline(error)[:100]}); give another file") from None

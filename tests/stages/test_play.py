@@ -149,7 +149,8 @@ def test_broken_http_does_not_stop_the_server(fake):
         with socket.create_connection(("127.0.0.1", fake[1]), timeout=10) as connection:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
-            assert connection.recv(100).startswith((b"HTTP/1.1 4", b""))
+            answer = connection.recv(100)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
     assert ask(fake[1])[0] == 200
 
 
@@ -257,7 +258,9 @@ def test_a_client_that_takes_nothing_is_given_up_and_frees_its_place(monkeypatch
 def test_a_fault_outside_a_drawing_is_one_line_of_json(fake):
     painter, port = fake
     painter.read = lambda body: 1 / 0
-    assert_refused(*ask(port), 500)
+    answer = ask(port)
+    assert_refused(*answer, 500)
+    assert answer[1]["x-content-type-options"] == "nosniff"
     del painter.read
     assert ask(port)[0] == 200
 

@@ -113,3 +113,16 @@ def test_a_drag_ends_with_escape_and_clear_empties_the_scene(page_of):
     assert page.input_value("#seed") == "50000" != before
     page.click("#clear")
     assert labels(page) == [] and page.text_content("#how-many") == "0 of 5"
+    page.go_back()
+    page.wait_for_selector("#how-many:has-text('2 of 5')")
+    assert labels(page)[1].startswith("red cube at 0.20 0.30") and page.input_value("#seed") == "50000"
+
+
+def test_the_browsers_own_keys_move_no_object(page_of):
+    page = page_of(faking(), "#objects=red cube at 0.2 0.3&models=")
+    before = labels(page)
+    for key in ("Control+ArrowLeft", "Alt+ArrowRight", "Meta+ArrowUp", "Control+Backspace", "Control+Enter"):
+        page.locator("#placed .object").press(key)
+        assert labels(page) == before
+    page.locator("#placed .object").press("ArrowLeft")
+    assert labels(page) != before

@@ -67,6 +67,38 @@ def test_one_address_cannot_take_all_connections(monkeypatch):
         assert ask(port)[0] == 200
 
 
+def test_of_all_connections_too_many_are_closed_and_the_others_still_served(monkeypatch):
+    monkeypatch.setattr("stages.play.connection.CONNECTIONS", 8)
+    with serving(FakePainter()) as port:
+        sources = [("127.0.0.2", 0), ("127.0.0.3", 0)]
+        held = [socket.create_connection(("127.0.0.1", port), 5, sources[n % 2]) for n in range(12)]
+        assert all(is_closed(one) for one in held[8:])
+        held[0].sendall(WHOLE)
+        assert held[0].recv(12) == b"HTTP/1.1 200"
+        for one in held:
+            one.close()
+
+
+def test_a_slow_client_gets_a_large_event_whole(monkeypatch):
+    """It takes longer than SLOW for the event, but less for each piece."""
+    monkeypatch.setattr("stages.play.connection.SLOW", 1.0)
+    monkeypatch.setattr("stages.play.server.SLOW", 1.0)
+    painter, size = FakePainter(), 2**24
+    painter.draw = lambda asked, tell, stop: tell({"event": "step", "pictures": ["a" * size]})
+    with serving(painter) as port, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        client.settimeout(20)
+        client.connect(("127.0.0.1", port))
+        client.sendall(HEAD % len(ASKED) + ASKED)
+        began, taken, last = time.monotonic(), 0, b""
+        while part := client.recv(2**16):
+            taken, last = taken + len(part), (last + part)[-200:]
+            if b'"end"' in last:
+                break
+            time.sleep(0.01)
+        assert taken > size and time.monotonic() - began > 1.5
+
+
 ASKED = json.dumps(RED).encode()
 FILES = b"GET /page.js HTTP/1.1\r\nhost: localhost\r\n\r\n" * 900
 

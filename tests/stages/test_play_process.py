@@ -68,7 +68,10 @@ def test_others_are_let_in_only_by_name_and_with_a_warning(capsys, monkeypatch):
         assert is_local(own) and capsys.readouterr().err == ""
     with listen("0.0.0.0", 0) as every:
         announce(every, "0.0.0.0")
-        assert not is_local(every) and "no password" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert not is_local(every) and "no password" in said.err
+        port = every.getsockname()[1]
+        assert f"http://localhost:{port}," in said.out and f"http://{socket.gethostname()}:{port} " in said.out
     monkeypatch.setenv("HOST", "0.0.0.0")  # some shells export it
     assert "--host" not in make("-n", "play").stdout
     assert '--host "0.0.0.0"' in make("-n", "play", "HOST=0.0.0.0").stdout

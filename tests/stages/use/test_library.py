@@ -1,9 +1,11 @@
 """The library draws what the command draws, from any thread, and leaves the process as it found it."""
 
+import io
 import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from models.condition import Condition
 from models.evaluator import top_k_hits
 from stages import UserError, load
 from stages.judge import scores
+from stages.models import MODELS
 from tests.conftest import HERE, SMOKE
 
 ASKED = "red cube, cyan sphere"
@@ -242,6 +245,29 @@ def test_numbers_of_numpy_draw_the_same_bits_as_pythons(experiment):
     wanted = bits(experiment.draw("red cube", count=2, seed=3, steps=2, guidance=1.5))
     told = {"count": np.int64(2), "seed": np.int32(3), "steps": np.uint8(2), "guidance": np.float32(1.5)}
     assert bits(experiment.draw("red cube", **told)) == wanted
+
+
+def test_too_little_memory_is_said_in_one_line_with_a_fix(chain, monkeypatch):
+    def short(*arguments):
+        raise MemoryError
+
+    experiment = load(chain / "smoke", model="gan")
+    monkeypatch.setattr("stages.use.verdict.scores", short)
+    with pytest.raises(UserError, match=r"out of memory .*judge fewer pictures"):
+        experiment.judge(torch.zeros(1, 3, 64, 64), "red cube")
+    monkeypatch.setitem(MODELS, "ldm", replace(MODELS["ldm"], load=short))
+    for call in (lambda: experiment.facts("ldm"), lambda: load(chain / "smoke", model="ldm")):
+        with pytest.raises(UserError, match=r"out of memory .*use another device"):
+            call()
+
+
+def test_a_damaged_picture_is_named_by_its_number(experiment):
+    whole, cut = io.BytesIO(), io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "png")
+    cut.write(whole.getvalue()[:1000])
+    pictures = [Image.open(whole), Image.open(cut)]  # the second is read only when it is used
+    with pytest.raises(UserError, match=r"picture 1: it cannot be read .*give another file"):
+        experiment.judge(pictures, "red cube")
 
 
 def test_faults_of_loading_and_judging_are_one_line(chain, experiment, tmp_path):

@@ -126,7 +126,7 @@ def card_of(chain, folder, report, to="checkpoints/scenes"):
     arguments = Namespace(config=SMOKE, to=to, report=[str(path)], overrides=[f"root={folder}", "seed=0"])
     about = {"steps": 3, "seconds": 60, "device": None}
     context = replace(context_with(f"root={folder}"), arguments=arguments)
-    hashes = {"ldm": {"before", "after"}, "vae": {"v"}}
+    hashes = {"ldm": ("before", "after"), "vae": ("v", "v")}
     write_card(context, folder, {"ldm": about, "vae": about}, hashes, torch.float16, {torch.float16: 0.001})
     return (folder / "README.md").read_text()
 
@@ -154,6 +154,7 @@ def test_the_card_shows_further_judges_and_how_to_make_it_again(chain, tmp_path)
     assert "| more | 0.800 ± 0.010 | 4: 0.833, 5: 0.766 | 0.911, 0.887 | 0.940 |" in card
     assert "- Further judge 1 reads 0.913 and 0.971." in card and card.count("- Further judge") == 1
     assert "|  | – |" in card  # new_test, of which they were not asked
+    assert "of these weights" in card and "before rounding" not in card
     assert "    make sample LABELS=" in card and 'load("scenes")' in card
     again = 'CONFIG=configs/smoke.yaml SET="seed=0 models=[ldm]"'
     flags = 'FLAGS="--to checkpoints/scenes --report checkpoints/report.json"'
@@ -161,6 +162,9 @@ def test_the_card_shows_further_judges_and_how_to_make_it_again(chain, tmp_path)
     own = of_others(chain)
     own["provenance"] |= {"experiment": "smoke", "parents": {"ldm": "after", "vae": "v"}}
     assert "`make ldm judges eval CONFIG" in card_of(chain, tmp_path, own)  # its further judges are of its own
+    own["provenance"]["parents"] = {"ldm": "before", "vae": "v"}
+    card = card_of(chain, tmp_path, own)
+    assert "of the weights before rounding" in card and "(before rounding)" not in card  # that of the autoencoder
 
 
 def test_the_card_says_with_which_other_settings_pairs_were_drawn():
