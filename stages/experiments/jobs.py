@@ -14,6 +14,8 @@ from stages.engine.errors import UserError
 
 PATIENCE = 120.0  # seconds in which a child that was asked to stop may finish its step and save
 POLL = 0.1  # seconds
+# exit statuses of a child that stopped where it stood, as it was asked to, or was killed because it did not
+STOPPED = {128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -125,6 +127,6 @@ def run_jobs(
         for child in running:
             child.ask_to_stop()
         last = {child.job.key: child.wait() for child in running}
-    for key in [key for key, status in last.items() if status in (0, 2)]:  # it was at its end just then
+    for key in [key for key, status in last.items() if status not in STOPPED]:  # it ended or failed just then
         ended(key, last.pop(key))
     return [*last, *(job.key for job in waiting)]

@@ -34,6 +34,7 @@ from stages.vae import VaeTask
 TIMED, LONGEST = 3, 10.0  # steps that are timed after one to warm up; seconds after which no more are
 SHOWN = 128  # training pictures that the timing loads: their number does not matter for a step
 CALLS = 2  # network calls of the timed sampling
+CLASSIFIED = 5  # times as long as a call takes with classifier guidance, which goes back through decoder and classifier
 START_UP = 0.3  # minutes until a child trains: imports, latents
 SHARED: dict[str, Callable[[Context, Dataset], Task]] = {"evaluator": EvaluatorTask, "vae": VaeTask}
 # keys of a model's section that say how it learns, not how much there is to compute
@@ -91,7 +92,7 @@ def _cost_of(home: Context, model: str) -> dict:
         "model": model,
         **teacher,
         "section": {key: value for key, value in section.items() if key not in FREE},
-        "guided": [how.guidance not in (0, 1), how.classifier_guidance > 0, how.batch],
+        "guided": [how.guidance not in (0, 1), how.batch],
         "size": home.config.data.size,
         "on": [describe_device(home.device), str(home.dtype)],
     }
@@ -108,6 +109,7 @@ def _measured(home: Context, model: str, dataset: Dataset) -> Pace:
     )
     # in memory: files of latents are named after the whole set
     changes = ["data.latents=memory", "eval.sampler=ddim", f"eval.steps={CALLS}", "eval.spacing=trailing"]
+    changes.append("eval.classifier_guidance=0.0")  # its classifier may not be there yet
     if model in DIFFUSION:
         changes += [f"{model}.compile=false", f"{model}.apart=0.0"]  # few pictures may have none as far apart
     uses = json.dumps(home.config.uses)
@@ -151,6 +153,7 @@ def estimate(row: Context, home: Context, model: str, pace: Pace, dataset: Datas
     training = seconds / 60 + START_UP if done < section.steps else 0.0
     pictures = min(COMPARED, len(dataset.held_out_images) // 2) + 2 * min(EVALUATED, len(dataset.held_out_images))
     more = math.ceil(pictures / how.batch)
+    calls *= CLASSIFIED if how.classifier_guidance else 1
     return Estimate(training, (batches * len(how.seeds) + more) * calls * pace.call / 60 + START_UP)
 
 

@@ -122,16 +122,19 @@ def _pixels(words: str, *changes: str) -> System:
     return System(f"pixel DDPM, {words}", "ddpm", changes)
 
 
+NARROW = "80 of the third report's 256 channels, on squares of 4x4 pixels"
+
+
 def _third(words: str, where: str, reported: tuple[float, float]) -> System:
     """Returns a row of the third report, by the network that two cores can train."""
     budget = "267,328 steps of 32, width 256"
-    return System(words, "ddpm", paths(where), reported, budget, recipe=SMALL, report=3)
+    return System(f"{words}; {NARROW}", "ddpm", paths(where), reported, budget, recipe=SMALL, report=3)
 
 
 def _again(words: str, changes: tuple[str, ...]) -> dict[int, System]:
     """Returns the same row from two more training seeds, which an experiment of seed 0 lacks."""
     return {
-        n: System(f"{words}, training seed {n}", "ddpm", (*changes, f"seed={n}"), recipe=SMALL, report=3)
+        n: System(f"{words}, training seed {n}; {NARROW}", "ddpm", (*changes, f"seed={n}"), recipe=SMALL, report=3)
         for n in (1, 2)
     }
 
@@ -139,6 +142,9 @@ def _again(words: str, changes: tuple[str, ...]) -> dict[int, System]:
 # the first report's accuracy on test and new_test, and its budget
 FIRST_LDM = (0.819, 0.821), "534,656 steps of 32"
 FIRST_GAN = (0.527, 0.678), "26,733 steps, 5 of the critic each, of 64"
+
+
+HALF = "half of the first report's widths in the generator, a quarter to a half in the critic, on squares of 4x4 pixels"
 
 
 def _told_the_set(words: str, *more: str) -> System:
@@ -167,7 +173,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "gan": System("WGAN-GP", "gan", (), *FIRST_GAN, report=1),
     "gan-pixels": System(
-        "WGAN-GP on pixels, told the label set alone, its critic also contrasts label sets",
+        f"WGAN-GP on pixels, told the label set alone, its critic also contrasts label sets; {HALF}",
         "gan",
         (),
         *FIRST_GAN,
@@ -175,7 +181,8 @@ SYSTEMS: dict[str, System] = {
         report=1,
     ),
     "gan-projection": System(
-        "WGAN-GP on pixels in the report's form, told the label set alone",
+        "WGAN-GP on pixels in the report's form, told the label set alone; an eighth to a half of the report's "
+        "widths, on squares of 8x8 pixels",
         "gan",
         (),
         *FIRST_GAN,
@@ -183,7 +190,7 @@ SYSTEMS: dict[str, System] = {
         report=1,
     ),
     "gan-auxiliary": System(
-        "auxiliary-classifier WGAN-GP, told the label set alone",
+        f"auxiliary-classifier WGAN-GP, told the label set alone; {HALF}",
         "gan",
         (),
         (0.972, 0.845),

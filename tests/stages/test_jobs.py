@@ -91,6 +91,14 @@ def test_a_killed_child_is_reported_and_the_others_go_on(tmp_path):
     assert ended == {"killed": -signal.SIGKILL, "b": 0}
 
 
+def test_a_child_that_fails_when_it_is_asked_to_stop_is_reported(tmp_path):
+    ended, folder = {}, str(tmp_path)
+    code = f"import sys; open({folder!r} + '/notes', 'w').close(); sys.stdin.read(); sys.exit(1)"
+    deadline = time.monotonic() + 4
+    assert run_jobs([Job("fails", ("-c", code), frozenset())], [CORE], deadline, ended.__setitem__, print) == []
+    assert ended == {"fails": 1} and (tmp_path / "notes").exists()
+
+
 def test_more_jobs_than_cores_are_one_line(monkeypatch):
     with pytest.raises(UserError, match="--jobs 4000: this machine has"):
         cores_for(4000, on_cpu=True)

@@ -159,6 +159,8 @@ def test_a_plan_times_the_networks_that_rows_share(chain, tmp_path, context):
     assert (vae.stage, vae.state) == ("vae", "not begun") and vae.minutes > START_UP
     assert rows["ddpm-up"].minutes > START_UP and rows["ldm"].minutes == 0
     assert rows["ldm"].state == "not begun; cannot be timed without vae"
+    configs = [row_of(context, key, planner.homes).config for key in ("ldm", "ddpm-up")]
+    assert (planner.lacking(*configs), planner.lacking(configs[1]), planner.lacking()) == (["vae"], [], [])
     (root / "smoke/evaluator/export.safetensors").unlink()
     evaluator, vae = missing_shared(context, planner.paces)
     assert (evaluator.stage, evaluator.state) == ("evaluator", "not begun") and evaluator.minutes > START_UP
@@ -171,6 +173,12 @@ def test_rows_of_another_experiment_are_never_mixed_in(stage, tmp_path):
     (tmp_path / "reproduce/report.json").write_text(json.dumps({"gan": {"experiment": "other-gan", "figures": {}}}))
     said = stage("reproduce", "--plan", "--only", "gan", "--", f"root={tmp_path}")
     assert_one_line(*said, "has rows of another experiment (other-gan)", "root=DIR")
+
+
+def test_rows_without_what_they_share_are_not_begun(stage, tmp_path):
+    said = stage("reproduce", "--only", "ldm", "--", f"root={tmp_path}")
+    assert_one_line(*said, "scenes, evaluator, vae: not there yet; run `make vae CONFIG=", "as `make reproduce` does")
+    assert not (tmp_path / "smoke-ldm").exists()
 
 
 def test_wrong_flags_are_one_line(stage, tmp_path):
@@ -226,6 +234,10 @@ def test_a_row_gains_only_where_its_report_has_a_figure(tmp_path, sets, gain):
     figures = {"mine": {"accuracy": 0.1}, "new_test": {"accuracy": 0.6}, "test": {"accuracy": 0.5}}
     (row,) = Planner(context, homes_of(context)).of(["gan"], {"gan": {"figures": figures}})
     assert row.gain == pytest.approx(gain, abs=6e-4)
+    if sets == "[new_test,test]":  # what is above the report on one set makes up for nothing on the other
+        figures["test"]["accuracy"] = 0.9
+        (row,) = Planner(context, homes_of(context)).of(["gan"], {"gan": {"figures": figures}})
+        assert row.gain == pytest.approx(0.039, abs=6e-4)
 
 
 def test_each_kind_of_features_has_its_floor(context, chain):
