@@ -189,6 +189,7 @@ SYSTEMS: dict[str, System] = {
         *FIRST_GAN,
         recipe="configs/gan-projection-small.yaml",
         report=1,
+        tried="More steps: it still rises, by about .06 a doubling",
     ),
     "gan-auxiliary": System(
         f"auxiliary-classifier WGAN-GP, told the label set alone; {HALF}",
